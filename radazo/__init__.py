@@ -1,0 +1,53 @@
+"""radazo: optimize a function that you can only evaluate.
+
+Floors, from the bottom up; a module imports only from floors below its own.
+
+  0  base, checks                      what an estimator is; what an argument must be
+  1  threefry, moments                 random bits of (key, counter); update rules
+     differences, leaves               one slope along one line; pytrees as flat vectors
+  2  directions                        laws of directions
+  3  estimators                        values to gradient
+  4  forms                             three ways into a training loop
+  5  optimizers, loop                  complete optimizers; a whole run
+"""
+
+from radazo.base import EstimateInfo as EstimateInfo
+from radazo.base import Estimator as Estimator
+from radazo.differences import Difference as Difference
+from radazo.differences import central as central
+from radazo.differences import forward as forward
+from radazo.directions import Distribution as Distribution
+from radazo.directions import coordinate as coordinate
+from radazo.directions import gaussian as gaussian
+from radazo.directions import orthogonal as orthogonal
+from radazo.directions import rademacher as rademacher
+from radazo.directions import sample_directions as sample_directions
+from radazo.directions import sphere as sphere
+from radazo.estimators import EstimatorState as EstimatorState
+from radazo.estimators import coordinate_estimator as coordinate_estimator
+from radazo.estimators import finite_difference_estimator as finite_difference_estimator
+from radazo.estimators import gaussian_estimator as gaussian_estimator
+from radazo.estimators import orthogonal_estimator as orthogonal_estimator
+from radazo.estimators import rademacher_estimator as rademacher_estimator
+from radazo.estimators import sphere_estimator as sphere_estimator
+from radazo.forms import WithEstimatorState as WithEstimatorState
+from radazo.forms import estimate_gradient as estimate_gradient
+from radazo.forms import value_and_grad as value_and_grad
+from radazo.forms import with_estimator as with_estimator
+from radazo.loop import MinimizeResult as MinimizeResult
+from radazo.loop import minimize as minimize
+from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
+from radazo.moments import ScaleBySecondMomentState as ScaleBySecondMomentState
+from radazo.moments import ScaleByZoAdammState as ScaleByZoAdammState
+from radazo.moments import first_moment as first_moment
+from radazo.moments import scale_by_radazo as scale_by_radazo
+from radazo.moments import scale_by_second_moment as scale_by_second_moment
+from radazo.moments import scale_by_zo_adamm as scale_by_zo_adamm
+from radazo.optimizers import radazo as radazo
+from radazo.optimizers import zo_adamm as zo_adamm
+from radazo.optimizers import zo_rmsprop as zo_rmsprop
+from radazo.optimizers import zo_sgd as zo_sgd
+from radazo.optimizers import zo_signsgd as zo_signsgd
+from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
+
+__version__ = "0.1.0"

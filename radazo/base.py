@@ -1,0 +1,77 @@
+"""The whole theory: an estimator is two pure functions.
+
+Everything that radazo turns into a gradient comes from values of a function. An
+*estimator* looks at `value_fn` in the neighbourhood of `params` and answers with a
+gradient estimate; an *update rule* is an ordinary `optax.GradientTransformation` that
+does not know that its gradient was estimated. The two meet in `with_estimator` alone.
+
+Randomness is a key. A direction is a pure function of its key and is never stored if it
+can be drawn again; the same key gives the same estimate.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Params = chex.ArrayTree
+ValueFn = Callable[..., Any]
+Schedule = Callable[[Any], Any]
+Mask = Any  # A pytree of bools, a prefix of one, or a function from params to either.
+
+
+class EstimateInfo(NamedTuple):
+    """What an estimate saw, beside the value and the gradient.
+
+    Nothing here is carried from step to step; it costs no further function value.
+
+    Attributes:
+      slopes: (num_directions,) directional slopes; 0 where a value was not finite.
+      kept: (num_directions,) bool, False where a value was not finite.
+      num_values: int32 scalar, function values taken.
+      aux: What `value_fn` returned beside its value, or None.
+    """
+
+    slopes: jax.Array
+    kept: jax.Array
+    num_values: jax.Array
+    aux: Any = None
+
+
+class EstimateFn(Protocol):
+    """`estimate(key, value_fn, params, state) -> (value, gradient, state, info)`."""
+
+    def __call__(
+        self,
+        key: jax.Array | int,
+        value_fn: ValueFn,
+        params: Params,
+        state: Any,
+        *,
+        has_aux: bool = False,
+    ) -> tuple[jax.Array, Params, Any, EstimateInfo]: ...
+
+
+class Estimator(NamedTuple):
+    """A gradient estimator: function values in, gradient estimate out.
+
+    Attributes:
+      init: `init(params) -> state`, arrays only. It must not look at values.
+      estimate: `estimate(key, value_fn, params, state, *, has_aux=False)
+        -> (value, gradient, state, info)`. `value_fn` takes the parameters alone; with
+        `has_aux` it returns `(value, aux)`, and `info.aux` carries `aux`.
+      memoryless: True if an estimate from a fresh state is as good as any, so that
+        `value_and_grad` may throw the state away.
+    """
+
+    init: Callable[[Params], Any]
+    estimate: EstimateFn
+    memoryless: bool = False
+
+
+def wide(*dtypes: Any) -> Any:
+    """The type to compute in: float64 if one of `dtypes` has 64 bits, else float32."""
+    eight = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if eight else jnp.float32)

@@ -1,0 +1,123 @@
+"""What is known about an argument before tracing, and the one form of message.
+
+A message says where, the rule, what came, and the way out. Traced values cannot be
+looked at: they are let through, and what they break shows in `EstimateInfo`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+
+def fail(
+    where: str,
+    argument: str,
+    rule: str,
+    got: Any,
+    way_out: str,
+    kind: type[Exception] = ValueError,
+) -> NoReturn:
+    """Raise `kind` with the message that all of radazo's errors share."""
+    raise kind(f"`{where}({argument}=...)` must {rule}; got {got}. {way_out}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a real scalar (of Python, NumPy or JAX) that can be read."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    if isinstance(value, int | float | np.number):
+        return not isinstance(value, np.complexfloating)
+    return (
+        isinstance(value, np.ndarray | jax.Array)
+        and value.ndim == 0
+        and (np.issubdtype(value.dtype, np.integer) or jax.numpy.isdtype(value.dtype, "real floating"))
+    )
+
+
+def integer(where: str, argument: str, value: Any, minimum: int, way_out: str) -> None:
+    """`value` is a Python or NumPy integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        fail(where, argument, "be an integer", repr(value), way_out, TypeError)
+    if value < minimum:
+        fail(where, argument, f"be at least {minimum}", repr(value), way_out)
+
+
+def number(
+    where: str,
+    argument: str,
+    value: Any,
+    rule: str,
+    holds: Callable[[float], bool],
+    way_out: str,
+    *,
+    schedule: bool = False,
+) -> None:
+    """`value` is a finite real number for which `holds`; or a schedule, if allowed."""
+    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
+        return
+    if not _is_number(value):
+        kind = "a number or a schedule" if schedule else "a number"
+        fail(where, argument, f"be {kind}", repr(value), way_out, TypeError)
+    if not (math.isfinite(float(value)) and holds(float(value))):
+        fail(where, argument, rule, repr(value), way_out)
+
+
+def positive(
+    where: str, argument: str, value: Any, way_out: str, *, schedule: bool = False
+) -> None:
+    """`value` is greater than 0."""
+    number(
+        where,
+        argument,
+        value,
+        "be finite and greater than 0",
+        lambda x: x > 0,
+        way_out,
+        schedule=schedule,
+    )
+
+
+def non_negative(
+    where: str, argument: str, value: Any, way_out: str, *, schedule: bool = False
+) -> None:
+    """`value` is 0 or greater."""
+    number(
+        where,
+        argument,
+        value,
+        "be finite and at least 0",
+        lambda x: x >= 0,
+        way_out,
+        schedule=schedule,
+    )
+
+
+def decay(where: str, argument: str, value: Any) -> None:
+    """`value` is a decay rate, in [0, 1)."""
+    number(
+        where,
+        argument,
+        value,
+        "be in [0, 1)",
+        lambda x: 0 <= x < 1,
+        "It is the share of the past that a moment keeps at each step.",
+    )
+
+
+def function(where: str, argument: str, value: Any, way_out: str) -> None:
+    """`value` can be called."""
+    if not callable(value):
+        fail(where, argument, "be a function", repr(value), way_out, TypeError)
+
+
+def instance(where: str, argument: str, value: Any, of: type, way_out: str) -> None:
+    """`value` is an `of`."""
+    if not isinstance(value, of):
+        fail(where, argument, f"be {_article(of)}", repr(value), way_out, TypeError)
+
+
+def _article(of: type) -> str:
+    return f"{'an' if of.__name__[0] in 'AEIOU' else 'a'} {of.__name__}"

@@ -1,0 +1,119 @@
+"""One slope from function values along one direction.
+
+A `Difference` is what is evaluated once a step and what is evaluated for each direction.
+Differences are taken in float32 at least, whatever the type of the parameters, and term
+by term where the function returns terms: rounding of a sum of many terms is what limits
+a difference in float32, and terms that a small step hardly moves cancel exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from radazo import base, checks
+
+# A point that moves along a direction: step -> params + step · direction.
+Line = Callable[[jax.Array], base.Params]
+# params -> (terms, aux)
+Evaluate = Callable[[base.Params], tuple[jax.Array, Any]]
+
+
+class Difference(NamedTuple):
+    """A finite difference.
+
+    Attributes:
+      start: `start(evaluate, params)`, what is evaluated once a step and shared: the
+        (terms, aux) of `params`, which give the value of the step; or None.
+      slope: `slope(evaluate, line, start, smoothing) -> (slope, value, aux)`.
+      num_values: `num_values(num_directions) -> int`, the function values of a step.
+    """
+
+    start: Callable[[Evaluate, base.Params], Any]
+    slope: Callable[..., tuple[jax.Array, jax.Array, Any]]
+    num_values: Callable[[int], int]
+
+
+def _forward_slope(
+    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    terms, _ = start
+    moved, _ = evaluate(line(smoothing))
+    return jnp.sum(moved - terms) / smoothing.astype(terms.dtype), jnp.sum(moved), None
+
+
+def _central_slope(
+    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    del start
+    steps = jnp.stack([smoothing, -smoothing])
+    # A loop over the two points: the function is compiled once, and one point lives.
+    terms, aux = lax.map(lambda step: evaluate(line(step)), steps)
+    slope = jnp.sum(terms[0] - terms[1]) / (2 * smoothing.astype(terms.dtype))
+    return slope, jnp.sum((terms[0] + terms[1]) / 2), jax.tree.map(lambda x: x[0], aux)
+
+
+forward = Difference(
+    lambda evaluate, params: evaluate(params), _forward_slope, lambda k: k + 1
+)
+"""(f(x + smoothing · u) − f(x)) / smoothing: K + 1 values, f(x) shared by all."""
+
+central = Difference(lambda evaluate, params: None, _central_slope, lambda k: 2 * k)
+"""(f(x + smoothing · u) − f(x − smoothing · u)) / (2 · smoothing): 2K values."""
+
+
+def evaluation(
+    where: str, value_fn: base.ValueFn, *, terms: bool, has_aux: bool
+) -> Evaluate:
+    """`value_fn` as a function to (terms in float32 or wider, aux), checked."""
+
+    def evaluate(params: base.Params) -> tuple[jax.Array, Any]:
+        out = value_fn(params)
+        value, aux = _with_aux(where, out) if has_aux else (out, None)
+        return _checked(where, value, terms), aux
+
+    # Traced once however often it stands in the program of a step.
+    return jax.jit(evaluate)
+
+
+def _with_aux(where: str, out: Any) -> tuple[Any, Any]:
+    if not (isinstance(out, tuple) and len(out) == 2):
+        checks.fail(
+            where,
+            "value_fn",
+            "return a pair (value, aux), since `has_aux=True`",
+            f"a {type(out).__name__}",
+            "Return the pair or leave `has_aux` out.",
+            TypeError,
+        )
+    return out[0], out[1]
+
+
+def _checked(where: str, value: Any, terms: bool) -> jax.Array:
+    try:
+        value = jnp.asarray(value)
+        real = not jnp.issubdtype(value.dtype, jnp.complexfloating)
+        numeric = real and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+    except (TypeError, ValueError):
+        numeric = False
+    if not numeric:
+        checks.fail(
+            where,
+            "value_fn",
+            "return a real number",
+            f"a {type(value).__name__} {value!r}"[:200],
+            "If it returns (value, aux), say `has_aux=True` where there is one.",
+            TypeError,
+        )
+    if value.ndim and not terms:
+        checks.fail(
+            where,
+            "value_fn",
+            "return a scalar",
+            f"shape {value.shape}",
+            "Return its sum or mean; or, if the objective is the sum of these terms, "
+            "give the estimator `terms=True`.",
+        )
+    return value.astype(base.wide(value.dtype))

@@ -1,0 +1,148 @@
+"""Draw the directions of one step: what tells the estimators apart.
+
+A `Distribution` is three pure functions. `prepare` does what the directions of a step
+share (nothing but the key, except where they are made orthogonal to each other), `draw`
+gives the k-th direction, and `factor` is the number that makes
+
+  factor(d, K) · (1/K) · Σₖ ⟨a, uₖ⟩ uₖ
+
+an unbiased estimate of `a`: E[u uᵀ] = I / factor. Direction k of a step is drawn from
+fold_in(step key, k), whatever is drawn beside it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from radazo import base, checks, leaves, threefry
+
+
+class Distribution(NamedTuple):
+    """A law of directions.
+
+    Attributes:
+      prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`.
+      draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k of the step.
+      factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
+    """
+
+    prepare: Callable[[jax.Array, int, int, Any], Any]
+    draw: Callable[[Any, jax.Array, int, Any], jax.Array]
+    factor: Callable[[int], float]
+
+
+def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
+    del num_directions, dim, dtype
+    return key
+
+
+def _draw_gaussian(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    return threefry.normal(threefry.fold_in(key, k), dim, dtype)
+
+
+def _draw_sphere(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    z = _draw_gaussian(key, k, dim, dtype)
+    return z * lax.rsqrt(jnp.sum(jnp.square(z)))
+
+
+def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    return threefry.signs(threefry.fold_in(key, k), dim, dtype)
+
+
+def _draw_coordinate(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    index = threefry.index_below(threefry.fold_in(key, k), dim)
+    return (lax.iota(jnp.uint32, dim) == index).astype(dtype)
+
+
+def _orthonormal_rows(
+    key: jax.Array, num_directions: int, dim: int, dtype: Any
+) -> jax.Array:
+    """K orthonormal rows: Q of the QR decomposition of K Gaussian directions."""
+    if num_directions > dim:
+        checks.fail(
+            "orthogonal_estimator",
+            "num_directions",
+            f"be at most the number of perturbed elements, {dim}",
+            num_directions,
+            "There are no more orthogonal directions than dimensions.",
+        )
+    draw = jax.vmap(lambda k: _draw_gaussian(key, k, dim, dtype))
+    rows = draw(jnp.arange(num_directions, dtype=jnp.uint32))
+    return jnp.linalg.qr(rows.T)[0].T
+
+
+gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0)
+"""Independent standard normals: ‖u‖ ≈ √d."""
+
+sphere = Distribution(_step_key, _draw_sphere, float)
+"""Uniform on the unit sphere in R^d: ‖u‖ = 1."""
+
+rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
+"""Independent signs, one random bit each: ‖u‖ = √d."""
+
+coordinate = Distribution(_step_key, _draw_coordinate, float)
+"""A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
+
+orthogonal = Distribution(
+    _orthonormal_rows, lambda rows, k, dim, dtype: rows[k], float
+)
+"""K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
+
+
+def sample_directions(
+    key: Any,
+    params: base.Params,
+    distribution: Distribution = sphere,
+    *,
+    num_directions: int,
+    mask: base.Mask = None,
+) -> base.Params:
+    """The directions that an estimator draws from a step key, as pytrees.
+
+    For looking at and for checking: an estimator draws the same values where they are
+    used and stores none of them.
+
+      uₖ = draw(fold_in(key, k)) over all perturbed leaves of `params` jointly
+
+    Args:
+      key: Step key, typed or an integer seed.
+      params: Pytree whose floating-point leaves are perturbed.
+      distribution: `sphere`, `gaussian`, `rademacher`, `coordinate`, `orthogonal`, or
+        a `Distribution` of your own.
+      num_directions: K, at least 1.
+      mask: Which leaves are perturbed: a pytree of bools, a prefix of one, or a
+        function of `params`.
+    Returns:
+      A pytree like `params`, each leaf with a leading axis of length `num_directions`,
+      in the type of the leaf; zeros where nothing is perturbed.
+    Raises:
+      TypeError: If `key` is not a threefry key or a seed, or a leaf cannot be used.
+      ValueError: If `num_directions` < 1, or nothing can be perturbed.
+    Cost:
+      No function values; `num_directions` copies of the parameters.
+    Example:
+      >>> params = {"a": jnp.zeros(3), "b": jnp.zeros(())}
+      >>> u = sample_directions(0, params, sphere, num_directions=2)
+      >>> print(jnp.sum(u["a"] ** 2, axis=1) + u["b"] ** 2)  # one norm over all leaves
+      [1. 1.]
+    References:
+      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011 (threefry).
+    """
+    where = "sample_directions"
+    checks.integer(where, "num_directions", num_directions, 1, "One direction or more.")
+    checks.instance(
+        where, "distribution", distribution, Distribution, "Pass `radazo.sphere`, say."
+    )
+    layout = leaves.layout(where, params, mask)
+    prepared = distribution.prepare(
+        threefry.key_data(where, key), num_directions, layout.dim, layout.dtype
+    )
+
+    def draw(k: jax.Array) -> base.Params:
+        flat = distribution.draw(prepared, k, layout.dim, layout.dtype)
+        return leaves.unravel(layout, params, flat)
+
+    return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))

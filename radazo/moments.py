@@ -1,0 +1,342 @@
+"""Update rules made of moments, as links that follow a gradient.
+
+They differ by what is averaged and what is squared:
+
+  first_moment                   mu ← b1 · mu + (1 − b1) · g
+  scale_by_second_moment         nu ← b2 · nu + (1 − b2) · g²       g / √nu: RMSProp
+  scale_by_zo_adamm              both of g                          mu / √nu
+  scale_by_radazo                nu of mu instead of g              mu / √nu
+
+so that R-AdaZO is `chain(first_moment(b1), scale_by_second_moment(b2))`. No moment is
+corrected for its start at zero: the correction would undo the averaging in the first
+steps, where a single estimate is mostly noise. The first steps are therefore long, up
+to 1 / √(1 − b2) per parameter; warm the learning rate up if that matters.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from radazo import base, checks
+
+
+class ScaleBySecondMomentState(NamedTuple):
+    """State of `scale_by_second_moment`.
+
+    Attributes:
+      nu: Like the parameters, in float32 at least: mean square of what came in.
+    """
+
+    nu: base.Params
+
+
+class ScaleByRadazoState(NamedTuple):
+    """State of `scale_by_radazo`.
+
+    Attributes:
+      count: int32 scalar, steps so far.
+      mu: Like the parameters: mean of the gradients.
+      nu: Like the parameters, in float32 at least: mean square of `mu`.
+    """
+
+    count: jax.Array
+    mu: base.Params
+    nu: base.Params
+
+
+class ScaleByZoAdammState(NamedTuple):
+    """State of `scale_by_zo_adamm`.
+
+    Attributes:
+      count: int32 scalar, steps so far.
+      mu: Like the parameters: mean of the gradients.
+      nu: Like the parameters, in float32 at least: mean square of the gradients.
+      nu_max: The largest `nu` so far if `amsgrad`, else None, which holds nothing.
+    """
+
+    count: jax.Array
+    mu: base.Params
+    nu: base.Params
+    nu_max: base.Params | None
+
+
+def first_moment(b1: float = 0.9, mu_dtype: Any = None) -> optax.GradientTransformation:
+    """Replace the gradient by its exponential moving average, not corrected.
+
+      mu ← b1 · mu + (1 − b1) · g
+      update = mu
+
+    On noise of variance s² around a fixed gradient the variance of mu is
+    (1 − b1) / (1 + b1) · (1 − b1²ᵗ) · s² after t steps.
+
+    Args:
+      b1: Decay rate in [0, 1); larger averages longer.
+      mu_dtype: Type of mu; None keeps that of the parameters.
+    Returns:
+      `optax.ema(b1, debias=False)`.
+    Raises:
+      TypeError, ValueError: If `b1` is not a number in [0, 1).
+    Cost:
+      No function values; one copy of the parameters.
+    Example:
+      >>> link = first_moment(b1=0.75)
+      >>> updates, state = link.update(jnp.ones(2), link.init(jnp.ones(2)))
+      >>> print(updates)
+      [0.25 0.25]
+    References:
+      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
+      arXiv:2502.01014, equation 4.
+    """
+    checks.decay("first_moment", "b1", b1)
+    return optax.ema(b1, debias=False, accumulator_dtype=mu_dtype)
+
+
+def scale_by_second_moment(
+    b2: float = 0.99, eps: float = 0.0, eps_root: float = 1e-8
+) -> optax.GradientTransformation:
+    """Divide what comes in by the root of its mean square.
+
+    Behind `first_moment` what comes in is the momentum, and this is R-AdaZO's refined
+    second moment; behind a gradient it is that of RMSProp.
+
+      nu ← b2 · nu + (1 − b2) · g²
+      update = g / (√(nu + eps_root) + eps)
+
+    `optax.scale_by_rms` has either constant; here nu is float32 for half-precision
+    parameters, where 1e-8 would be zero.
+
+    Args:
+      b2: Decay rate in [0, 1); larger averages longer.
+      eps: Constant beside the root, at least 0: the form of the authors' code.
+      eps_root: Constant inside the root, at least 0: the form of the paper (ζ).
+    Returns:
+      A `GradientTransformation` with a `ScaleBySecondMomentState`.
+    Raises:
+      TypeError, ValueError: If an argument is not a number in its range.
+    Cost:
+      No function values; one copy of the parameters, in float32 at least.
+    Example:
+      >>> link = scale_by_second_moment(b2=0.99)
+      >>> g = jnp.array([3.0, -0.5])
+      >>> updates, state = link.update(g, link.init(g))
+      >>> print(jnp.round(updates, 3))  # whatever the gradient: 1 / √(1 − 0.99)
+      [ 10. -10.]
+    References:
+      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
+      arXiv:2502.01014, equations 5 and 6.
+    """
+    _check("scale_by_second_moment", 0.0, b2, eps, eps_root)
+
+    def init(params: base.Params) -> ScaleBySecondMomentState:
+        return ScaleBySecondMomentState(_zeros(params))
+
+    def update(
+        updates: base.Params, state: ScaleBySecondMomentState, params: Any = None
+    ) -> tuple[base.Params, ScaleBySecondMomentState]:
+        del params
+        nu = _mean(updates, state.nu, b2, jnp.square)
+        return _ratio(updates, nu, eps, eps_root, updates), ScaleBySecondMomentState(nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_radazo(
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 0.0,
+    eps_root: float = 1e-8,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    """R-AdaZO's rule: momentum over the root of the momentum's own mean square.
+
+    Differs from `scale_by_zo_adamm` in one place: the second moment is that of the
+    momentum and not of the gradient, so that the noise of a single estimate does not
+    shorten the step. A step is never longer than 1 / √(1 − b2) per parameter.
+
+      mu ← b1 · mu + (1 − b1) · g
+      nu ← b2 · nu + (1 − b2) · mu²
+      update = mu / (√(nu + eps_root) + eps)
+
+    Args:
+      b1: Decay rate of the first moment, in [0, 1); larger averages longer.
+      b2: Decay rate of the second moment, in [0, 1).
+      eps: Constant beside the root, at least 0: the form of the authors' code.
+      eps_root: Constant inside the root, at least 0: the form of the paper (ζ).
+      mu_dtype: Type in which mu is kept; None is that of the parameters, in float32 at
+        least. The arithmetic is in float32 at least.
+    Returns:
+      A `GradientTransformation` with a `ScaleByRadazoState`.
+    Raises:
+      TypeError, ValueError: If an argument is not a number in its range.
+    Cost:
+      No function values; two copies of the parameters, in float32 at least.
+    Example:
+      >>> link = scale_by_radazo(b2=0.99)
+      >>> g = jnp.array([3.0, -0.5])
+      >>> updates, state = link.update(g, link.init(g))
+      >>> print(jnp.round(updates, 3))  # whatever the gradient: 1 / √(1 − 0.99)
+      [ 10. -10.]
+    References:
+      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
+      arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
+    """
+    _check("scale_by_radazo", b1, b2, eps, eps_root)
+
+    def init(params: base.Params) -> ScaleByRadazoState:
+        count = jnp.zeros((), jnp.int32)
+        return ScaleByRadazoState(count, _zeros(params, mu_dtype), _zeros(params))
+
+    def update(
+        updates: base.Params, state: ScaleByRadazoState, params: Any = None
+    ) -> tuple[base.Params, ScaleByRadazoState]:
+        del params
+        mu = _mean(updates, state.mu, b1)
+        nu = _mean(mu, state.nu, b2, jnp.square)
+        scaled = _ratio(mu, nu, eps, eps_root, updates)
+        count = optax.safe_increment(state.count)
+        return scaled, ScaleByRadazoState(count, _like(mu, state.mu), nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_zo_adamm(
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 0.0,
+    eps_root: float = 1e-8,
+    mu_dtype: Any = None,
+    *,
+    amsgrad: bool = False,
+) -> optax.GradientTransformation:
+    """ZO-AdaMM's rule: momentum over the root of the gradient's mean square.
+
+    As in algorithm 1 of the R-AdaZO paper: Adam without its corrections. With
+    `amsgrad`, as its authors published it in 2019: the largest second moment so far.
+
+      mu ← b1 · mu + (1 − b1) · g
+      nu ← b2 · nu + (1 − b2) · g²
+      nu_max ← max(nu_max, nu)                           with amsgrad, else nu
+      update = mu / (√(nu_max + eps_root) + eps)
+
+    Args:
+      b1: Decay rate of the first moment, in [0, 1); larger averages longer.
+      b2: Decay rate of the second moment, in [0, 1).
+      eps: Constant beside the root, at least 0.
+      eps_root: Constant inside the root, at least 0.
+      mu_dtype: Type in which mu is kept; None is that of the parameters, in float32 at
+        least. The arithmetic is in float32 at least.
+      amsgrad: Whether the second moment never falls.
+    Returns:
+      A `GradientTransformation` with a `ScaleByZoAdammState`.
+    Raises:
+      TypeError, ValueError: If an argument is not a number in its range.
+    Cost:
+      No function values; two copies of the parameters, three with `amsgrad`, in
+      float32 at least.
+    Example:
+      >>> link = scale_by_zo_adamm(b1=0.9, b2=0.99)
+      >>> g = jnp.array([3.0, -0.5])
+      >>> updates, state = link.update(g, link.init(g))
+      >>> print(jnp.round(updates, 3))  # (1 − b1) / √(1 − b2)
+      [ 1. -1.]
+    References:
+      Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
+      optimization, 2019. arXiv:1910.06513. Shu et al., Refining adaptive zeroth-order
+      optimization at ease, 2025. arXiv:2502.01014, algorithm 1.
+    """
+    where = "scale_by_zo_adamm"
+    _check(where, b1, b2, eps, eps_root)
+    checks.instance(
+        where, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
+    )
+
+    def init(params: base.Params) -> ScaleByZoAdammState:
+        return ScaleByZoAdammState(
+            jnp.zeros((), jnp.int32),
+            _zeros(params, mu_dtype),
+            _zeros(params),
+            _zeros(params) if amsgrad else None,
+        )
+
+    def update(
+        updates: base.Params, state: ScaleByZoAdammState, params: Any = None
+    ) -> tuple[base.Params, ScaleByZoAdammState]:
+        del params
+        mu = _mean(updates, state.mu, b1)
+        nu = _mean(updates, state.nu, b2, jnp.square)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
+        scaled = _ratio(mu, nu_max if amsgrad else nu, eps, eps_root, updates)
+        count = optax.safe_increment(state.count)
+        return scaled, ScaleByZoAdammState(count, _like(mu, state.mu), nu, nu_max)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check(where: str, b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
+    checks.decay(where, "b1", b1)
+    checks.decay(where, "b2", b2)
+    checks.non_negative(where, "eps", eps, "It keeps the division from overflowing.")
+    checks.non_negative(
+        where, "eps_root", eps_root, "It keeps the division from overflowing."
+    )
+
+
+def _floating(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def _zeros(params: base.Params, dtype: Any = None) -> base.Params:
+    """A moment at its start: float32 at least; other leaves have none but a place."""
+
+    def zeros(leaf: Any) -> jax.Array:
+        if not _floating(leaf):
+            return jnp.zeros((), jnp.float32)
+        return jnp.zeros_like(leaf, dtype=dtype or base.wide(leaf.dtype))
+
+    return jax.tree.map(zeros, params)
+
+
+def _mean(
+    updates: base.Params, moment: base.Params, decay: Any, power: Any = lambda x: x
+) -> base.Params:
+    """decay · moment + (1 − decay) · power(updates), in float32 at least."""
+
+    def mean(update: Any, old: jax.Array) -> jax.Array:
+        if not _floating(update):
+            return old
+        wide = base.wide(update.dtype, old.dtype)
+        rate = _typed(decay, wide)
+        return rate * old.astype(wide) + (1 - rate) * power(update.astype(wide))
+
+    return jax.tree.map(mean, updates, moment)
+
+
+def _ratio(
+    numerator: base.Params,
+    nu: base.Params,
+    eps: Any,
+    eps_root: Any,
+    updates: base.Params,
+) -> base.Params:
+    """numerator / (√(nu + eps_root) + eps) in the types of `updates`; 0 / 0 is 0."""
+
+    def ratio(top: Any, nu: jax.Array, update: Any) -> Any:
+        if not _floating(update):
+            return update
+        root = jnp.sqrt(nu + _typed(eps_root, nu.dtype)) + _typed(eps, nu.dtype)
+        top = top.astype(root.dtype)
+        safe = jnp.where(root > 0, root, jnp.ones_like(root))
+        return (top / safe).astype(update.dtype)
+
+    return jax.tree.map(ratio, numerator, nu, updates)
+
+
+def _typed(constant: Any, dtype: Any) -> Any:
+    """An injected hyperparameter in `dtype`; a Python number takes the type it meets."""
+    return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
+
+
+def _like(tree: base.Params, types: base.Params) -> base.Params:
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), tree, types)
