@@ -1,7 +1,10 @@
-"""Strict flags, the helper that reads messages, and the tables that contracts run over."""
+"""Strict flags, the readers of messages, and the tables that contracts run over."""
 
+import functools
 import re
+from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +66,28 @@ def raises(kind, *parts):
         yield caught
 
 
+class Mistake(NamedTuple):
+    """A wrong call and the parts of the message it deserves."""
+
+    call: Callable[[], Any]
+    kind: type[Exception]
+    where: str  # function(argument
+    rule: str  # what comes behind "must"
+    got: str
+    way_out: str
+
+
+def explained(mistake):
+    """The mistake raises one message of four parts and nothing around it; its text."""
+    head = f"`{mistake.where}=...)` must {mistake.rule}; got {mistake.got}"
+    with raises(mistake.kind, head, mistake.way_out) as caught:
+        mistake.call()
+    text = str(caught.value)
+    assert re.fullmatch(r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)]", text)
+    assert type(caught.value) is mistake.kind
+    return text
+
+
 def half_sum_of_squares(params):
     """A smooth function of any pytree, in float32 at least; its gradient is params."""
     leaves = [
@@ -70,5 +95,17 @@ def half_sum_of_squares(params):
         for x in jax.tree.leaves(params)
         if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
     ]
-    wide = [x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32) for x in leaves]
+    wide = [
+        x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32) for x in leaves
+    ]
     return sum((jnp.sum(x * x) for x in wide), start=jnp.float32(0)) / 2
+
+
+# Tests compile much and run little: this compiles in half the time, to run slower.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
