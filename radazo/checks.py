@@ -33,7 +33,10 @@ def _is_number(value: Any) -> bool:
     return (
         isinstance(value, np.ndarray | jax.Array)
         and value.ndim == 0
-        and (np.issubdtype(value.dtype, np.integer) or jax.numpy.isdtype(value.dtype, "real floating"))
+        and (
+            np.issubdtype(value.dtype, np.integer)
+            or jax.numpy.isdtype(value.dtype, "real floating")
+        )
     )
 
 

@@ -5,11 +5,8 @@ callback and the keyboard. How many steps a call takes adapts to how long they l
 changes no number.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import base, checks, forms
+from radazo import base, boxes, checks, console, forms
 
 _MAX_STEPS_PER_CALL = 1024
 _SECONDS_PER_CALL = 0.2
@@ -78,10 +75,11 @@ def minimize(
       state: State to go on from, of an earlier result; None starts anew.
       batches: A function of the step (counted by the optimizer's state, so that a run
         goes on where it was), compiled into the steps; or an iterable, one item a step.
-        A dict is passed to `value_fn` as keywords, anything else as its second argument.
-      bounds: `(lower, upper)`, each a number or a pytree like `params`: the box in which
-        parameters are kept, from the start on. Points compared may lie outside of it,
-        by `smoothing` times a direction.
+        A dict is passed to `value_fn` as keywords, anything else as its second
+        argument.
+      bounds: `(lower, upper)`, each a number or a pytree like `params`: the box in
+        which parameters are kept, from the start on. Points compared may lie outside
+        of it, by `smoothing` times a direction.
       stop: `stop(value, params) -> bool`, compiled into the steps. Where it holds for a
         value and the parameters before the step, the run ends with those parameters.
       callback: Called with the result so far, about five times a second or every
@@ -94,13 +92,15 @@ def minimize(
     Raises:
       TypeError: If an argument is of the wrong kind.
       ValueError: If `num_steps` is negative, or `bounds` do not fit `params` or are the
-        wrong way round, or the optimizer has no estimator in it.
+        wrong way round, or the optimizer has no estimator in it, or `state` is not
+        one of this optimizer for these parameters.
     Cost:
       That of the optimizer, times `num_steps`; one copy of the parameters.
     Example:
-      >>> result = minimize(
-      ...     lambda x: jnp.sum((x - 1) ** 2), jnp.zeros(5), radazo.radazo(0.02, key=0), 300
-      ... )
+      >>> def value_fn(x):
+      ...     return jnp.sum((x - 1) ** 2)
+      >>> optimizer = radazo.radazo(0.02, key=0)
+      >>> result = minimize(value_fn, jnp.zeros(5), optimizer, 300)
       >>> print(result.num_steps, result.num_values[-1], result.values[-1] < 0.01)
       300 3300 True
     """
@@ -109,19 +109,21 @@ def minimize(
     if callback_every is not None:
         way_out = "It is the number of steps between two calls of `callback`."
         checks.integer(where, "callback_every", callback_every, 1, way_out)
-    split = _split(params)
-    box = None if bounds is None else _box(where, params, bounds)
-    arrays = [jnp.array(x, dtype=x.dtype) for x in split.arrays]
+    if progress is not None:
+        way_out = "None shows a bar on a terminal where tqdm is installed."
+        checks.instance(where, "progress", progress, bool, way_out)
+    split = boxes.split(params)
+    box = None if bounds is None else boxes.box(where, split, bounds)
+    arrays = _copy(split.arrays)
     arrays = arrays if box is None else box(arrays)
-    state = optimizer.init(split.join(arrays)) if state is None else _copy(state)
-    _counters(where, state)
-    by_step = callable(batches)
-    steps = _compiled_steps(
-        value_fn, optimizer, split, batches if by_step else None, box, stop
-    )
+    state = _state(where, optimizer, split.join(arrays), state)
+    steps = _compiled_steps(value_fn, optimizer, split, batches, box, stop)
     run = _Run(split, arrays, state, num_steps)
-    items = None if by_step or batches is None else iter(batches)
-    with _deferred_interrupt() as interrupted, _bar(where, progress, num_steps) as bar:
+    items = None if callable(batches) or batches is None else iter(batches)
+    with (
+        console.deferred_interrupt() as interrupted,
+        console.progress_bar(where, progress, num_steps) as bar,
+    ):
         while run.done < num_steps and run.status == "finished":
             batch = None if items is None else next(items, _NO_BATCH)
             if batch is _NO_BATCH:
@@ -131,22 +133,27 @@ def minimize(
             if callback_every is not None:
                 limit = min(limit, callback_every - run.done % callback_every)
             bar(*run.advance(steps, limit, batch))
+            due = callback_every is None or run.done % callback_every == 0
+            if callback is not None and due and _is_true(callback(run.result())):
+                run.status = "stopped"
             if interrupted():
                 run.status = "interrupted"
-            due = callback_every is None or run.done % callback_every == 0
-            if callback is not None and due and callback(run.result()) is True:
-                run.status = "stopped"
     return run.result()
 
 
 _NO_BATCH = object()
 
 
+def _is_true(answer: Any) -> bool:
+    """Whether a callback said True; what it returns besides means nothing."""
+    return isinstance(answer, bool | np.bool_ | jax.Array) and bool(answer)
+
+
 class _Run:
     """The mutable part of a run: where it stands between two calls."""
 
     def __init__(
-        self, split: "_Split", arrays: list[jax.Array], state: Any, num_steps: int
+        self, split: boxes.Split, arrays: list[jax.Array], state: Any, num_steps: int
     ) -> None:
         self.split, self.arrays, self.state = split, arrays, state
         self.values = np.zeros(num_steps, np.dtype(jnp.result_type(float)))
@@ -185,34 +192,42 @@ class _Run:
         )
 
 
-class _Split(NamedTuple):
-    """Parameters as arrays, which are compiled in, and Python numbers, which stay."""
-
-    treedef: Any
-    is_array: list[bool]
-    leaves: list[Any]
-
-    @property
-    def arrays(self) -> list[Any]:
-        return self.pick(self.leaves)
-
-    def pick(self, leaves: list[Any]) -> list[Any]:
-        return [x for x, array in zip(leaves, self.is_array, strict=True) if array]
-
-    def join(self, arrays: list[Any]) -> base.Params:
-        rest = iter(arrays)
-        both = zip(self.leaves, self.is_array, strict=True)
-        return self.treedef.unflatten(next(rest) if array else x for x, array in both)
-
-
-def _split(params: base.Params) -> _Split:
-    leaves, treedef = jax.tree.flatten(params)
-    is_array = [isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves]
-    return _Split(treedef, is_array, leaves)
-
-
 def _copy(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+    """Arrays of their own, which a compiled call may take, and no weak types."""
+
+    def copy(leaf: Any) -> jax.Array:
+        leaf = jnp.array(leaf, copy=True)
+        return lax.convert_element_type(leaf, leaf.dtype)
+
+    return jax.tree.map(copy, tree)
+
+
+def _state(
+    where: str, optimizer: optax.GradientTransformation, params: base.Params, state: Any
+) -> Any:
+    """The state to start from: a new one, or a copy of the one given."""
+    if state is None:
+        state = optimizer.init(params)
+        _counters(where, state)
+        return _copy(state)
+    fresh = jax.eval_shape(lambda: optimizer.init(params))
+    _counters(where, fresh)
+
+    def kinds(tree: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(tree)
+        return treedef, [
+            [getattr(x, a, None) for a in ("shape", "dtype")] for x in leaves
+        ]
+
+    if kinds(state) != kinds(fresh):
+        checks.fail(
+            where,
+            "state",
+            "be a state of `optimizer` for these `params`",
+            f"one of another structure or other shapes, {state!r}"[:200],
+            "Give the `state` of a result with the same optimizer, or None.",
+        )
+    return _copy(state)
 
 
 def _counters(where: str, state: Any) -> forms.WithEstimatorState:
@@ -237,21 +252,26 @@ def _counters(where: str, state: Any) -> forms.WithEstimatorState:
 def _compiled_steps(
     value_fn: base.ValueFn,
     optimizer: optax.GradientTransformationExtraArgs,
-    split: _Split,
-    batch_of_step: Callable[[jax.Array], Any] | None,
+    split: boxes.Split,
+    batches: Any,
     box: Callable[[list[jax.Array]], list[jax.Array]] | None,
     stop: Callable[[jax.Array, base.Params], Any] | None,
 ) -> Callable[..., Any]:
     """`steps(arrays, state, num, batch) -> (arrays, state, seen)`, compiled once."""
 
     def value_of(params: base.Params, batch: Any) -> Any:
-        if batch is None:
+        if batches is None:
             return value_fn(params)
-        return value_fn(params, **batch) if isinstance(batch, dict) else value_fn(params, batch)
+        if isinstance(batch, dict):
+            return value_fn(params, **batch)
+        return value_fn(params, batch)
 
     def moved(arrays: list[jax.Array], updates: base.Params) -> list[jax.Array]:
         changes = split.pick(split.treedef.flatten_up_to(updates))
-        arrays = optax.apply_updates(arrays, changes)
+        arrays = [
+            optax.apply_updates(x, change) if boxes.is_floating(x) else x
+            for x, change in zip(arrays, changes, strict=True)
+        ]
         return arrays if box is None else box(arrays)
 
     @jax.jit(donate_argnums=(0, 1))
@@ -260,14 +280,14 @@ def _compiled_steps(
             arrays, state, values, num_values, i, _ = carry
             params = split.join(arrays)
             count = _counters("minimize", state).count
-            now = batch if batch_of_step is None else batch_of_step(count)
+            now = batches(count) if callable(batches) else batch
             updates, state = optimizer.update(
                 None, state, params, value_fn=value_of, batch=now
             )
             counters = _counters("minimize", state)
             ended = jnp.asarray(False)
             if stop is not None:
-                ended = jnp.asarray(stop(counters.last_value, params), bool)
+                ended = _answer(stop(counters.last_value, params))
             arrays = [
                 jnp.where(ended, old, new)
                 for old, new in zip(arrays, moved(arrays, updates), strict=True)
@@ -287,6 +307,19 @@ def _compiled_steps(
     return steps
 
 
+def _answer(answer: Any) -> jax.Array:
+    if jnp.shape(answer) != () or jnp.result_type(answer) != jnp.bool_:
+        checks.fail(
+            "minimize",
+            "stop",
+            "return one bool",
+            f"shape {jnp.shape(answer)} of type {jnp.result_type(answer)}",
+            "Take `jnp.all` or `jnp.any` of an array.",
+            TypeError,
+        )
+    return jnp.asarray(answer)
+
+
 def _check(
     where: str,
     value_fn: Any,
@@ -297,15 +330,13 @@ def _check(
     callback: Any,
 ) -> None:
     checks.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    if not isinstance(optimizer, optax.GradientTransformation):
-        checks.fail(
-            where,
-            "optimizer",
-            "be an optax.GradientTransformation",
-            repr(optimizer),
-            "Pass `radazo.radazo(0.01, key=0)`, say.",
-            TypeError,
-        )
+    checks.instance(
+        where,
+        "optimizer",
+        optimizer,
+        optax.GradientTransformation,
+        "Pass `radazo.radazo(0.01, key=0)`, say.",
+    )
     checks.integer(where, "num_steps", num_steps, 0, "It is the number of steps.")
     if not (batches is None or callable(batches) or isinstance(batches, Iterable)):
         checks.fail(
@@ -322,108 +353,3 @@ def _check(
     if callback is not None:
         way_out = "It is called with the `MinimizeResult` so far."
         checks.function(where, "callback", callback, way_out)
-
-
-def _box(
-    where: str, params: base.Params, bounds: Any
-) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    """The projection of a list of arrays on the box, checked against `params`."""
-    split = _split(params)
-    if not (isinstance(bounds, tuple) and len(bounds) == 2):
-        checks.fail(
-            where,
-            "bounds",
-            "be a pair (lower, upper)",
-            repr(bounds),
-            "Either may be a number or a pytree like `params`; use inf for no bound.",
-            TypeError,
-        )
-
-    def side(bound: Any) -> list[np.ndarray]:
-        if isinstance(bound, int | float):
-            return [np.full((), bound)] * len(split.arrays)
-        leaves, treedef = jax.tree.flatten(bound)
-        full = [np.asarray(x, np.float64) for x in leaves]
-        fits = treedef == split.treedef and all(
-            b.shape in ((), np.shape(x)) for b, x in zip(full, split.leaves, strict=True)
-        )
-        if not fits:
-            checks.fail(
-                where,
-                "bounds",
-                "have the structure and the shapes of `params`, or be numbers",
-                f"{treedef} for {split.treedef}",
-                "A leaf of a bound may also be a scalar.",
-            )
-        return split.pick(full)
-
-    lower, upper = side(bounds[0]), side(bounds[1])
-    if not all(np.all(low <= up) for low, up in zip(lower, upper, strict=True)):
-        checks.fail(
-            where,
-            "bounds",
-            "have lower ≤ upper everywhere",
-            f"{bounds!r}"[:200],
-            "Give them as (lower, upper), without NaN.",
-        )
-
-    def clip(x: jax.Array, low: np.ndarray, up: np.ndarray) -> jax.Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        return optax.projections.projection_box(
-            x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype)
-        )
-
-    return lambda arrays: [
-        clip(x, low, up) for x, low, up in zip(arrays, lower, upper, strict=True)
-    ]
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C and let the steps under way end; raise the second."""
-    seen = []
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            signal.default_int_handler(number, frame)
-        seen.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # Only the main thread is interrupted.
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _bar(
-    where: str, progress: bool | None, num_steps: int
-) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar as `bar(steps, value)`; without tqdm only if not asked for."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        tqdm = None
-    if progress and tqdm is None:
-        checks.fail(
-            where,
-            "progress",
-            "be None or False without tqdm",
-            "True",
-            "Install tqdm: `pip install tqdm`.",
-        )
-    if progress is False or tqdm is None:
-        yield lambda steps, value: None
-        return
-    # disable=None hides the bar where the output is no terminal.
-    with tqdm(total=num_steps, disable=None if progress is None else False) as bar:
-
-        def advance(steps: int, value: float) -> None:
-            bar.set_postfix_str(f"value {value:.6g}", refresh=False)
-            bar.update(steps)
-
-        yield advance

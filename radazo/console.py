@@ -1,0 +1,64 @@
+"""What a run shows to the person in front of it, and hears: a bar and Ctrl-C."""
+
+import importlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from radazo import checks
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C and let the steps under way end; raise the second."""
+    seen = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            signal.default_int_handler(number, frame)
+        seen.append(number)
+
+    # Python calls handlers in the main thread only, and what was told to ignore Ctrl-C
+    # (a job in the background) goes on ignoring it.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not main or before in (signal.SIG_IGN, None):
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def progress_bar(
+    where: str, progress: bool | None, num_steps: int
+) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar as `bar(steps, value)`; without tqdm only if not asked for."""
+    try:
+        tqdm = importlib.import_module("tqdm.auto").tqdm
+    except ImportError:
+        tqdm = None
+    if progress and tqdm is None:
+        checks.fail(
+            where,
+            "progress",
+            "be None or False without tqdm",
+            "True",
+            "Install tqdm: `pip install tqdm`.",
+        )
+    if progress is False or tqdm is None:
+        yield lambda *_: None
+        return
+    # disable=None hides the bar where the output is no terminal.
+    with tqdm(total=num_steps, disable=None if progress is None else False) as bar:
+
+        def advance(steps: int, value: float) -> None:
+            bar.set_postfix_str(f"value {value:.6g}", refresh=False)
+            bar.update(steps)
+
+        yield advance
