@@ -1,0 +1,30 @@
+"""`python -m benchmarks <command>`: each command is the `main(argv)` of one module."""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "synthetic": "four synthetic functions, five methods: figure 1 of the paper",
+    "attack": "black-box attack on an image classifier: table 1 of the paper",
+    "speed": "time and memory of one step",
+}
+
+
+def main(argv: list[str]) -> None:
+    lines = "\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Experiments with radazo.",
+        epilog=f"commands:\n{lines}\n\n"
+        "`python -m benchmarks <command> --help` lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="command")
+    # The rest belongs to the command, whose module is loaded only if it is the one.
+    args = parser.parse_args(argv[:1])
+    importlib.import_module(f"benchmarks.{args.command}").main(argv[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Functions to minimize, and nothing about how: no module in here imports radazo."""

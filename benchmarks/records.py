@@ -1,0 +1,85 @@
+"""Result lines: one JSON object a line, with all it takes to make the number again.
+
+  {"command": "synthetic", "date": "...", "commit": "...", "versions": {...},
+   "device": {...}, "seeds": [...], "settings": {...}, "numbers": {...}}
+
+Numbers that are not finite are null: JSON has no infinity.
+"""
+
+import datetime as dt
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import radazo
+
+
+def append(
+    path: Path, command: str, seeds: list[int], settings: dict, numbers: dict
+) -> None:
+    """Add one result line to the file at `path`."""
+    line = {
+        "command": command,
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {
+            "radazo": radazo.__version__,
+            "jax": jax.__version__,
+            "optax": optax.__version__,
+            "python": platform.python_version(),
+        },
+        "device": _device(),
+        "seeds": seeds,
+        "settings": settings,
+        "numbers": numbers,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+
+
+def _device() -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "kind": device.device_kind,
+        "machine": platform.machine(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, or None outside of a repository."""
+    root = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _plain(x: Any) -> Any:
+    """`x` in types that JSON has."""
+    if isinstance(x, dict):
+        return {str(name): _plain(value) for name, value in x.items()}
+    if isinstance(x, list | tuple | np.ndarray):
+        return [_plain(value) for value in x]
+    if isinstance(x, np.generic):
+        x = x.item()
+    if isinstance(x, float) and not math.isfinite(x):
+        return None
+    return str(x) if isinstance(x, Path) else x
