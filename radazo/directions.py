@@ -143,6 +143,6 @@ def sample_directions(
 
     def draw(k: jax.Array) -> base.Params:
         flat = distribution.draw(prepared, k, layout.dim, layout.dtype)
-        return leaves.unravel(layout, params, flat)
+        return leaves.unravel(layout, params, flat, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))

@@ -136,7 +136,7 @@ def _estimator(where: str, options: _Options) -> base.Estimator:
     ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
         schedule = options.smoothing
         smoothing = schedule(state.count) if callable(schedule) else schedule
-        value, total, info = _sum_over_directions(
+        value, total, turn, info = _sum_over_directions(
             options,
             layout,
             key,
@@ -149,7 +149,7 @@ def _estimator(where: str, options: _Options) -> base.Estimator:
         num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
         factor = options.distribution.factor(layout.dim)
         scale = factor / num_kept.astype(layout.dtype)
-        gradient = leaves.unravel(layout, params, scale * total)
+        gradient = leaves.unravel(layout, params, scale * total, turn)
         state = EstimatorState(optax.safe_increment(state.count))
         return value, gradient, state, info
 
@@ -211,19 +211,19 @@ def _sum_over_directions(
     evaluate: differences.Evaluate,
     params: base.Params,
     smoothing: jax.Array,
-) -> tuple[jax.Array, jax.Array, base.EstimateInfo]:
-    """The value, Σₖ slopeₖ · uₖ over kept directions, and what was seen."""
+) -> tuple[jax.Array, jax.Array, jax.Array, base.EstimateInfo]:
+    """The value, Σₖ slopeₖ · uₖ over kept directions, chunks done, what was seen."""
     distribution, difference = options.distribution, options.difference
     num_directions = options.num_directions
     chunk_size = min(options.chunk_size, num_directions)
     start = difference.start(evaluate, params)
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 
-    def one(k: jax.Array) -> tuple[jax.Array, Any]:
+    def one(k: jax.Array, turn: jax.Array) -> tuple[jax.Array, Any]:
         direction = distribution.draw(prepared, k, layout.dim, layout.dtype)
         slope, value, aux = difference.slope(
             evaluate,
-            lambda step: leaves.perturb(layout, params, direction, step),
+            lambda step: leaves.perturb(layout, params, direction, step, turn),
             start,
             smoothing,
         )
@@ -231,27 +231,26 @@ def _sum_over_directions(
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
         return direction, (slope, kept, value, aux)
 
-    def add_one(total: jax.Array, k: jax.Array) -> tuple[jax.Array, Any]:
-        direction, seen = one(k)
-        return total + seen[0].astype(layout.dtype) * direction, seen
+    def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
+        total, turn = carry
+        if chunk_size == 1:
+            direction, seen = one(ks[0], turn)
+            total = total + seen[0].astype(layout.dtype) * direction
+            seen = jax.tree.map(lambda x: x[None], seen)
+        else:
+            block, seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
+            slopes = seen[0].astype(layout.dtype)
+            total = total + jnp.dot(slopes, block, precision=lax.Precision.HIGHEST)
+        return (total, turn + jnp.uint32(1)), seen
 
-    def add_chunk(total: jax.Array, ks: jax.Array) -> tuple[jax.Array, Any]:
-        block, seen = jax.vmap(one)(ks)
-        slopes = seen[0].astype(layout.dtype)
-        return total + jnp.dot(slopes, block, precision=lax.Precision.HIGHEST), seen
-
-    total = jnp.zeros(layout.dim, layout.dtype)
+    carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
     ks = jnp.arange(num_directions, dtype=jnp.uint32)
-    if chunk_size == 1:
-        total, seen = lax.scan(add_one, total, ks)
-    else:
-        whole = num_directions - num_directions % chunk_size
-        chunks = ks[:whole].reshape(-1, chunk_size)
-        total, seen = lax.scan(add_chunk, total, chunks)
-        seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-        if whole < num_directions:
-            total, rest = add_chunk(total, ks[whole:])
-            seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
+    whole = num_directions - num_directions % chunk_size
+    carry, seen = lax.scan(add_chunk, carry, ks[:whole].reshape(-1, chunk_size))
+    seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    if whole < num_directions:
+        carry, rest = add_chunk(carry, ks[whole:])
+        seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
 
     slopes, kept, values, auxs = seen
     num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
@@ -263,7 +262,7 @@ def _sum_over_directions(
         aux = jax.tree.map(lambda x: x[0], auxs)
     else:
         value, aux = jnp.sum(start[0]), start[1]
-    return value, total, base.EstimateInfo(slopes, kept, num_values, aux)
+    return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux)
 
 
 def sphere_estimator(

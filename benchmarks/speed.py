@@ -1,0 +1,283 @@
+"""Time and memory of one step: radazo against the plain way to write it.
+
+The plain way is what most people write: K directions from `jax.random.normal`, mapped
+over with `jax.vmap`, then the three lines of R-AdaZO. Its opponent is
+`radazo.radazo(...)` as a user calls it, one direction at a time. The floor is what no
+implementation can avoid: K + 1 evaluations of the function, and reading and writing the
+parameters and both moments.
+
+Sides are compiled apart and timed in turn, A B C A B C ..., each to the end
+(`block_until_ready`), many steps to a call as in a run; the ratio is the median over
+rounds of the ratio within a round.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import radazo
+from benchmarks import records
+from benchmarks.problems import synthetic
+
+SMOOTHING, LEARNING_RATE, B1, B2, EPS_ROOT = 5e-3, 1e-3, 0.9, 0.99, 1e-8
+ESTIMATORS = {
+    "gaussian": radazo.gaussian_estimator,
+    "sphere": radazo.sphere_estimator,
+    "rademacher": radazo.rademacher_estimator,
+}
+# At most this share of the plain step: (function, dim) -> for normal draws, for signs.
+TARGETS = {
+    ("quadratic", 10**4): (0.7, 0.2),
+    ("rosenbrock", 10**4): (0.8, 0.25),
+    ("quadratic", 10**7): (0.4, 0.2),
+}
+
+
+def plain_step(function: Callable[..., Any], num_directions: int) -> Callable[..., Any]:
+    """The step that radazo is measured against."""
+
+    def step(x, state):
+        key, mu, nu = state
+        key, sub = jax.random.split(key)
+        keys = jax.random.split(sub, num_directions)
+        directions = jax.vmap(lambda k: jax.random.normal(k, x.shape, x.dtype))(keys)
+        base = function(x)
+        values = jax.vmap(lambda u: function(x + SMOOTHING * u))(directions)
+        slopes = (values - base) / SMOOTHING
+        gradient = jnp.mean(slopes[:, None] * directions, axis=0)
+        mu = B1 * mu + (1 - B1) * gradient
+        nu = B2 * nu + (1 - B2) * mu**2
+        return x - LEARNING_RATE * mu / jnp.sqrt(nu + EPS_ROOT), (key, mu, nu)
+
+    return step
+
+
+def radazo_step(
+    function: Callable[..., Any], estimator: radazo.Estimator
+) -> tuple[Callable[..., Any], Any]:
+    """The step of the complete optimizer, and the optimizer."""
+    optimizer = radazo.radazo(
+        LEARNING_RATE, estimator, key=0, b1=B1, b2=B2, eps_root=EPS_ROOT
+    )
+
+    def step(x, state):
+        updates, state = optimizer.update(None, state, x, value_fn=function)
+        return optax.apply_updates(x, updates), state
+
+    return step, optimizer
+
+
+def floor_step(function: Callable[..., Any], num_directions: int) -> Callable[..., Any]:
+    """K + 1 evaluations and one pass over parameters and moments; no noise."""
+
+    def step(x, state):
+        mu, nu = state
+
+        def one(total, k):
+            return total + function(x + SMOOTHING * k), None
+
+        ks = jnp.arange(1.0, num_directions + 1.0, dtype=x.dtype)
+        total, _ = jax.lax.scan(one, function(x), ks)
+        mu = B1 * mu + total * x
+        nu = B2 * nu + (1 - B2) * mu**2
+        return x - LEARNING_RATE * mu / jnp.sqrt(nu + EPS_ROOT), (mu, nu)
+
+    return step
+
+
+def time_sides(
+    sides: dict[str, tuple[Callable[..., Any], Any, Any]], rounds: int, num_steps: int
+) -> dict[str, np.ndarray]:
+    """Seconds of one step of each side in each round, the sides in turn."""
+
+    def repeated(step):
+        return jax.jit(
+            lambda x, state, num: jax.lax.fori_loop(
+                0, num, lambda _, carry: step(*carry), (x, state)
+            )
+        )
+
+    runs = {name: repeated(step) for name, (step, _, _) in sides.items()}
+    for name, (_, x, state) in sides.items():
+        jax.block_until_ready(runs[name](x, state, 1))
+    seconds = {name: np.zeros(rounds) for name in sides}
+    for round_ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
+        for name, (_, x, state) in sides.items():
+            start = time.perf_counter()
+            jax.block_until_ready(runs[name](x, state, num_steps))
+            seconds[name][round_] = (time.perf_counter() - start) / num_steps
+    return seconds
+
+
+def compare(
+    name: str, dim: int, num_directions: int, rounds: int, chunk_size: int
+) -> list[dict[str, Any]]:
+    """One row a side: milliseconds, share of the plain step, temporaries."""
+    function = synthetic.FUNCTIONS[name]
+    x = jax.random.normal(jax.random.key(1), (dim,))
+    zeros = jnp.zeros_like(x)
+    steps = {
+        "plain": (
+            plain_step(function, num_directions),
+            (jax.random.key(0), zeros, zeros),
+        ),
+        "floor": (floor_step(function, num_directions), (zeros, zeros)),
+    }
+    for law, make in ESTIMATORS.items():
+        estimator = make(
+            num_directions=num_directions, smoothing=SMOOTHING, chunk_size=chunk_size
+        )
+        step, optimizer = radazo_step(function, estimator)
+        steps[law] = (step, optimizer.init(x))
+    sides = {side: (step, x, state) for side, (step, state) in steps.items()}
+    seconds = time_sides(sides, rounds, max(1, 500_000 // dim))
+    rows = []
+    for side, times in seconds.items():
+        step, state = steps[side]
+        memory = jax.jit(step).lower(x, state).compile().memory_analysis()
+        rows.append(
+            {
+                "function": name,
+                "dim": dim,
+                "num_directions": num_directions,
+                "chunk_size": chunk_size,
+                "side": side,
+                "milliseconds": 1e3 * float(np.median(times)),
+                "share_of_plain": float(np.median(times / seconds["plain"])),
+                "temporaries_in_copies": memory.temp_size_in_bytes / x.nbytes,
+                "at_most": _target(name, dim, side),
+            }
+        )
+    return rows
+
+
+def _target(name: str, dim: int, side: str) -> float | None:
+    normal, signs = TARGETS.get((name, dim), (None, None))
+    return {"gaussian": normal, "sphere": normal, "rademacher": signs}.get(side)
+
+
+def perceptron(depth: int) -> tuple[Callable[..., Any], Any]:
+    """A model of 2 · depth leaves, written as people write them, and its parameters."""
+    width = 64
+    keys = jax.random.split(jax.random.key(2), depth)
+    params = [
+        {"w": jax.random.normal(key, (width, width)) / 8, "b": jnp.zeros(width)}
+        for key in keys
+    ]
+    inputs = jax.random.normal(jax.random.key(3), (32, width))
+
+    def value(params):
+        hidden = inputs
+        for layer in params:
+            hidden = hidden + jnp.tanh(hidden @ layer["w"] + layer["b"])
+        return jnp.mean(hidden**2)
+
+    return value, params
+
+
+def compile_times(depth: int, rounds: int) -> list[dict[str, Any]]:
+    """Seconds to trace and compile a step of a model, against its function alone."""
+    value, params = perceptron(depth)
+    step, optimizer = radazo_step(value, radazo.sphere_estimator())
+    state = optimizer.init(params)
+    seconds: dict[str, list[float]] = {"function": [], "step": []}
+    for _ in tqdm(range(rounds), desc="compilations", leave=False, disable=None):
+        for side, fn, args in (
+            ("function", value, (params,)),
+            ("step", step, (params, state)),
+        ):
+            jax.clear_caches()
+            start = time.perf_counter()
+            jax.jit(fn).lower(*args).compile()
+            seconds[side].append(time.perf_counter() - start)
+    ratio = np.median(np.array(seconds["step"]) / np.array(seconds["function"]))
+    return [
+        {
+            "leaves": 2 * depth,
+            "seconds_function": float(np.median(seconds["function"])),
+            "seconds_step": float(np.median(seconds["step"])),
+            "step_over_function": float(ratio),
+            "at_most": 2.5,
+        }
+    ]
+
+
+def print_steps(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table(title="One step")
+    columns = (
+        "function",
+        "d",
+        "K",
+        "step",
+        "ms",
+        "of plain",
+        "at most",
+        "temp, copies",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for row in rows:
+        table.add_row(
+            row["function"],
+            f"{row['dim']:.0e}",
+            str(row["num_directions"]),
+            row["side"],
+            f"{row['milliseconds']:.3f}",
+            f"{row['share_of_plain']:.3f}",
+            "" if row["at_most"] is None else f"{row['at_most']:.2f}",
+            f"{row['temporaries_in_copies']:.2f}",
+        )
+    console.print(table)
+
+
+def print_compilation(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table(title="Compiling a step")
+    for column in ("leaves", "function, s", "step, s", "ratio", "at most"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["leaves"]),
+            f"{row['seconds_function']:.2f}",
+            f"{row['seconds_step']:.2f}",
+            f"{row['step_over_function']:.2f}",
+            f"{row['at_most']:.2f}",
+        )
+    console.print(table)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks speed",
+        description=__doc__.split("\n\n", maxsplit=1)[0],
+    )
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--large-rounds", type=int, default=5, help="at d = 10^7")
+    parser.add_argument("--no-large", action="store_true", help="leave d = 10^7 out")
+    parser.add_argument("--chunk-size", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=50, help="two leaves a layer")
+    parser.add_argument("--output", default=records.OUTPUT)
+    args = parser.parse_args(argv)
+    cases = [(name, 10**4, 10, args.rounds) for name in ("quadratic", "rosenbrock")]
+    if not args.no_large:
+        cases += [
+            (name, 10**7, 4, args.large_rounds) for name in ("quadratic", "rosenbrock")
+        ]
+    rows = [
+        row
+        for name, dim, num_directions, rounds in cases
+        for row in compare(name, dim, num_directions, rounds, args.chunk_size)
+    ]
+    console = Console()
+    print_steps(console, rows)
+    compilation = compile_times(args.depth, 3)
+    print_compilation(console, compilation)
+    records.append(args.output, "speed", argv, [*rows, *compilation])
