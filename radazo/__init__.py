@@ -7,11 +7,13 @@ Floors, from the bottom up; a module imports only from floors below its own.
      differences, leaves               one slope along one line; pytrees as flat vectors
      boxes, console                    bounds; what a run shows and hears
   2  directions                        laws of directions
-  3  estimators                        values to gradient
-  4  forms                             three ways into a training loop
-  5  optimizers, loop                  complete optimizers; a whole run
+  3  averaging                         the mean of slope times direction
+  4  estimators                        values to gradient
+  5  forms                             three ways into a training loop
+  6  optimizers, loop                  complete optimizers; a whole run
 """
 
+from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
 from radazo.differences import Difference as Difference
@@ -24,7 +26,6 @@ from radazo.directions import orthogonal as orthogonal
 from radazo.directions import rademacher as rademacher
 from radazo.directions import sample_directions as sample_directions
 from radazo.directions import sphere as sphere
-from radazo.estimators import EstimatorState as EstimatorState
 from radazo.estimators import coordinate_estimator as coordinate_estimator
 from radazo.estimators import finite_difference_estimator as finite_difference_estimator
 from radazo.estimators import gaussian_estimator as gaussian_estimator

@@ -16,7 +16,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-Params = chex.ArrayTree
+Key = chex.PRNGKey | int
+Params = Any  # A pytree of arrays.
 ValueFn = Callable[..., Any]
 Schedule = Callable[[Any], Any]
 Mask = Any  # A pytree of bools, a prefix of one, or a function from params to either.
@@ -45,7 +46,7 @@ class EstimateFn(Protocol):
 
     def __call__(
         self,
-        key: jax.Array | int,
+        key: Key,
         value_fn: ValueFn,
         params: Params,
         state: Any,

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def fail(
@@ -59,7 +60,7 @@ def number(
     schedule: bool = False,
 ) -> None:
     """`value` is a finite real number for which `holds`; or a schedule, if allowed."""
-    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
+    if isinstance(value, Tracer) or (schedule and callable(value)):
         return
     if not _is_number(value):
         kind = "a number or a schedule" if schedule else "a number"

@@ -1,6 +1,6 @@
 """One slope from function values along one direction.
 
-A `Difference` is what is evaluated once a step and what is evaluated for each direction.
+A `Difference` is what is evaluated once a step and what for each direction.
 Differences are taken in float32 at least, whatever the type of the parameters, and term
 by term where the function returns terms: rounding of a sum of many terms is what limits
 a difference in float32, and terms that a small step hardly moves cancel exactly.

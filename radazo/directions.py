@@ -60,7 +60,7 @@ def _draw_coordinate(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.
 def _orthonormal_rows(
     key: jax.Array, num_directions: int, dim: int, dtype: Any
 ) -> jax.Array:
-    """K orthonormal rows: Q of the QR decomposition of K Gaussian directions."""
+    """K orthonormal rows: K Gaussian directions, each made orthogonal to the former."""
     if num_directions > dim:
         checks.fail(
             "orthogonal_estimator",
@@ -71,7 +71,9 @@ def _orthonormal_rows(
         )
     draw = jax.vmap(lambda k: _draw_gaussian(key, k, dim, dtype))
     rows = draw(jnp.arange(num_directions, dtype=jnp.uint32))
-    return jnp.linalg.qr(rows.T)[0].T
+    q, r = jnp.linalg.qr(rows.T)
+    # The signs of Gram-Schmidt: those of the decomposition are not symmetric about 0.
+    return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
 gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0)
@@ -86,9 +88,7 @@ rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
 coordinate = Distribution(_step_key, _draw_coordinate, float)
 """A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
 
-orthogonal = Distribution(
-    _orthonormal_rows, lambda rows, k, dim, dtype: rows[k], float
-)
+orthogonal = Distribution(_orthonormal_rows, lambda rows, k, dim, dtype: rows[k], float)
 """K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
 
 

@@ -1,39 +1,10 @@
-"""Estimators that remember nothing: the mean of slope times direction.
+"""Estimators that remember nothing but the time: one function, five laws of directions.
 
-  g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
-
-The five estimators are one function with another law of directions. The mean is taken
-over `chunk_size` directions at a time: 1 draws, evaluates and forgets one direction
-after the other (a step then needs one perturbed point and one accumulator, whatever K),
-`num_directions` evaluates all of them in one batch. The directions are the same; the
-estimate differs in its last places, since a chunk is summed before it is added, and
-since a batched function may round differently from a single one.
+The estimate is the mean of slope times direction, taken in `averaging`; what tells the
+estimators apart is the law of directions, and with it what `smoothing` means.
 """
 
-import functools
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-import optax
-from jax import lax
-
-from radazo import base, checks, differences, directions, leaves, threefry
-
-_SMOOTHING_WAY_OUT = (
-    "It is the distance moved along a direction, or a schedule of it: "
-    "for float32 and a function of order one, 1e-3 is a good start."
-)
-
-
-class EstimatorState(NamedTuple):
-    """State of an estimator that remembers nothing but the time.
-
-    Attributes:
-      count: int32 scalar, estimates so far; the schedule of `smoothing` reads it.
-    """
-
-    count: jax.Array
+from radazo import averaging, base, checks, differences, directions
 
 
 def finite_difference_estimator(
@@ -51,7 +22,7 @@ def finite_difference_estimator(
     What `sphere_estimator` and its siblings are made of; use it with a law of your own.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing              forward
-      slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 · smoothing)  central
+      slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)  central
       g = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
 
     `kept` are the directions whose values are finite. If there is none, g is zero.
@@ -100,169 +71,10 @@ def finite_difference_estimator(
         directions.Distribution,
         "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own.",
     )
-    options = _Options(
+    options = averaging.Options(
         distribution, num_directions, smoothing, difference, chunk_size, terms, mask
     )
-    return _estimator(where, options)
-
-
-class _Options(NamedTuple):
-    distribution: directions.Distribution
-    num_directions: int
-    smoothing: Any
-    difference: differences.Difference
-    chunk_size: int
-    terms: bool
-    mask: base.Mask
-
-
-def _estimator(where: str, options: _Options) -> base.Estimator:
-    _check(where, options)
-
-    def init(params: base.Params) -> EstimatorState:
-        leaves.layout(where, params, options.mask)
-        return EstimatorState(jnp.zeros((), jnp.int32))
-
-    # Compiled here, so that a step outside of any jit compiles once too: what a bound
-    # `value_fn` is made of is compared, and its arrays are arguments.
-    @functools.partial(jax.jit, static_argnames=("layout", "has_aux"))
-    def run(
-        key: jax.Array,
-        value_fn: base.ValueFn,
-        params: base.Params,
-        state: EstimatorState,
-        layout: leaves.Layout,
-        has_aux: bool,
-    ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
-        schedule = options.smoothing
-        smoothing = schedule(state.count) if callable(schedule) else schedule
-        value, total, turn, info = _sum_over_directions(
-            options,
-            layout,
-            key,
-            differences.evaluation(
-                where, value_fn, terms=options.terms, has_aux=has_aux
-            ),
-            params,
-            jnp.asarray(smoothing, layout.dtype),
-        )
-        num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
-        factor = options.distribution.factor(layout.dim)
-        scale = factor / num_kept.astype(layout.dtype)
-        gradient = leaves.unravel(layout, params, scale * total, turn)
-        state = EstimatorState(optax.safe_increment(state.count))
-        return value, gradient, state, info
-
-    def estimate(
-        key: jax.Array | int,
-        value_fn: base.ValueFn,
-        params: base.Params,
-        state: EstimatorState,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
-        layout = leaves.layout(where, params, options.mask)
-        if not isinstance(value_fn, jax.tree_util.Partial):
-            value_fn = jax.tree_util.Partial(value_fn)
-        words = threefry.key_data(where, key)
-        return run(words, value_fn, params, state, layout, has_aux)
-
-    return base.Estimator(init, estimate, memoryless=not callable(options.smoothing))
-
-
-def _check(where: str, options: _Options) -> None:
-    checks.integer(
-        where,
-        "num_directions",
-        options.num_directions,
-        1,
-        "The variance of the estimate falls as one over it; 10 is a good start.",
-    )
-    checks.positive(
-        where, "smoothing", options.smoothing, _SMOOTHING_WAY_OUT, schedule=True
-    )
-    checks.instance(
-        where,
-        "difference",
-        options.difference,
-        differences.Difference,
-        "Pass `radazo.forward` or `radazo.central`.",
-    )
-    checks.integer(
-        where,
-        "chunk_size",
-        options.chunk_size,
-        1,
-        "1 takes one direction after the other, `num_directions` all at once.",
-    )
-    checks.instance(
-        where,
-        "terms",
-        options.terms,
-        bool,
-        "True says that `value_fn` returns terms whose sum is the objective.",
-    )
-
-
-def _sum_over_directions(
-    options: _Options,
-    layout: leaves.Layout,
-    key: jax.Array,
-    evaluate: differences.Evaluate,
-    params: base.Params,
-    smoothing: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, base.EstimateInfo]:
-    """The value, Σₖ slopeₖ · uₖ over kept directions, chunks done, what was seen."""
-    distribution, difference = options.distribution, options.difference
-    num_directions = options.num_directions
-    chunk_size = min(options.chunk_size, num_directions)
-    start = difference.start(evaluate, params)
-    prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
-
-    def one(k: jax.Array, turn: jax.Array) -> tuple[jax.Array, Any]:
-        direction = distribution.draw(prepared, k, layout.dim, layout.dtype)
-        slope, value, aux = difference.slope(
-            evaluate,
-            lambda step: leaves.perturb(layout, params, direction, step, turn),
-            start,
-            smoothing,
-        )
-        kept = jnp.isfinite(slope)
-        slope = jnp.where(kept, slope, jnp.zeros_like(slope))
-        return direction, (slope, kept, value, aux)
-
-    def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
-        total, turn = carry
-        if chunk_size == 1:
-            direction, seen = one(ks[0], turn)
-            total = total + seen[0].astype(layout.dtype) * direction
-            seen = jax.tree.map(lambda x: x[None], seen)
-        else:
-            block, seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
-            slopes = seen[0].astype(layout.dtype)
-            total = total + jnp.dot(slopes, block, precision=lax.Precision.HIGHEST)
-        return (total, turn + jnp.uint32(1)), seen
-
-    carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
-    ks = jnp.arange(num_directions, dtype=jnp.uint32)
-    whole = num_directions - num_directions % chunk_size
-    carry, seen = lax.scan(add_chunk, carry, ks[:whole].reshape(-1, chunk_size))
-    seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-    if whole < num_directions:
-        carry, rest = add_chunk(carry, ks[whole:])
-        seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
-
-    slopes, kept, values, auxs = seen
-    num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
-    if start is None:
-        num_kept = jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
-        sum_kept = jnp.sum(jnp.where(kept, values, jnp.zeros_like(values)))
-        mean = sum_kept / num_kept.astype(values.dtype)
-        value = jnp.where(jnp.any(kept), mean, values[0])
-        aux = jax.tree.map(lambda x: x[0], auxs)
-    else:
-        value, aux = jnp.sum(start[0]), start[1]
-    return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux)
+    return averaging.estimator(where, options)
 
 
 def sphere_estimator(
@@ -276,9 +88,9 @@ def sphere_estimator(
 ) -> base.Estimator:
     """Finite differences along K points of the unit sphere: the paper's estimator.
 
-    One norm over all leaves jointly; `smoothing` is the Euclidean distance moved. In low
-    precision mind that a step of 1e-3 moves only 1.2 % of a million bfloat16 weights of
-    size 0.02: there take `smoothing` near 1e-3 · √d, or `gaussian_estimator`.
+    One norm over all leaves jointly; `smoothing` is the Euclidean distance moved. In
+    low precision mind that a step of 1e-3 moves only 1.2 % of a million bfloat16
+    weights of size 0.02: there take `smoothing` near 1e-3 · √d, or another law.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing
       g = (d / K) · Σₖ slopeₖ · uₖ
@@ -306,9 +118,9 @@ def sphere_estimator(
       al., Refining adaptive zeroth-order optimization at ease, 2025. arXiv:2502.01014,
       equation 2.
     """
-    return _estimator(
+    return averaging.estimator(
         "sphere_estimator",
-        _Options(
+        averaging.Options(
             directions.sphere,
             num_directions,
             smoothing,
@@ -361,9 +173,9 @@ def gaussian_estimator(
       2017. Equation 22. With `central` and K = 1: Malladi et al., Fine-tuning language
       models with just forward passes, 2023. arXiv:2305.17333.
     """
-    return _estimator(
+    return averaging.estimator(
         "gaussian_estimator",
-        _Options(
+        averaging.Options(
             directions.gaussian,
             num_directions,
             smoothing,
@@ -415,9 +227,9 @@ def rademacher_estimator(
       Spall, Multivariate stochastic approximation using a simultaneous perturbation
       gradient approximation, 1992.
     """
-    return _estimator(
+    return averaging.estimator(
         "rademacher_estimator",
-        _Options(
+        averaging.Options(
             directions.rademacher,
             num_directions,
             smoothing,
@@ -465,9 +277,9 @@ def coordinate_estimator(
       Lian et al., A comprehensive linear speedup analysis for asynchronous stochastic
       parallel optimization from zeroth-order to first-order, 2016.
     """
-    return _estimator(
+    return averaging.estimator(
         "coordinate_estimator",
-        _Options(
+        averaging.Options(
             directions.coordinate,
             num_directions,
             smoothing,
@@ -519,9 +331,9 @@ def orthogonal_estimator(
       Kozak et al., Zeroth-order optimization with orthogonal random directions, 2023.
       arXiv:2107.03941.
     """
-    return _estimator(
+    return averaging.estimator(
         "orthogonal_estimator",
-        _Options(
+        averaging.Options(
             directions.orthogonal,
             num_directions,
             smoothing,

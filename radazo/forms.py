@@ -89,7 +89,7 @@ def value_and_grad(
         )
 
     def estimated_value_and_grad(
-        key: jax.Array | int, params: base.Params, *args: Any, **kwargs: Any
+        key: base.Key, params: base.Params, *args: Any, **kwargs: Any
     ) -> tuple[Any, base.Params]:
         value, gradient, _, info = estimator.estimate(
             key,
@@ -104,7 +104,7 @@ def value_and_grad(
 
 
 def estimate_gradient(
-    estimator: base.Estimator, key: jax.Array | int
+    estimator: base.Estimator, key: base.Key
 ) -> optax.GradientTransformationExtraArgs:
     """The estimator as the first link of an `optax.chain`.
 
@@ -147,7 +147,7 @@ def estimate_gradient(
 def with_estimator(
     estimator: base.Estimator,
     optimizer: optax.GradientTransformation,
-    key: jax.Array | int,
+    key: base.Key,
 ) -> optax.GradientTransformationExtraArgs:
     """Estimate the gradient, then let `optimizer` update with it.
 
@@ -188,7 +188,7 @@ def with_estimator(
 
 
 def attached(
-    where: str, estimator: base.Estimator, optimizer: Any, key: jax.Array | int
+    where: str, estimator: base.Estimator, optimizer: Any, key: base.Key
 ) -> optax.GradientTransformationExtraArgs:
     """`with_estimator`, whose messages say `where`."""
     _check_estimator(where, estimator)
@@ -219,12 +219,12 @@ def attached(
 
     def update(
         updates: Any,
-        state: WithEstimatorState,
+        state: Any,
         params: base.Params | None = None,
         *,
         value_fn: base.ValueFn | None = None,
         **extra: Any,
-    ) -> tuple[base.Params, WithEstimatorState]:
+    ) -> tuple[Any, Any]:
         del updates
         value_fn = _required(where, value_fn, params)
         named, rest = _split_by_name(value_fn, extra)
@@ -249,7 +249,7 @@ def attached(
         optimizer_state = _kept_state(seen, optimizer_state, state.optimizer)
         dropped = jnp.sum(~info.kept, dtype=jnp.int32)
         return updates, WithEstimatorState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             key_data=state.key_data,
             last_value=value.astype(state.last_value.dtype),
             num_values=_safe_add(state.num_values, info.num_values),
@@ -300,7 +300,7 @@ def _fast(params: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """`value_fn(params, *args, **kwargs)` without its arrays; equal if they alone differ."""
+    """`value_fn(params, *args, **kwargs)` without its arrays, which alone may differ."""
 
     treedef: Any
     static: tuple[Any, ...]
@@ -342,7 +342,11 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
         return keywords
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return keywords
-    by_name = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    by_name = {
+        p.name
+        for p in parameters
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
     return {name: x for name, x in keywords.items() if name in by_name}
 
 

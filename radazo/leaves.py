@@ -46,7 +46,9 @@ def layout(where: str, params: base.Params, mask: base.Mask = None) -> Layout:
         for (path, leaf), choice in zip(paths, chosen, strict=True)
     )
     leaves = [leaf for _, leaf in paths]
-    sizes = tuple(leaf.size if on else 0 for leaf, on in zip(leaves, active, strict=True))
+    sizes = tuple(
+        leaf.size if on else 0 for leaf, on in zip(leaves, active, strict=True)
+    )
     if leaves and not any(active):
         checks.fail(
             where,

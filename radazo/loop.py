@@ -251,7 +251,7 @@ def _counters(where: str, state: Any) -> forms.WithEstimatorState:
 
 def _compiled_steps(
     value_fn: base.ValueFn,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: Any,
     split: boxes.Split,
     batches: Any,
     box: Callable[[list[jax.Array]], list[jax.Array]] | None,
@@ -266,13 +266,13 @@ def _compiled_steps(
             return value_fn(params, **batch)
         return value_fn(params, batch)
 
-    def moved(arrays: list[jax.Array], updates: base.Params) -> list[jax.Array]:
+    def moved(arrays: list[jax.Array], updates: base.Params) -> list[Any]:
         changes = split.pick(split.treedef.flatten_up_to(updates))
-        arrays = [
+        changed: list[Any] = [
             optax.apply_updates(x, change) if boxes.is_floating(x) else x
             for x, change in zip(arrays, changes, strict=True)
         ]
-        return arrays if box is None else box(arrays)
+        return changed if box is None else box(changed)
 
     @jax.jit(donate_argnums=(0, 1))
     def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:

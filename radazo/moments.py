@@ -129,12 +129,10 @@ def scale_by_second_moment(
     """
     _check("scale_by_second_moment", 0.0, b2, eps, eps_root)
 
-    def init(params: base.Params) -> ScaleBySecondMomentState:
+    def init(params: base.Params) -> Any:
         return ScaleBySecondMomentState(_zeros(params))
 
-    def update(
-        updates: base.Params, state: ScaleBySecondMomentState, params: Any = None
-    ) -> tuple[base.Params, ScaleBySecondMomentState]:
+    def update(updates: base.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         nu = _mean(updates, state.nu, b2, jnp.square)
         return _ratio(updates, nu, eps, eps_root, updates), ScaleBySecondMomentState(nu)
@@ -184,18 +182,16 @@ def scale_by_radazo(
     """
     _check("scale_by_radazo", b1, b2, eps, eps_root)
 
-    def init(params: base.Params) -> ScaleByRadazoState:
+    def init(params: base.Params) -> Any:
         count = jnp.zeros((), jnp.int32)
         return ScaleByRadazoState(count, _zeros(params, mu_dtype), _zeros(params))
 
-    def update(
-        updates: base.Params, state: ScaleByRadazoState, params: Any = None
-    ) -> tuple[base.Params, ScaleByRadazoState]:
+    def update(updates: base.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
         nu = _mean(mu, state.nu, b2, jnp.square)
         scaled = _ratio(mu, nu, eps, eps_root, updates)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByRadazoState(count, _like(mu, state.mu), nu)
 
     return optax.GradientTransformation(init, update)
@@ -252,7 +248,7 @@ def scale_by_zo_adamm(
         where, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
     )
 
-    def init(params: base.Params) -> ScaleByZoAdammState:
+    def init(params: base.Params) -> Any:
         return ScaleByZoAdammState(
             jnp.zeros((), jnp.int32),
             _zeros(params, mu_dtype),
@@ -260,15 +256,13 @@ def scale_by_zo_adamm(
             _zeros(params) if amsgrad else None,
         )
 
-    def update(
-        updates: base.Params, state: ScaleByZoAdammState, params: Any = None
-    ) -> tuple[base.Params, ScaleByZoAdammState]:
+    def update(updates: base.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
         nu = _mean(updates, state.nu, b2, jnp.square)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
         scaled = _ratio(mu, nu_max if amsgrad else nu, eps, eps_root, updates)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByZoAdammState(count, _like(mu, state.mu), nu, nu_max)
 
     return optax.GradientTransformation(init, update)
@@ -334,7 +328,7 @@ def _ratio(
 
 
 def _typed(constant: Any, dtype: Any) -> Any:
-    """An injected hyperparameter in `dtype`; a Python number takes the type it meets."""
+    """An injected hyperparameter in `dtype`; a Python number takes what it meets."""
     return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
 
 

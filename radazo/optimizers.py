@@ -6,7 +6,6 @@ optax has is taken from optax: they differ in the one link named `rule`.
 
 from typing import Any
 
-import jax
 import optax
 
 from radazo import base, checks, estimators, forms, moments
@@ -16,7 +15,7 @@ def radazo(
     learning_rate: base.Schedule | float,
     estimator: base.Estimator | None = None,
     *,
-    key: jax.Array | int,
+    key: base.Key,
     b1: float = 0.9,
     b2: float = 0.99,
     eps: float = 0.0,
@@ -27,10 +26,10 @@ def radazo(
 ) -> optax.GradientTransformationExtraArgs:
     """Refined adaptive zeroth-order optimization, R-AdaZO.
 
-    At an equal learning rate a step is about √((1 + b1) / (1 − b1)) times (4.36 times at
-    b1 = 0.9) that of `zo_adamm` where estimates are mostly noise: divide a learning rate
-    that was tuned for `zo_adamm` by it. The first steps move each parameter by up to
-    learning_rate / √(1 − b2), ten times the learning rate; warm it up if that matters.
+    At an equal learning rate a step is about √((1 + b1) / (1 − b1)) times (4.36 times
+    at b1 = 0.9) that of `zo_adamm` where estimates are mostly noise: divide a learning
+    rate that was tuned for `zo_adamm` by it. The first steps move each parameter by up
+    to learning_rate / √(1 − b2), ten times the learning rate; warm it up if need be.
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · mu²
@@ -82,7 +81,7 @@ def zo_adamm(
     learning_rate: base.Schedule | float,
     estimator: base.Estimator | None = None,
     *,
-    key: jax.Array | int,
+    key: base.Key,
     b1: float = 0.9,
     b2: float = 0.99,
     eps: float = 0.0,
@@ -134,9 +133,7 @@ def zo_adamm(
     return _optimizer(
         "zo_adamm",
         estimator,
-        moments.scale_by_zo_adamm(
-            b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad
-        ),
+        moments.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad),
         key,
         learning_rate,
         weight_decay,
@@ -148,7 +145,7 @@ def zo_rmsprop(
     learning_rate: base.Schedule | float,
     estimator: base.Estimator | None = None,
     *,
-    key: jax.Array | int,
+    key: base.Key,
     b2: float = 0.99,
     eps: float = 0.0,
     eps_root: float = 1e-8,
@@ -205,7 +202,7 @@ def zo_sgd(
     learning_rate: base.Schedule | float,
     estimator: base.Estimator | None = None,
     *,
-    key: jax.Array | int,
+    key: base.Key,
     momentum: float | None = None,
     mu_dtype: Any = None,
     weight_decay: float = 0.0,
@@ -264,7 +261,7 @@ def zo_signsgd(
     learning_rate: base.Schedule | float,
     estimator: base.Estimator | None = None,
     *,
-    key: jax.Array | int,
+    key: base.Key,
     weight_decay: float = 0.0,
     weight_decay_mask: base.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -320,7 +317,7 @@ def _optimizer(
     where: str,
     estimator: base.Estimator | None,
     rule: optax.GradientTransformation,
-    key: jax.Array | int,
+    key: base.Key,
     learning_rate: base.Schedule | float,
     weight_decay: float,
     weight_decay_mask: base.Mask,
@@ -329,7 +326,7 @@ def _optimizer(
         where,
         "learning_rate",
         learning_rate,
-        "It is the size of a step, or a schedule of it; to maximize, negate `value_fn`.",
+        "It is the size of a step or a schedule of it; to maximize, negate `value_fn`.",
         schedule=True,
     )
     checks.non_negative(

@@ -10,7 +10,7 @@ Key contract, version 1. With `key` the two uint32 words of a threefry key:
   fold_in(key, n)    = threefry(key, (0, n))                    as jax.random.fold_in
   bits(key)[i]       = hi ^ lo, (hi, lo) = threefry(key, i)     as jax.random.bits
   normal(key)[i]     = √2 · erf⁻¹(uniform of bits(key)[i])      as jax.random.normal
-  signs(key)[i]      = −1 where bit 31 − (i mod 32) of bits(key)[i div 32] is set, else 1
+  signs(key)[i]      = −1 if bit 31 − (i mod 32) of bits(key)[i div 32] is set, else 1
 
 where `as` means the same bits as JAX's generator in its partitionable form, at shape
 (d,). An element depends on nothing but the key, its index and the type, so that a part
@@ -58,7 +58,9 @@ def key_data(where: str, key: Any) -> jax.Array:
         return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         got = f"a scalar of type {key.dtype}"
-        checks.fail(where, "key", "be a key or an integer seed", got, way_out, TypeError)
+        checks.fail(
+            where, "key", "be a key or an integer seed", got, way_out, TypeError
+        )
     if str(jax.random.key_impl(key)) != "threefry2x32":
         checks.fail(
             where,

@@ -1,0 +1,197 @@
+"""The mean of slope times direction: all at once, in chunks, or one at a time.
+
+  g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
+
+`chunk_size` directions are drawn and evaluated at a time: with 1 a direction is drawn,
+evaluated, added and forgotten (a step then needs one perturbed point and one
+accumulator, whatever K), with `num_directions` all are evaluated in one batch. The
+directions are the same; the estimate differs in its last places, since a chunk is
+summed before it is added, and since a batched function may round differently.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from radazo import base, checks, differences, directions, leaves, threefry
+
+_SMOOTHING_WAY_OUT = (
+    "It is the distance moved along a direction, or a schedule of it: "
+    "for float32 and a function of order one, 1e-3 is a good start."
+)
+
+
+class EstimatorState(NamedTuple):
+    """State of an estimator that remembers nothing but the time.
+
+    Attributes:
+      count: int32 scalar, estimates so far; the schedule of `smoothing` reads it.
+    """
+
+    count: jax.Array
+
+
+class Options(NamedTuple):
+    """The arguments of `finite_difference_estimator`."""
+
+    distribution: directions.Distribution
+    num_directions: int
+    smoothing: Any
+    difference: differences.Difference
+    chunk_size: int
+    terms: bool
+    mask: base.Mask
+
+
+def estimator(where: str, options: Options) -> base.Estimator:
+    """The estimator of these options, whose messages say `where`."""
+    _check(where, options)
+
+    def init(params: base.Params) -> EstimatorState:
+        leaves.layout(where, params, options.mask)
+        return EstimatorState(jnp.zeros((), jnp.int32))
+
+    # Compiled here, so that a step outside of any jit compiles once too: what a bound
+    # `value_fn` is made of is compared, and its arrays are arguments.
+    @functools.partial(jax.jit, static_argnames=("layout", "has_aux"))
+    def run(
+        key: jax.Array,
+        value_fn: base.ValueFn,
+        params: base.Params,
+        state: EstimatorState,
+        layout: leaves.Layout,
+        has_aux: bool,
+    ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
+        schedule = options.smoothing
+        smoothing = schedule(state.count) if callable(schedule) else schedule
+        value, total, turn, info = _sum_over_directions(
+            options,
+            layout,
+            key,
+            differences.evaluation(
+                where, value_fn, terms=options.terms, has_aux=has_aux
+            ),
+            params,
+            jnp.asarray(smoothing, layout.dtype),
+        )
+        num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
+        factor = options.distribution.factor(layout.dim)
+        scale = factor / num_kept.astype(layout.dtype)
+        gradient = leaves.unravel(layout, params, scale * total, turn)
+        state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
+        return value, gradient, state, info
+
+    def estimate(
+        key: base.Key,
+        value_fn: base.ValueFn,
+        params: base.Params,
+        state: EstimatorState,
+        *,
+        has_aux: bool = False,
+    ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
+        layout = leaves.layout(where, params, options.mask)
+        if not isinstance(value_fn, jax.tree_util.Partial):
+            value_fn = jax.tree_util.Partial(value_fn)
+        words = threefry.key_data(where, key)
+        return run(words, value_fn, params, state, layout, has_aux)
+
+    return base.Estimator(init, estimate, memoryless=not callable(options.smoothing))
+
+
+def _check(where: str, options: Options) -> None:
+    checks.integer(
+        where,
+        "num_directions",
+        options.num_directions,
+        1,
+        "The variance of the estimate falls as one over it; 10 is a good start.",
+    )
+    checks.positive(
+        where, "smoothing", options.smoothing, _SMOOTHING_WAY_OUT, schedule=True
+    )
+    checks.instance(
+        where,
+        "difference",
+        options.difference,
+        differences.Difference,
+        "Pass `radazo.forward` or `radazo.central`.",
+    )
+    checks.integer(
+        where,
+        "chunk_size",
+        options.chunk_size,
+        1,
+        "1 takes one direction after the other, `num_directions` all at once.",
+    )
+    checks.instance(
+        where,
+        "terms",
+        options.terms,
+        bool,
+        "True says that `value_fn` returns terms whose sum is the objective.",
+    )
+
+
+def _sum_over_directions(
+    options: Options,
+    layout: leaves.Layout,
+    key: jax.Array,
+    evaluate: differences.Evaluate,
+    params: base.Params,
+    smoothing: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, base.EstimateInfo]:
+    """The value, Σₖ slopeₖ · uₖ over kept directions, chunks done, what was seen."""
+    distribution, difference = options.distribution, options.difference
+    num_directions = options.num_directions
+    chunk_size = min(options.chunk_size, num_directions)
+    start = difference.start(evaluate, params)
+    prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
+
+    def one(k: jax.Array, turn: jax.Array) -> tuple[jax.Array, Any]:
+        direction = distribution.draw(prepared, k, layout.dim, layout.dtype)
+        slope, value, aux = difference.slope(
+            evaluate,
+            lambda step: leaves.perturb(layout, params, direction, step, turn),
+            start,
+            smoothing,
+        )
+        kept = jnp.isfinite(slope)
+        slope = jnp.where(kept, slope, jnp.zeros_like(slope))
+        return direction, (slope, kept, value, aux)
+
+    def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
+        total, turn = carry
+        if chunk_size == 1:
+            direction, seen = one(ks[0], turn)
+            total = total + seen[0].astype(layout.dtype) * direction
+            seen = jax.tree.map(lambda x: x[None], seen)
+        else:
+            block, seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
+            slopes = seen[0].astype(layout.dtype)
+            total = total + jnp.dot(slopes, block, precision=lax.Precision.HIGHEST)
+        return (total, turn + jnp.uint32(1)), seen
+
+    carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
+    ks = jnp.arange(num_directions, dtype=jnp.uint32)
+    whole = num_directions - num_directions % chunk_size
+    carry, seen = lax.scan(add_chunk, carry, ks[:whole].reshape(-1, chunk_size))
+    seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    if whole < num_directions:
+        carry, rest = add_chunk(carry, ks[whole:])
+        seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
+
+    slopes, kept, values, auxs = seen
+    num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
+    if start is None:
+        num_kept = jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
+        sum_kept = jnp.sum(jnp.where(kept, values, jnp.zeros_like(values)))
+        mean = sum_kept / num_kept.astype(values.dtype)
+        value = jnp.where(jnp.any(kept), mean, values[0])
+        aux = jax.tree.map(lambda x: x[0], auxs)
+    else:
+        value, aux = jnp.sum(start[0]), start[1]
+    return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux)
