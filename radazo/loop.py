@@ -266,13 +266,18 @@ def _compiled_steps(
             return value_fn(params, **batch)
         return value_fn(params, batch)
 
-    def moved(arrays: list[jax.Array], updates: base.Params) -> list[Any]:
+    def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
         changes = split.pick(split.treedef.flatten_up_to(updates))
         changed: list[Any] = [
             optax.apply_updates(x, change) if boxes.is_floating(x) else x
             for x, change in zip(arrays, changes, strict=True)
         ]
-        return changed if box is None else box(changed)
+        return [
+            jnp.where(ended, x, new) if boxes.is_floating(x) else x
+            for x, new in zip(
+                arrays, changed if box is None else box(changed), strict=True
+            )
+        ]
 
     @jax.jit(donate_argnums=(0, 1))
     def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
@@ -288,10 +293,7 @@ def _compiled_steps(
             ended = jnp.asarray(False)
             if stop is not None:
                 ended = _answer(stop(counters.last_value, params))
-            arrays = [
-                jnp.where(ended, old, new)
-                for old, new in zip(arrays, moved(arrays, updates), strict=True)
-            ]
+            arrays = moved(arrays, updates, ended)
             values = values.at[i].set(counters.last_value)
             num_values = num_values.at[i].set(counters.num_values)
             return arrays, state, values, num_values, i + 1, ended
