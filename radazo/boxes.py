@@ -32,12 +32,14 @@ class Split(NamedTuple):
 
 
 def split(params: base.Params) -> Split:
+    """`params` apart; NumPy arrays and scalars count as arrays."""
     leaves, treedef = jax.tree.flatten(params)
     is_array = [isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves]
     return Split(treedef, is_array, leaves)
 
 
 def is_floating(array: Any) -> bool:
+    """Whether `array` can be moved."""
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 

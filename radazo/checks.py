@@ -49,7 +49,7 @@ def integer(where: str, argument: str, value: Any, minimum: int, way_out: str) -
         fail(where, argument, f"be at least {minimum}", repr(value), way_out)
 
 
-def number(
+def _number(
     where: str,
     argument: str,
     value: Any,
@@ -73,7 +73,7 @@ def positive(
     where: str, argument: str, value: Any, way_out: str, *, schedule: bool = False
 ) -> None:
     """`value` is greater than 0."""
-    number(
+    _number(
         where,
         argument,
         value,
@@ -88,7 +88,7 @@ def non_negative(
     where: str, argument: str, value: Any, way_out: str, *, schedule: bool = False
 ) -> None:
     """`value` is 0 or greater."""
-    number(
+    _number(
         where,
         argument,
         value,
@@ -101,7 +101,7 @@ def non_negative(
 
 def decay(where: str, argument: str, value: Any) -> None:
     """`value` is a decay rate, in [0, 1)."""
-    number(
+    _number(
         where,
         argument,
         value,
