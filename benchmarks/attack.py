@@ -1,4 +1,27 @@
-"""Black-box attack on an image classifier: TODO."""
+"""Black-box attack on an image classifier, by its answers alone.
+
+  python -m benchmarks attack              15 s of processor time, two CPU cores
+
+  digits: the victim is right on 92.80% of the test images. Attacked: 0, 1, 2, ...
+
+                         radazo            zo_adamm
+       image   label      steps   values      steps   values
+   ─────────────────────────────────────────────────────────
+           0   0 → 1        136      409        516    1,549
+           1   1 → 2        121      364        676    2,029
+         ...
+      median                 82      246        400    1,201
+   successes           10 of 10            10 of 10
+
+  python -m benchmarks attack --dataset mnist --data-dir DIR    320 s, both cores busy
+
+           1   2 → 3      5,359   16,078     13,915   41,746
+
+Counted are the smallest t with f(θₜ) < 0, t from 0, and the function values up to and
+with that one. At a shared rate R-AdaZO needs 2.6 to 4.9 times fewer steps; ZO-AdaMM
+with its rate matched (--methods zo_adamm_matched) needs 84 (median) on the digits and
+5,150 on MNIST.
+"""
 
 import argparse
 import functools
@@ -14,7 +37,6 @@ import optax
 from jax import lax
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
@@ -22,35 +44,11 @@ import radazo
 from benchmarks import records
 from benchmarks.methods import CAVEAT, METHODS, Method, chosen
 from benchmarks.problems import attack as problem
-from benchmarks.problems import digits, mnist, victims
+from benchmarks.problems import mnist
+from benchmarks.victim import BOUNDS, Victim, victim_of
 
 STEPS_PER_CALL = 250
-NUM_IMAGES = 10
-# The bound of the paper for MNIST. For digits one of 0.2 is too small for two of ten
-# images within 20,000 steps, whatever the method; at 0.3 all ten succeed.
-BOUNDS = {"digits": 0.3, "mnist": 0.2}
 SHOWN = 5
-
-
-class Victim(NamedTuple):
-    """A trained classifier and the test images at which it is attacked.
-
-    Attributes:
-      log_probs: `log_probs(weights, image) -> (classes,)`.
-      weights: Its weights.
-      indices: (n,) which of the test images.
-      images: (n, height, width) in [0, 1].
-      labels, targets: (n,) what they are, and what they are to be taken for.
-      accuracy: Share of all test images that are classified correctly.
-    """
-
-    log_probs: problem.LogProbs
-    weights: Any
-    indices: np.ndarray
-    images: jax.Array
-    labels: np.ndarray
-    targets: np.ndarray
-    accuracy: float
 
 
 class Outcome(NamedTuple):
@@ -70,6 +68,10 @@ class Outcome(NamedTuple):
     compile_seconds: float
 
 
+def whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks attack",
@@ -82,13 +84,17 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add(
         "--data-dir",
         type=Path,
-        default=os.environ.get("RADAZO_DATA_DIR"),
+        default=os.environ.get("RADAZO_DATA_DIR") or None,
         help="folder in which mnist/ lies; by default the variable RADAZO_DATA_DIR",
     )
     add("--weights", type=Path, help=f"by default mnist/{mnist.WEIGHTS}, if there")
     add("--epochs", type=int, default=2, help="of training, if there are no weights")
     add("--save-weights", type=Path, help="where to keep weights trained for mnist")
-    add("--images", help="test images from 0, as 1,5,7; one twice starts twice")
+    add(
+        "--images",
+        type=whole_numbers,
+        help="test images from 0, as 1,5,7; one twice starts twice",
+    )
     add("--bound", type=float, help=f"largest change of a pixel; by default {BOUNDS}")
     add("--start", choices=["normal", "zeros"], default="normal", help="first θ")
     add("--steps", type=int, default=20000, help="largest number of steps")
@@ -113,7 +119,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = arguments(argv)
-    console = Console()
+    console = records.console()
     try:
         victim = victim_of(args, console)
     except FileNotFoundError as error:
@@ -121,7 +127,6 @@ def main(argv: list[str]) -> None:
     console.print(
         f"{args.dataset}: the victim is right on {victim.accuracy:.2%} of the test "
         f"images. Attacked: {', '.join(map(str, victim.indices))}.",
-        highlight=False,
     )
     args.output.mkdir(parents=True, exist_ok=True)
     outcomes = {}
@@ -135,71 +140,10 @@ def main(argv: list[str]) -> None:
         console.print("No method was finished.")
         return
     console.print(table(victim, outcomes))
-    console.print(CAVEAT, style="dim", highlight=False)
+    console.print(CAVEAT, style="dim")
     path = args.output / f"attack_{args.dataset}.png"
     draw(victim, outcomes, args, path)
     console.print(f"Figure: {path}\nResult lines: {args.output / 'attack.jsonl'}")
-
-
-def victim_of(args: argparse.Namespace, console: Console) -> Victim:
-    """The trained victim, and the images to attack that it classifies correctly."""
-    if args.dataset == "digits":
-        data, log_probs = digits.load(), digits.log_probs
-        weights = trained(digits, data, digits.EPOCHS)
-    else:
-        folder = args.data_dir / "mnist"
-        data, log_probs = mnist.load(folder), mnist.log_probs
-        path = args.weights
-        if path is None and (folder / mnist.WEIGHTS).exists():
-            path = folder / mnist.WEIGHTS
-        if path is None:
-            weights = trained(mnist, data, args.epochs)
-            if args.save_weights is not None:
-                np.savez(args.save_weights, **weights)
-        else:
-            weights = mnist.load_weights(path)
-    found = victims.predict(log_probs, weights, data.test_images).argmax(axis=1)
-    right = found == data.test_labels
-    if args.images is None:
-        first = np.flatnonzero(right)[:NUM_IMAGES]
-        indices = first if args.dataset == "digits" else np.array([1])
-    else:
-        indices = np.array([int(index) for index in args.images.split(",")])
-    for index in indices[~right[indices]]:
-        console.print(f"Image {index} is left out: it is taken for a {found[index]}.")
-    indices = indices[right[indices]]
-    if not indices.size:
-        raise SystemExit("benchmarks attack: no image is left to attack.")
-    images, labels = (
-        victims.pixels(data.test_images[indices]),
-        data.test_labels[indices],
-    )
-    targets = ((labels + 1) % 10).astype(np.int32)
-    return Victim(
-        log_probs, weights, indices, images, labels, targets, float(right.mean())
-    )
-
-
-def trained(module: Any, data: victims.Data, epochs: int) -> Any:
-    """The network of `module`, trained from its first weights."""
-    total = victims.num_batches(len(data.train_images), epochs, module.BATCH_SIZE)
-    batches = victims.train(
-        module.log_probs,
-        module.init(jax.random.key(0)),
-        data.train_images,
-        data.train_labels,
-        epochs=epochs,
-        batch_size=module.BATCH_SIZE,
-        learning_rate=module.LEARNING_RATE,
-    )
-    with tqdm(
-        total=total, desc="training", unit="batch", disable=None, leave=False
-    ) as bar:
-        for step in batches:
-            weights, loss = step
-            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-            bar.update()
-    return weights
 
 
 def run(victim: Victim, method: Method, args: argparse.Namespace) -> Outcome:

@@ -1,4 +1,4 @@
-"""Result lines: one JSON object a line, with all it takes to make the number again.
+"""What is kept and printed. A result line has all it takes to make the number again:
 
   {"command": "synthetic", "date": "...", "commit": "...", "versions": {...},
    "device": {...}, "seeds": [...], "settings": {...}, "numbers": {...}}
@@ -12,14 +12,21 @@ import math
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from rich.console import Console
 
 import radazo
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, and 100 columns where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
 def append(

@@ -41,7 +41,9 @@ def train(
     @jax.jit
     def step(weights: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
         loss, gradient = jax.value_and_grad(loss_fn)(weights, images, labels)
-        updates, state = optimizer.update(gradient, state)
+        # optax.adam raises a float to an integer count, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(weights, updates), state, loss
 
     state = optimizer.init(weights)
