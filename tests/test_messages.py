@@ -18,7 +18,7 @@ DISTANCE = "It is the distance moved along a direction, or a schedule of it"
 SHARE = "It is the share of the past that a moment keeps at each step."
 DIVISION = "It keeps the division from overflowing."
 SEED = "Pass `jax.random.key(seed)` or the seed itself."
-STEP = "It is the size of a step, or a schedule of it; to maximize, negate `value_fn`."
+STEP = "It is the size of a step or a schedule of it; to maximize, negate `value_fn`."
 A_CALL = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
 
 
