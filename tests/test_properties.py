@@ -1,354 +1,251 @@
-"""Exact and statistical properties of the method, and what a step reads and keeps.
+"""What holds for any parameters and any arguments that are allowed."""
 
-Statistical tolerances are five standard errors, computed from the sample.
-"""
+import functools
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from conftest import ESTIMATORS, quick_jit
+from hypothesis import Phase, given, settings
 
 import radazo
 
-B1, B2 = 0.9, 0.99
-RULES = {
-    "radazo": lambda **kw: radazo.scale_by_radazo(B1, B2, **kw),
-    "zo_adamm": lambda **kw: radazo.scale_by_zo_adamm(B1, B2, **kw),
-    "zo_rmsprop": lambda **kw: radazo.scale_by_second_moment(B2, **kw),
+# Every new shape and every new estimator compiles: few of each, the same at every run.
+SHAPES = [(), (0,), (3,), (2, 2)]
+FLOATS = ["float16", "bfloat16", "float32"]
+DISTRIBUTIONS = {
+    "sphere": radazo.sphere,
+    "gaussian": radazo.gaussian,
+    "rademacher": radazo.rademacher,
+    "coordinate": radazo.coordinate,
+    "orthogonal": radazo.orthogonal,
 }
-EPS = np.finfo(np.float32).eps
-
-
-def updates_of(rule, gradients):
-    """(T, d): what `rule` makes of the rows of `gradients`."""
-
-    def step(state, gradient):
-        updates, state = rule.update(gradient, state)
-        return state, updates
-
-    gradients = jnp.asarray(gradients, jnp.result_type(float))
-    return np.asarray(jax.lax.scan(step, rule.init(gradients[0]), gradients)[1])
-
-
-def wild_gradients(num_steps=300, d=50, seed=0):
-    """Gradients whose sizes change by many orders of magnitude from step to step."""
-    rng = np.random.default_rng(seed)
-    size = np.exp(rng.normal(0, 4, (num_steps, 1)))
-    return size * rng.standard_cauchy((num_steps, d))
-
-
-def within_standard_errors(samples, expected, slack=0.0):
-    """The mean over axis 0 of `samples` is `expected`, to five standard errors."""
-    error = np.abs(np.mean(samples, axis=0) - expected)
-    standard_error = np.std(samples, axis=0) / np.sqrt(len(samples))
-    assert np.all(error <= 5 * standard_error + slack), error / standard_error
-
-
-# P1 to P4: what holds for any gradients.
-
-
-def test_p1_a_radazo_step_is_at_most_one_over_the_root_of_one_minus_b2():
-    steps = updates_of(RULES["radazo"](eps_root=0.0), wild_gradients())
-    bound = 1 / np.sqrt(1 - B2)
-    assert np.max(np.abs(steps)) <= bound * (1 + 8 * EPS)
-    assert np.max(np.abs(steps)) > 0.99 * bound  # The bound is attained.
-
-
-def test_p1_a_zo_adamm_step_has_no_such_bound():
-    gradients = np.concatenate([np.ones((1, 1)), np.zeros((40, 1))])
-    options = {"b1": 0.9, "b2": 0.5, "eps_root": 0.0}
-    bound = 1 / np.sqrt(1 - 0.5) * (1 + 8 * EPS)
-    adamm = updates_of(radazo.scale_by_zo_adamm(**options), gradients)
-    refined = updates_of(radazo.scale_by_radazo(**options), gradients)
-    assert np.max(np.abs(adamm)) > 10 * bound
-    assert np.max(np.abs(refined)) <= bound
-
-
-@pytest.mark.parametrize(
-    ("name", "length"),
-    [
-        ("radazo", 1 / np.sqrt(1 - B2)),
-        ("zo_adamm", (1 - B1) / np.sqrt(1 - B2)),
-        ("zo_rmsprop", 1 / np.sqrt(1 - B2)),
-    ],
+# Without shrinking: it would compile for minutes to make a small example smaller.
+properties = settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=6,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
 )
-def test_p2_the_first_step_has_one_length_whatever_the_gradient(name, length):
-    gradients = wild_gradients(num_steps=1)
-    step = updates_of(RULES[name](eps_root=0.0), gradients)
-    np.testing.assert_allclose(step, length * np.sign(gradients), rtol=8 * EPS)
+costly = settings(properties, max_examples=4)
+seeds = st.integers(0, 2**31 - 1)
+names = st.sampled_from(list(ESTIMATORS))
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_p3_without_a_constant_the_scale_of_the_gradients_does_not_matter(name):
-    gradients = wild_gradients(num_steps=50)
-    rule = RULES[name](eps_root=0.0)
-    # Times a power of four no rounding differs, so that equal means equal.
-    np.testing.assert_array_equal(
-        updates_of(rule, 2.0**-10 * gradients), updates_of(rule, gradients)
+@st.composite
+def leaves(draw, dtypes):
+    shape, dtype = draw(st.sampled_from(SHAPES)), draw(st.sampled_from(dtypes))
+    size = int(np.prod(shape))
+    eighths = draw(st.lists(st.integers(-16, 16), min_size=size, max_size=size))
+    values = np.reshape(np.array(eighths), shape)
+    return jnp.asarray(values if dtype == "int32" else values / 8, dtype)
+
+
+def trees(*dtypes):
+    """Nested dicts, tuples and lists with at least one number to perturb."""
+    first = st.builds(
+        lambda x: jnp.asarray([x, 1.0, -x], dtypes[0]), st.floats(-2, 2, width=16)
     )
+    others = st.recursive(
+        st.one_of(st.none(), leaves(dtypes)),
+        lambda inside: st.one_of(
+            st.dictionaries(st.sampled_from("abc"), inside, max_size=2),
+            st.tuples(inside, inside),
+            st.lists(inside, max_size=2),
+        ),
+        max_leaves=3,
+    )
+    return st.fixed_dictionaries({"first": first, "others": others})
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_p3_with_a_constant_inside_the_root_the_scale_matters(name):
-    gradients = wild_gradients(num_steps=5)
-    rule = RULES[name](eps_root=1.0)
-    assert np.any(updates_of(rule, 2.0**-10 * gradients) != updates_of(rule, gradients))
+any_trees = trees(*FLOATS, "int32")
+float32_trees = trees("float32")
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        radazo.scale_by_radazo(0.0, B2, 1e-3, 1e-4),
-        radazo.scale_by_zo_adamm(0.0, B2, 1e-3, 1e-4),
-    ],
-    ids=["radazo", "zo_adamm"],
+def is_float(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def value_fn(params, scale=1.0, tilt=0.0):
+    """scale · Σ (x − 1/2)² + tilt · Σ x over all floating-point leaves."""
+    xs = [x.astype(jnp.float32) for x in jax.tree.leaves(params) if is_float(x)]
+    return sum(scale * jnp.sum((x - 0.5) ** 2) + tilt * jnp.sum(x) for x in xs)
+
+
+@functools.cache
+def estimated(name, **options):
+    """One compiled function for all examples that agree on the estimator."""
+    estimator = ESTIMATORS[name](**{"num_directions": 3, "smoothing": 0.125} | options)
+    return quick_jit(radazo.value_and_grad(value_fn, estimator))
+
+
+arguments = st.fixed_dictionaries(
+    {
+        "num_directions": st.sampled_from([1, 3]),
+        "smoothing": st.sampled_from([0.125, 0.5]),
+        "difference": st.sampled_from([radazo.forward, radazo.central]),
+        "chunk_size": st.sampled_from([1, 2, 5]),
+    }
 )
-def test_p4_without_momentum_every_adaptive_rule_is_rmsprop(rule):
-    gradients = wild_gradients(num_steps=50)
-    rmsprop = radazo.scale_by_second_moment(B2, 1e-3, 1e-4)
-    np.testing.assert_array_equal(
-        updates_of(rule, gradients), updates_of(rmsprop, gradients)
-    )
 
 
-# P5: the variance of an estimate of the gradient of a linear function.
-
-A = np.array([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
-D, K = len(A), 3
-SQUARE = float(A @ A)
-SPHERE = D / (D + 2) * (SQUARE + 2 * A**2) - A**2
-VARIANCE = {
-    "sphere": SPHERE / K,
-    "gaussian": (SQUARE + A**2) / K,
-    "rademacher": (SQUARE - A**2) / K,
-    "coordinate": (D - 1) * A**2 / K,
-    # Drawn without replacement from d that add up to the gradient exactly.
-    "orthogonal": SPHERE / K * (D - K) / (D - 1),
-}
-TOTAL = {
-    "sphere": (D - 1) * SQUARE / K,
-    "gaussian": (D + 1) * SQUARE / K,
-    "rademacher": (D - 1) * SQUARE / K,
-    "coordinate": (D - 1) * SQUARE / K,
-    "orthogonal": (D / K - 1) * SQUARE,
-}
-MAKERS = {
-    "sphere": radazo.sphere_estimator,
-    "gaussian": radazo.gaussian_estimator,
-    "rademacher": radazo.rademacher_estimator,
-    "coordinate": radazo.coordinate_estimator,
-    "orthogonal": radazo.orthogonal_estimator,
-}
+def described(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-def linear(params):
-    x, y = params
-    return jnp.sum(x * jnp.asarray(A[:4].reshape(2, 2), x.dtype)) + jnp.sum(
-        y * jnp.asarray(A[4:], y.dtype)
-    )
+def assert_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def estimates_of(name, num, seed=0):
-    """(num, d): estimates of A from `num` independent keys."""
-    estimator = MAKERS[name](num_directions=K, smoothing=0.5)
-    value_and_grad = radazo.value_and_grad(linear, estimator)
-    params = (jnp.zeros((2, 2)), jnp.zeros(2))
+def assert_near(first, second, tolerance):
+    def near(x, y):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
 
-    def one(key):
-        x, y = value_and_grad(key, params)[1]
-        return jnp.concatenate([x.ravel(), y])
-
-    keys = jax.random.split(jax.random.key(seed), num)
-    return np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
+    jax.tree.map(near, first, second)
 
 
-# Rounding of a slope of order |A| at a smoothing of one half, times d.
-SLOPE_ROUNDING = 8 * D * EPS * float(np.sum(np.abs(A)))
-
-
-@pytest.mark.parametrize("name", MAKERS)
-def test_p5_an_estimate_has_the_mean_and_the_variance_of_its_law(name):
-    samples = estimates_of(name, 20_000)
-    within_standard_errors(samples, A, SLOPE_ROUNDING)
-    squares = (samples - A) ** 2
-    within_standard_errors(squares, VARIANCE[name], SLOPE_ROUNDING * np.abs(A).max())
-    within_standard_errors(np.sum(squares, axis=1), TOTAL[name])
-
-
-def test_p5_the_variances_of_the_coordinates_add_up_to_the_total():
-    for name in MAKERS:
-        np.testing.assert_allclose(np.sum(VARIANCE[name]), TOTAL[name], rtol=1e-12)
-
-
-# P6 to P8: what averaging does to noise.
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("t", [1, 2, 10, 60])
-def test_p6_the_variance_of_the_first_moment_falls_by_the_closed_form(seed, t):
-    noise = np.random.default_rng(seed).normal(0, 3, (t, 20_000))
-    last = updates_of(radazo.first_moment(B1), noise)[-1]
-    expected = (1 - B1) / (1 + B1) * (1 - B1 ** (2 * t)) * 3.0**2
-    within_standard_errors(last**2, expected)
-
-
-def cosines_squared(num_directions, num_steps):
-    """(N,) cos² between grad f and the momentum, of N runs; and d."""
-    d, num = 400, 1000
-    estimator = radazo.sphere_estimator(num_directions=num_directions, smoothing=0.5)
-    a = np.zeros(d, np.float32)
-    a[0] = 1  # The law is that of any direction.
-    value_and_grad = radazo.value_and_grad(lambda x: x[0], estimator)
-
-    def one(key):
-        def step(m, t):
-            g = value_and_grad(jax.random.fold_in(key, t), jnp.zeros(d))[1]
-            return B1 * m + (1 - B1) * g, None
-
-        ts = jnp.arange(num_steps, dtype=jnp.uint32)
-        m, _ = jax.lax.scan(step, jnp.zeros(d), ts)
-        return m[0] ** 2 / jnp.sum(m**2)
-
-    keys = jax.random.split(jax.random.key(0), num)
-    return np.asarray(jax.jit(jax.vmap(one))(keys), np.float64), d
-
-
-def test_p7_the_cosine_of_an_estimate_is_that_of_k_directions_among_d():
-    samples, d = cosines_squared(num_directions=10, num_steps=1)
-    expected = 10 / (d + 10)
-    # cos² = τ / (1 + τ) where d·τ is χ² of K degrees: second order in τ is left out.
-    within_standard_errors(samples, expected, expected * 4 / d)
-
-
-def test_p7_the_momentum_is_as_good_as_an_estimate_of_more_directions():
-    num_directions = 2
-    samples, d = cosines_squared(num_directions, num_steps=50)
-    effective = num_directions * (1 + B1) / (1 - B1)
-    expected = effective / (d + effective)
-    # The weights fall geometrically: of second order in one over their number.
-    within_standard_errors(samples, expected, expected * 4 * (1 / effective + 1 / d))
-
-
-@pytest.mark.parametrize("name", ["zo_adamm", "radazo"])
-def test_p8_the_second_moment_holds_the_noise_of_what_is_squared(name):
-    num, num_steps, b2 = 2000, 60, 0.9
-    make = {"zo_adamm": radazo.zo_adamm, "radazo": radazo.radazo}[name]
-    estimator = radazo.gaussian_estimator(num_directions=K, smoothing=0.5)
-    optimizer = make(0.0, estimator, key=0, b1=B1, b2=b2)
-    params = (jnp.zeros((2, 2)), jnp.zeros(2))
-
-    def one(key):
-        state = optimizer.init(params)._replace(key_data=jax.random.key_data(key))
-        step = lambda s, _: (
-            optimizer.update(None, s, params, value_fn=linear)[1],
-            None,
-        )
-        state, _ = jax.lax.scan(step, state, length=num_steps)
-        x, y = state.optimizer[0].nu
-        return jnp.concatenate([x.ravel(), y])
-
-    keys = jax.random.split(jax.random.key(0), num)
-    samples = np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
-    noise = 1 if name == "zo_adamm" else (1 - B1) / (1 + B1)
-    steady = A**2 + noise * VARIANCE["gaussian"]
-    # What 60 steps have not forgotten of the start: 0.9⁶⁰ of nu, about the sum of
-    # (b2·t + 1)·0.9⁶⁰ of the squares of mu, and twice 0.9⁶⁰ of their cross terms.
-    start = 2 * (num_steps + 1) * 0.9**num_steps * (1 - b2) * 2 * steady
-    within_standard_errors(samples, steady, start + 0.9**num_steps * steady)
-
-
-# What a step reads and keeps.
-
-
-def test_a_constant_schedule_is_the_number_it_holds(make_optimizer):
-    def run(learning_rate, smoothing):
-        estimator = radazo.sphere_estimator(num_directions=2, smoothing=smoothing)
-        optimizer = make_optimizer(learning_rate, estimator, key=0)
-
-        def step(carry, _):
-            x, state = carry
-            f = lambda x: jnp.sum((x - 1) ** 2)
-            updates, state = optimizer.update(None, state, x, value_fn=f)
-            return (x + updates, state), x + updates
-
-        x = jnp.arange(3.0)
-        return jax.lax.scan(step, (x, optimizer.init(x)), length=5)[1]
-
-    scheduled = run(optax.constant_schedule(0.01), optax.constant_schedule(0.1))
-    np.testing.assert_allclose(scheduled, run(0.01, 0.1), rtol=50 * EPS)
-
-
-def test_the_learning_rate_of_step_t_is_the_schedule_at_t():
-    estimator = radazo.orthogonal_estimator(num_directions=2)
-    optimizer = radazo.zo_signsgd(
-        lambda t: 0.5 * (t.astype(float) + 1), estimator, key=0
-    )
-    x = jnp.zeros(2)
-    state, lengths = optimizer.init(x), []
-    for _ in range(4):
-        updates, state = optimizer.update(None, state, x, value_fn=jnp.sum)
-        lengths.append(float(-updates[0]))
-    assert lengths == [0.5, 1.0, 1.5, 2.0]
-
-
-def test_the_smoothing_of_step_t_is_the_schedule_at_t():
-    # Forward on x² at 0 along ±1: the slope is the smoothing times the direction.
-    estimator = radazo.rademacher_estimator(
-        num_directions=1, smoothing=lambda t: 0.5 * (t.astype(float) + 1)
-    )
-    optimizer = radazo.estimate_gradient(estimator, key=0)
-    x = jnp.zeros(1)
-    state, slopes = optimizer.init(x), []
-    for _ in range(4):
-        updates, state = optimizer.update(
-            None, state, x, value_fn=lambda x: jnp.sum(x**2)
-        )
-        slopes.append(abs(float(updates[0])))
-    assert slopes == [0.5, 1.0, 1.5, 2.0]
-
-
-@pytest.mark.parametrize("make", [radazo.scale_by_radazo, radazo.scale_by_zo_adamm])
-def test_mu_dtype_rounds_what_is_kept_and_not_what_is_done(make):
-    gradient = jnp.asarray(wild_gradients(1)[0], jnp.float32)
-    wide, narrow = make(), make(mu_dtype=jnp.bfloat16)
-    u, s = wide.update(gradient, wide.init(gradient))
-    v, r = narrow.update(gradient, narrow.init(gradient))
-    np.testing.assert_array_equal(v, u)
-    np.testing.assert_array_equal(r.nu, s.nu)
-    assert r.nu.dtype == jnp.float32
-    assert r.mu.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(r.mu, s.mu.astype(jnp.bfloat16))
-
-
-COPIES = [
-    (radazo.radazo, {}, 2),
-    (radazo.zo_adamm, {}, 2),
-    (radazo.zo_adamm, {"amsgrad": True}, 3),
-    (radazo.zo_rmsprop, {}, 1),
-    (radazo.zo_sgd, {}, 0),
-    (radazo.zo_sgd, {"momentum": 0.9}, 1),
-    (radazo.zo_signsgd, {}, 0),
-    (radazo.radazo, {"mu_dtype": jnp.bfloat16}, 1.5),
-    (radazo.zo_sgd, {"momentum": 0.9, "mu_dtype": jnp.bfloat16}, 0.5),
-]
-
-
-@pytest.mark.parametrize(("make", "options", "copies"), COPIES)
-def test_the_state_holds_as_many_copies_of_the_parameters_as_it_says(
-    make, options, copies
+@properties
+@given(any_trees, names, arguments, seeds)
+def test_a_gradient_has_structure_shapes_and_types_of_the_parameters(
+    params, name, options, seed
 ):
-    params = {"a": jnp.zeros((100, 100)), "b": jnp.zeros(10_000)}
-    optimizer = make(0.1, key=0, **options)
-    num_bytes = sum(x.nbytes for x in jax.tree.leaves(optimizer.init(params)))
-    scalars = num_bytes - copies * 4 * 20_000
-    assert 0 <= scalars < 100
+    _, gradient = estimated(name, **options)(seed, params)
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    assert described(gradient) == described(params)
 
 
-@pytest.mark.parametrize("make", [radazo.radazo, radazo.zo_adamm, radazo.zo_rmsprop])
-def test_moments_of_low_precision_parameters_are_in_float32(make):
-    params = jnp.zeros(100, jnp.bfloat16)
-    state = make(0.1, key=0).init(params).optimizer[0]
-    moments = [x for x in jax.tree.leaves(state) if x.shape == (100,)]
-    assert moments
-    assert {moment.dtype for moment in moments} == {jnp.dtype(jnp.float32)}
+@properties
+@given(any_trees, names, arguments, seeds)
+def test_a_gradient_is_finite(params, name, options, seed):
+    _, gradient = estimated(name, **options)(seed, params)
+    leaves = jax.tree.leaves(gradient)
+    assert all(np.all(np.isfinite(np.asarray(x, np.float64))) for x in leaves)
+
+
+@properties
+@given(any_trees, names, seeds)
+def test_leaves_that_are_no_floats_get_a_gradient_of_zero(params, name, seed):
+    _, gradient = estimated(name)(seed, params)
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient) if not is_float(x))
+
+
+@properties
+@given(any_trees, names, seeds, st.booleans())
+def test_leaves_outside_of_the_mask_get_a_gradient_of_zero(
+    params, name, seed, callable_
+):
+    mask = {"first": True, "others": False}
+    given_mask = (lambda params: mask) if callable_ else mask
+    estimator = ESTIMATORS[name](num_directions=3, mask=given_mask)
+    estimate = quick_jit(radazo.value_and_grad(value_fn, estimator))
+    _, gradient = estimate(seed, params)
+    assert np.any(gradient["first"])
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient["others"]))
+
+
+@properties
+@given(any_trees, names, seeds)
+def test_the_value_of_a_forward_difference_is_that_of_the_parameters(
+    params, name, seed
+):
+    value, _ = estimated(name)(seed, params)
+    np.testing.assert_allclose(value, value_fn(params), rtol=1e-5)
+
+
+@properties
+@given(float32_trees, names, seeds, st.integers(-8, 8))
+def test_the_estimate_of_a_function_times_a_power_of_two_is_that_multiple_exactly(
+    params, name, seed, exponent
+):
+    scale = 2.0**exponent
+    _, one = estimated(name)(seed, params, scale=1.0)
+    _, many = estimated(name)(seed, params, scale=scale)
+    assert_equal(many, jax.tree.map(lambda g: scale * g, one))
+
+
+@properties
+@given(float32_trees, names, seeds)
+def test_the_estimate_of_a_sum_is_the_sum_of_the_estimates(params, name, seed):
+    estimate = estimated(name)
+    _, squares = estimate(seed, params, scale=1.0, tilt=0.0)
+    _, plane = estimate(seed, params, scale=0.0, tilt=3.0)
+    _, both = estimate(seed, params, scale=1.0, tilt=3.0)
+    assert_near(both, jax.tree.map(jnp.add, squares, plane), 1e-2)
+
+
+@costly
+@given(float32_trees, names, seeds, st.sampled_from([2, 3, 5]))
+def test_the_chunk_size_changes_no_more_than_rounding(params, name, seed, chunk_size):
+    _, one_by_one = estimated(name)(seed, params)
+    _, chunked = estimated(name, chunk_size=chunk_size)(seed, params)
+    assert_near(chunked, one_by_one, 1e-3)
+
+
+@costly
+@given(any_trees, names, seeds)
+def test_an_estimator_made_again_gives_the_same_estimate(params, name, seed):
+    estimator = ESTIMATORS[name](num_directions=3, smoothing=0.125)
+    again = quick_jit(radazo.value_and_grad(value_fn, estimator))
+    assert_equal(again(seed, params), estimated(name)(seed, params))
+
+
+def directions_of(params, name, seed):
+    return radazo.sample_directions(seed, params, DISTRIBUTIONS[name], num_directions=2)
+
+
+@costly
+@given(float32_trees, names, seeds)
+def test_directions_of_a_tree_are_those_of_its_ravelled_vector(params, name, seed):
+    flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(params)])
+    cut = [x.reshape(2, -1) for x in jax.tree.leaves(directions_of(params, name, seed))]
+    assert_equal(
+        np.concatenate(cut, axis=1), np.asarray(directions_of(flat, name, seed))
+    )
+
+
+@properties
+@given(float32_trees, names, seeds)
+def test_leaves_that_are_not_perturbed_change_no_direction_of_the_others(
+    params, name, seed
+):
+    more = [jnp.arange(3), params, None, jnp.zeros((0,)), jnp.array(True)]
+    among_others = directions_of(more, name, seed)[1]
+    assert_equal(among_others, directions_of(params, name, seed))
+
+
+@costly
+@given(any_trees, names, arguments, seeds)
+def test_an_estimate_takes_the_function_values_that_it_promises(
+    params, name, options, seed
+):
+    estimator = ESTIMATORS[name](**options)
+    calls = []
+
+    def counted(params):
+        value = value_fn(params)
+        jax.debug.callback(lambda _: calls.append(1), value)  # One call a value.
+        return value
+
+    estimate = quick_jit(
+        lambda params: estimator.estimate(seed, counted, params, estimator.init(params))
+    )
+    info = estimate(params)[3]
+    jax.effects_barrier()
+    k = options["num_directions"]
+    assert len(calls) == info.num_values
+    assert info.num_values == (
+        k + 1 if options["difference"] is radazo.forward else 2 * k
+    )
+
+
+@pytest.mark.parametrize("name", ["sphere", "gaussian", "rademacher", "coordinate"])
+def test_parameters_without_an_element_get_a_gradient_without_an_element(name):
+    params = {"a": jnp.zeros((0, 2), jnp.bfloat16)}
+    value_and_grad = radazo.value_and_grad(lambda p: 3.0, ESTIMATORS[name]())
+    value, gradient = quick_jit(value_and_grad)(0, params)
+    assert value == 3
+    assert described(gradient) == described(params)
