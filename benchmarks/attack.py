@@ -88,7 +88,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="folder in which mnist/ lies; by default the variable RADAZO_DATA_DIR",
     )
     add("--weights", type=Path, help=f"by default mnist/{mnist.WEIGHTS}, if there")
-    add("--epochs", type=int, default=2, help="of training, if there are no weights")
+    add("--epochs", type=int, default=1, help="of training, if there are no weights")
     add("--save-weights", type=Path, help="where to keep weights trained for mnist")
     add(
         "--images",

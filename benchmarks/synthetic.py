@@ -14,6 +14,7 @@
    zo_sgd               0.00231 (0.00217 – 0.00235)      1,185      13,035   3.6
    zo_signsgd                      29 (28.4 – 35.1)    not yet     not yet   3.6
 
+Counted are the first t with f(xₜ) ≤ 0.1 · f(x₀), and the function values of t steps.
 At the learning rate that the paper gives to all methods R-AdaZO needs 3.1 times fewer
 steps than ZO-AdaMM on this function (2.9, 2.5 and 2.7 times on Cubic, Levy and
 Rosenbrock), and ZO-RMSProp goes with ZO-AdaMM. That is a matter of the rate: ZO-AdaMM
