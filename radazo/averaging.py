@@ -81,7 +81,9 @@ def estimator(where: str, options: Options) -> base.Estimator:
         num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
         factor = options.distribution.factor(layout.dim)
         scale = factor / num_kept.astype(layout.dtype)
-        gradient = leaves.unravel(layout, params, scale * total, turn)
+        largest = jnp.finfo(layout.dtype).max
+        flat = jnp.clip(scale * total, -largest, largest)
+        gradient = leaves.unravel(layout, params, flat, turn)
         state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
         return value, gradient, state, info
 

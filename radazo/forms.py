@@ -300,7 +300,7 @@ def _fast(params: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """`value_fn(params, *args, **kwargs)` without its arrays, which alone may differ."""
+    """`value_fn(params, *args, **kwargs)` without its arrays: they alone may differ."""
 
     treedef: Any
     static: tuple[Any, ...]

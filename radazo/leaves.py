@@ -115,6 +115,8 @@ def unravel(
 
 def _saturate(part: jax.Array, dtype: Any) -> jax.Array:
     """`part` in `dtype`, the largest number where it would be infinite (float16)."""
+    if part.dtype == dtype:
+        return part
     largest = jnp.finfo(dtype).max.astype(part.dtype)
     return jnp.clip(part, -largest, largest).astype(dtype)
 

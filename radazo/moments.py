@@ -316,13 +316,16 @@ def _ratio(
 ) -> base.Params:
     """numerator / (√(nu + eps_root) + eps) in the types of `updates`; 0 / 0 is 0."""
 
+    constants = (eps, eps_root)
+    positive = any(isinstance(c, int | float) and c > 0 for c in constants)
+
     def ratio(top: Any, nu: jax.Array, update: Any) -> Any:
         if not _floating(update):
             return update
         root = jnp.sqrt(nu + _typed(eps_root, nu.dtype)) + _typed(eps, nu.dtype)
-        top = top.astype(root.dtype)
-        safe = jnp.where(root > 0, root, jnp.ones_like(root))
-        return (top / safe).astype(update.dtype)
+        if not positive:
+            root = jnp.where(root > 0, root, jnp.ones_like(root))
+        return (top.astype(root.dtype) / root).astype(update.dtype)
 
     return jax.tree.map(ratio, numerator, nu, updates)
 

@@ -334,9 +334,12 @@ def _optimizer(
     )
     if estimator is None:
         estimator = estimators.sphere_estimator()
+    none = isinstance(weight_decay, int | float) and weight_decay == 0
+    decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)
     optimizer = optax.chain(
         rule,
-        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        # Both have an empty state, so that its type is one.
+        optax.identity() if none and weight_decay_mask is None else decay,
         optax.scale_by_learning_rate(learning_rate),
     )
     return forms.attached(where, estimator, optimizer, key)
