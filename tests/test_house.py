@@ -219,6 +219,21 @@ def test_nothing_is_silenced_outside_of_the_package_either(folder):
     assert {name: marks for name, marks in found.items() if marks} == {}
 
 
+def test_benchmarks_use_what_is_public_and_their_problems_nothing_of_radazo():
+    known = {*house.exports(MODULES["__init__"].package), "__version__"}
+    broken = []
+    for path in sorted((house.ROOT / "benchmarks").rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        tree = house.ast.parse(source)
+        inner = [name for first, name, _ in house.imports(tree) if first == "radazo"]
+        used = {*re.findall(r"\bradazo\.(\w+)", house.ast.unparse(tree))}
+        if path.parent.name == "problems":
+            broken += [f"{path.name} imports radazo" for _ in inner]
+        elif inner:
+            broken += [f"{path.name}: {x}" for x in {*inner, *used} - {None, *known}]
+    assert broken == []
+
+
 def test_every_file_is_on_one_floor():
     floors = house.floors(MODULES["__init__"].package)
     assert {*floors} == {*MODULES} - {"__init__"}
