@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ESTIMATORS
+from conftest import ESTIMATORS, quick_jit
 from optax import perturbations
 
 import radazo
@@ -52,12 +52,12 @@ def estimate(estimator, value_fn, params, key=3, **kwargs):
         )
         return value, ravel(gradient), info
 
-    return jax.jit(run)(params)
+    return quick_jit(run)(params)
 
 
 def directions(name, params, num_directions, key=3):
     """(K, d), as NumPy."""
-    draw = jax.jit(
+    draw = quick_jit(
         lambda: jax.vmap(ravel)(
             radazo.sample_directions(
                 key, params, DISTRIBUTIONS[name], num_directions=num_directions

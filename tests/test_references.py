@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import quick_jit
 
 import radazo
 
@@ -103,7 +104,8 @@ def radazo_run(optimizer, num_steps=NUM_STEPS):
 
     params = jax.tree.map(jnp.asarray, PARAMS)
     carry = (params, optimizer.init(params))
-    return np.asarray(jax.lax.scan(step, carry, length=num_steps)[1])
+    run = quick_jit(lambda: jax.lax.scan(step, carry, length=num_steps)[1])
+    return np.asarray(run())
 
 
 def directions_of_steps(seed):

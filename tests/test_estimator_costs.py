@@ -1,0 +1,153 @@
+"""Costs of an estimate: function values, traces, and memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import quick_jit
+
+import radazo
+
+PARAMS = {
+    "one leaf": jnp.ones(12),
+    "five leaves": [
+        jnp.ones(3),
+        jnp.ones((2, 2)),
+        jnp.ones(()),
+        (jnp.ones(3), jnp.ones(1)),
+    ],
+}
+
+
+def total(params):
+    return sum((jnp.sum(x**2) for x in jax.tree.leaves(params)), start=jnp.float32(0))
+
+
+def counting(value_fn):
+    """`value_fn`, and a list that grows by one for each value taken as it runs."""
+    calls = []
+
+    def on_the_host(value):
+        calls.append(float(value))
+        return value
+
+    def counted(params):
+        value = value_fn(params)
+        shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return jax.pure_callback(on_the_host, shape, value, vmap_method="sequential")
+
+    return counted, calls
+
+
+@pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS.keys())
+@pytest.mark.parametrize("chunk_size", [1, 2, 5])
+def test_a_step_takes_as_many_function_values_as_it_says(
+    difference, chunk_size, params
+):
+    num_directions = 5
+    counted, calls = counting(total)
+    estimator = radazo.rademacher_estimator(
+        num_directions=num_directions, difference=difference, chunk_size=chunk_size
+    )
+    run = quick_jit(
+        lambda key: estimator.estimate(key, counted, params, estimator.init(params))
+    )
+    _, _, _, info = jax.block_until_ready(run(0))
+    jax.effects_barrier()
+    expected = {radazo.forward: num_directions + 1, radazo.central: 2 * num_directions}
+    assert len(calls) == expected[difference]
+    assert int(info.num_values) == expected[difference]
+
+
+def test_every_estimator_takes_k_plus_one_values_by_default(make_estimator):
+    counted, calls = counting(total)
+    estimator = make_estimator()
+    params = PARAMS["one leaf"]
+    out = estimator.estimate(0, counted, params, estimator.init(params))
+    jax.block_until_ready(out)
+    assert len(calls) == 11
+    assert int(out[3].num_values) == 11
+
+
+def test_an_optimizer_takes_no_values_beside_those_of_its_estimator(make_optimizer):
+    counted, calls = counting(total)
+    estimator = radazo.rademacher_estimator(num_directions=3)
+    optimizer = make_optimizer(0.1, estimator, key=0)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(None, state, x, value_fn=counted)
+        return (x + updates, state), None
+
+    x = PARAMS["one leaf"]
+    (_, state), _ = jax.lax.scan(step, (x, optimizer.init(x)), length=4)
+    jax.block_until_ready(state)
+    assert len(calls) == 4 * (3 + 1)
+    assert int(state.num_values) == 4 * (3 + 1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5])
+def test_the_function_is_traced_once_a_program(difference, chunk_size):
+    traces = []
+
+    def traced(params):
+        traces.append(1)
+        return total(params)
+
+    estimator = radazo.rademacher_estimator(
+        num_directions=5, difference=difference, chunk_size=chunk_size
+    )
+    params = PARAMS["five leaves"]
+    jax.jit(
+        lambda key: estimator.estimate(key, traced, params, estimator.init(params))
+    ).lower(0)
+    assert len(traces) == 1
+
+
+def test_the_function_is_traced_once_however_often_a_step_is_taken_outside_of_jit():
+    traces = []
+
+    def traced(params):
+        traces.append(1)
+        return total(params)
+
+    estimator = radazo.rademacher_estimator(
+        num_directions=3, smoothing=lambda t: 0.1 / (t.astype(float) + 1)
+    )
+    params = PARAMS["five leaves"]
+    state = estimator.init(params)
+    for key in range(3):
+        _, gradient, state, _ = estimator.estimate(key, traced, params, state)
+        params = jax.tree.map(lambda x, g: x - 0.01 * g, params, gradient)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["sphere", "gaussian", "rademacher", "coordinate"])
+def test_one_direction_at_a_time_holds_no_copies_of_all(name, difference):
+    dim = 100_000
+    make = getattr(radazo, f"{name}_estimator")
+    estimator = make(num_directions=50, difference=difference, chunk_size=1)
+
+    def run(key, x):
+        return estimator.estimate(key, lambda x: jnp.sum(x**2), x, estimator.init(x))
+
+    x = jax.ShapeDtypeStruct((dim,), jnp.float32)
+    memory = jax.jit(run).lower(0, x).compile().memory_analysis()
+    # The sum, a direction and a point; and less than a tenth for all that is small.
+    assert memory.temp_size_in_bytes <= 3.1 * 4 * dim
+
+
+def test_parameters_are_as_they_were_after_any_number_of_estimates(difference):
+    params = jnp.asarray(np.random.default_rng(0).normal(size=50), jnp.bfloat16)
+    before = np.array(params)
+    estimator = radazo.rademacher_estimator(num_directions=3, difference=difference)
+    optimizer = radazo.zo_sgd(0.0, estimator, key=0)
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(None, state, params, value_fn=total_wide)
+        params = params + updates
+    np.testing.assert_array_equal(params, before)
+
+
+def total_wide(x):
+    return jnp.sum(x.astype(jnp.float32) ** 2)
