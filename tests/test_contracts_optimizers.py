@@ -138,6 +138,18 @@ def test_injected_hyperparameters_give_the_run_of_the_plain_ones(make_optimizer)
     assert_near(*both(start()))
 
 
+def test_an_injected_smoothing_in_the_type_of_half_parameters_descends():
+    def factory(smoothing):
+        estimator = radazo.coordinate_estimator(num_directions=4, smoothing=smoothing)
+        return radazo.zo_sgd(0.05, estimator, key=SEED)
+
+    injected = optax.inject_hyperparams(factory)(smoothing=0.5)
+    run = quick_jit(lambda p: scanned(injected, p, 100))
+    reached, state = run(start(jnp.bfloat16))
+    assert state.hyperparams["smoothing"].dtype == jnp.bfloat16
+    assert half_sum_of_squares(reached) < 0.2 * half_sum_of_squares(start())
+
+
 def test_a_changed_hyperparameter_changes_the_next_step_without_recompiling(
     make_optimizer,
 ):

@@ -46,6 +46,9 @@ def normalized(rho):
 LINE_SEARCH = ("value", "grad", "value_fn")
 ROWS = {
     "MultiSteps": Row(optax.MultiSteps(optax.sgd(0.2), 4)),
+    "skip_not_finite": Row(
+        optax.MultiSteps(optax.sgd(0.2), 2, should_skip_update_fn=optax.skip_not_finite)
+    ),
     "apply_if_finite": Row(optax.apply_if_finite(optax.adam(0.1), 3)),
     "mechanize": Row(optax.contrib.mechanize(optax.sgd(0.1))),
     "masked": Row(

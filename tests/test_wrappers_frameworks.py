@@ -279,6 +279,21 @@ def test_a_host_function_is_called_once_a_value_in_a_jitted_scan():
     assert half_sum_of_squares(params) < 0.1 * half_sum_of_squares(start())
 
 
+def test_vmapped_smoothings_are_estimates_with_each_of_them():
+    def gradient(smoothing):
+        estimator = radazo.coordinate_estimator(smoothing=smoothing)
+        return radazo.value_and_grad(half_sum_of_squares, estimator)(SEED, start())[1]
+
+    smoothings = jnp.array([0.5, 2.0])
+    together = quick_jit(jax.vmap(gradient))(smoothings)
+    single = [quick_jit(gradient)(smoothing) for smoothing in smoothings]
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *single)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), together, stacked
+    )
+    assert not np.array_equal(together["a"][0], together["a"][1])
+
+
 def seeds_in(state, num_seeds):
     keys = jax.random.split(jax.random.key(SEED), num_seeds)
     state = jax.tree.map(lambda x: jnp.stack([x] * num_seeds), state)
