@@ -51,7 +51,7 @@ def many(distribution, dim, num, seed=0):
     """(num, dim) independent directions: the last of two of each of `num` keys."""
 
     def last(key):
-        return draw(key, jnp.zeros(dim), distribution, num_directions=2)[1]
+        return sample_directions(key, jnp.zeros(dim), distribution, num_directions=2)[1]
 
     keys = jax.random.split(jax.random.key(seed), num)
     return np.asarray(jax.jit(jax.vmap(last))(keys), np.float64)
