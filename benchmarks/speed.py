@@ -178,7 +178,7 @@ def first_order_step(value: Callable[..., Any]) -> tuple[Callable[..., Any], Any
 
 
 def compile_times(num_layers: int, rounds: int) -> list[dict[str, Any]]:
-    """CPU seconds to trace and compile a step of a model, against its function alone."""
+    """CPU seconds to trace and compile a step, against the function alone."""
     value, params = transformer.cross_entropy, transformer.parameters(num_layers)
     sides = {"function alone": (value, (params,))}
     for law, make in ESTIMATORS.items():

@@ -81,8 +81,7 @@ def estimator(where: str, options: Options) -> base.Estimator:
         num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
         factor = options.distribution.factor(layout.dim)
         scale = factor / num_kept.astype(layout.dtype)
-        largest = jnp.finfo(layout.dtype).max
-        flat = jnp.clip(scale * total, -largest, largest)
+        flat = jnp.nan_to_num(scale * total)  # Finite slopes may sum to infinity.
         gradient = leaves.unravel(layout, params, flat, turn)
         state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
         return value, gradient, state, info

@@ -75,4 +75,5 @@ class Estimator(NamedTuple):
 def wide(*dtypes: Any) -> Any:
     """The type to compute in: float64 if one of `dtypes` has 64 bits, else float32."""
     eight = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)
-    return jnp.dtype(jnp.float64 if eight else jnp.float32)
+    # Without `jax_enable_x64` an array of NumPy is float32 as soon as it is traced.
+    return jnp.dtype(jnp.result_type(float) if eight else jnp.float32)

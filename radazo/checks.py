@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -36,7 +37,7 @@ def _is_number(value: Any) -> bool:
         and value.ndim == 0
         and (
             np.issubdtype(value.dtype, np.integer)
-            or jax.numpy.isdtype(value.dtype, "real floating")
+            or jnp.isdtype(value.dtype, "real floating")
         )
     )
 
@@ -109,6 +110,29 @@ def decay(where: str, argument: str, value: Any) -> None:
         lambda x: 0 <= x < 1,
         "It is the share of the past that a moment keeps at each step.",
     )
+
+
+def moments(
+    where: str, b1: Any, b2: Any, eps: Any, eps_root: Any, mu_dtype: Any = None
+) -> None:
+    """The constants of a rule made of moments."""
+    decay(where, "b1", b1)
+    decay(where, "b2", b2)
+    for argument, value in (("eps", eps), ("eps_root", eps_root)):
+        way_out = "It keeps the division from overflowing; 1e-8 is a good start."
+        non_negative(where, argument, value, way_out)
+    floating(where, "mu_dtype", mu_dtype)
+
+
+def floating(where: str, argument: str, value: Any) -> None:
+    """`value` is None or names a floating-point type."""
+    try:
+        fits = value is None or jnp.issubdtype(value, jnp.floating)
+    except TypeError:
+        fits = False
+    if not fits:
+        rule = "be None or a floating-point type"
+        fail(where, argument, rule, repr(value), "Pass `jnp.bfloat16`, say.", TypeError)
 
 
 def function(where: str, argument: str, value: Any, way_out: str) -> None:

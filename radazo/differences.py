@@ -41,7 +41,8 @@ def _forward_slope(
 ) -> tuple[jax.Array, jax.Array, Any]:
     terms, _ = start
     moved, _ = evaluate(line(smoothing))
-    return jnp.sum(moved - terms) / smoothing.astype(terms.dtype), jnp.sum(moved), None
+    slope = jnp.sum(moved - terms) / smoothing.astype(terms.dtype)
+    return slope, jnp.sum(terms), None
 
 
 def _central_slope(
@@ -91,6 +92,12 @@ def _with_aux(where: str, out: Any) -> tuple[Any, Any]:
     return out[0], out[1]
 
 
+def _named(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return f"an array of type {value.dtype} and shape {value.shape}"
+    return f"a {type(value).__name__}"
+
+
 def _checked(where: str, value: Any, terms: bool) -> jax.Array:
     try:
         value = jnp.asarray(value)
@@ -103,7 +110,7 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
             where,
             "value_fn",
             "return a real number",
-            f"a {type(value).__name__} {value!r}"[:200],
+            _named(value),
             "If it returns (value, aux), say `has_aux=True` where there is one.",
             TypeError,
         )

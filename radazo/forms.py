@@ -173,7 +173,9 @@ def with_estimator(
       TypeError: If an argument is of the wrong kind.
       ValueError: In `update`, if `value_fn` or `params` is missing.
     Cost:
-      That of the estimator and of the optimizer.
+      That of the estimator and of the optimizer. Outside of `jax.jit` a step compiles
+      once for each function object: define `value_fn` once, not in the loop. Values
+      that the optimizer takes itself (a line search) are not in `num_values`.
     Example:
       >>> optimizer = with_estimator(
       ...     radazo.sphere_estimator(), optax.MultiSteps(optax.sgd(0.1), 2), key=0
@@ -241,25 +243,52 @@ def attached(
             "value_fn": lambda p: jnp.sum(bound(p)),
             **rest,
         }
-        updates, optimizer_state = optimizer.update(
-            gradient, state.optimizer, params, **_accepted(optimizer.update, offered)
-        )
         seen = jnp.any(info.kept)
-        updates = jax.tree.map(lambda u: _if(seen, u, jnp.zeros_like(u)), updates)
-        optimizer_state = _kept_state(seen, optimizer_state, state.optimizer)
-        dropped = jnp.sum(~info.kept, dtype=jnp.int32)
-        return updates, WithEstimatorState(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            key_data=state.key_data,
-            last_value=value.astype(state.last_value.dtype),
-            num_values=_safe_add(state.num_values, info.num_values),
-            num_dropped=_safe_add(state.num_dropped, dropped),
-            num_skipped=_safe_add(state.num_skipped, (~seen).astype(jnp.int32)),
-            estimator=estimator_state,
-            optimizer=optimizer_state,
+        updates, optimizer_state = _updated(
+            optimizer, gradient, state.optimizer, params, offered, seen
         )
+        state = state._replace(estimator=estimator_state, optimizer=optimizer_state)
+        return updates, _counted(state, value, info, seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _updated(
+    optimizer: Any,
+    gradient: base.Params,
+    state: Any,
+    params: Any,
+    offered: dict[str, Any],
+    seen: jax.Array,
+) -> tuple[Any, Any]:
+    """The optimizer's update; zero, and the state as it was, where nothing was seen."""
+    updates, new = optimizer.update(
+        gradient, state, params, **_accepted(optimizer.update, offered)
+    )
+
+    def chosen(new: Any, old: Any) -> Any:
+        return jnp.where(seen, new, old) if isinstance(new, jax.Array) else new
+
+    updates = jax.tree.map(lambda u: chosen(u, jnp.zeros_like(u)), updates)
+    if jax.tree.structure(new) != jax.tree.structure(state):
+        return updates, new  # As of `optax.monitor`, whose state grows in one step.
+    return updates, jax.tree.map(chosen, new, state)
+
+
+def _counted(
+    state: WithEstimatorState,
+    value: jax.Array,
+    info: base.EstimateInfo,
+    seen: jax.Array,
+) -> WithEstimatorState:
+    dropped = jnp.sum(~info.kept, dtype=jnp.int32)
+    return state._replace(
+        count=jnp.asarray(optax.safe_increment(state.count)),
+        last_value=value.astype(state.last_value.dtype),
+        num_values=_safe_add(state.num_values, info.num_values),
+        num_dropped=_safe_add(state.num_dropped, dropped),
+        num_skipped=_safe_add(state.num_skipped, (~seen).astype(jnp.int32)),
+    )
 
 
 def _check_estimator(where: str, estimator: Any) -> None:
@@ -348,17 +377,6 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
     return {name: x for name, x in keywords.items() if name in by_name}
-
-
-def _if(seen: jax.Array, new: Any, old: Any) -> Any:
-    return jnp.where(seen, new, old) if isinstance(new, jax.Array) else new
-
-
-def _kept_state(seen: jax.Array, new: Any, old: Any) -> Any:
-    """The optimizer's new state if anything was seen, else the old one."""
-    if jax.tree.structure(new) != jax.tree.structure(old):
-        return new  # As of `optax.monitor`, whose state grows in its first step.
-    return jax.tree.map(lambda n, o: _if(seen, n, o), new, old)
 
 
 def _safe_add(total: jax.Array, more: jax.Array) -> jax.Array:

@@ -75,8 +75,7 @@ def minimize(
       state: State to go on from, of an earlier result; None starts anew.
       batches: A function of the step (counted by the optimizer's state, so that a run
         goes on where it was), compiled into the steps; or an iterable, one item a step.
-        A dict is passed to `value_fn` as keywords, anything else as its second
-        argument.
+        A batch is a pytree and the second argument of `value_fn`.
       bounds: `(lower, upper)`, each a number or a pytree like `params`: the box in
         which parameters are kept, from the start on. Points compared may lie outside
         of it, by `smoothing` times a direction.
@@ -262,8 +261,6 @@ def _compiled_steps(
     def value_of(params: base.Params, batch: Any) -> Any:
         if batches is None:
             return value_fn(params)
-        if isinstance(batch, dict):
-            return value_fn(params, **batch)
         return value_fn(params, batch)
 
     def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:

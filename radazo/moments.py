@@ -90,6 +90,7 @@ def first_moment(b1: float = 0.9, mu_dtype: Any = None) -> optax.GradientTransfo
       arXiv:2502.01014, equation 4.
     """
     checks.decay("first_moment", "b1", b1)
+    checks.floating("first_moment", "mu_dtype", mu_dtype)
     return optax.ema(b1, debias=False, accumulator_dtype=mu_dtype)
 
 
@@ -127,7 +128,7 @@ def scale_by_second_moment(
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, equations 5 and 6.
     """
-    _check("scale_by_second_moment", 0.0, b2, eps, eps_root)
+    checks.moments("scale_by_second_moment", 0.0, b2, eps, eps_root)
 
     def init(params: base.Params) -> Any:
         return ScaleBySecondMomentState(_zeros(params))
@@ -174,13 +175,13 @@ def scale_by_radazo(
       >>> link = scale_by_radazo(b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
-      >>> print(jnp.round(updates, 3))  # whatever the gradient: 1 / √(1 − 0.99)
+      >>> print(jnp.round(updates, 2))  # whatever the gradient: 1 / √(1 − 0.99)
       [ 10. -10.]
     References:
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
     """
-    _check("scale_by_radazo", b1, b2, eps, eps_root)
+    checks.moments("scale_by_radazo", b1, b2, eps, eps_root, mu_dtype)
 
     def init(params: base.Params) -> Any:
         count = jnp.zeros((), jnp.int32)
@@ -243,7 +244,7 @@ def scale_by_zo_adamm(
       optimization at ease, 2025. arXiv:2502.01014, algorithm 1.
     """
     where = "scale_by_zo_adamm"
-    _check(where, b1, b2, eps, eps_root)
+    checks.moments(where, b1, b2, eps, eps_root, mu_dtype)
     checks.instance(
         where, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
     )
@@ -266,15 +267,6 @@ def scale_by_zo_adamm(
         return scaled, ScaleByZoAdammState(count, _like(mu, state.mu), nu, nu_max)
 
     return optax.GradientTransformation(init, update)
-
-
-def _check(where: str, b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
-    checks.decay(where, "b1", b1)
-    checks.decay(where, "b2", b2)
-    checks.non_negative(where, "eps", eps, "It keeps the division from overflowing.")
-    checks.non_negative(
-        where, "eps_root", eps_root, "It keeps the division from overflowing."
-    )
 
 
 def _floating(leaf: Any) -> bool:

@@ -6,6 +6,7 @@ optax has is taken from optax: they differ in the one link named `rule`.
 
 from typing import Any
 
+import jax
 import optax
 
 from radazo import base, checks, estimators, forms, moments
@@ -55,10 +56,9 @@ def radazo(
       >>> optimizer = radazo(0.03, key=0)
       >>> params = jnp.array([3.0, -4.0])
       >>> state = optimizer.init(params)
+      >>> value_fn = lambda x: jnp.sum(x**2)
       >>> for _ in range(100):
-      ...     updates, state = optimizer.update(
-      ...         None, state, params, value_fn=lambda x: jnp.sum(x**2)
-      ...     )
+      ...     updates, state = optimizer.update(None, state, params, value_fn=value_fn)
       ...     params = optax.apply_updates(params, updates)
       >>> print(bool(jnp.sum(params**2) < 0.25), state.num_values)
       True 1100
@@ -66,8 +66,10 @@ def radazo(
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, algorithm 2.
     """
+    where = "radazo"
+    checks.moments(where, b1, b2, eps, eps_root, mu_dtype)
     return _optimizer(
-        "radazo",
+        where,
         estimator,
         moments.scale_by_radazo(b1, b2, eps, eps_root, mu_dtype),
         key,
@@ -130,8 +132,10 @@ def zo_adamm(
       Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
       optimization, 2019. arXiv:1910.06513.
     """
+    where = "zo_adamm"
+    checks.moments(where, b1, b2, eps, eps_root, mu_dtype)
     return _optimizer(
-        "zo_adamm",
+        where,
         estimator,
         moments.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad),
         key,
@@ -187,8 +191,10 @@ def zo_rmsprop(
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, section 6.
     """
+    where = "zo_rmsprop"
+    checks.moments(where, 0.0, b2, eps, eps_root)
     return _optimizer(
-        "zo_rmsprop",
+        where,
         estimator,
         moments.scale_by_second_moment(b2, eps, eps_root),
         key,
@@ -310,6 +316,7 @@ def _momentum(where: str, momentum: Any, mu_dtype: Any) -> optax.GradientTransfo
     if momentum is None:
         return optax.identity()
     checks.decay(where, "momentum", momentum)
+    checks.floating(where, "mu_dtype", mu_dtype)
     return optax.trace(momentum, accumulator_dtype=mu_dtype)
 
 
@@ -332,6 +339,12 @@ def _optimizer(
     checks.non_negative(
         where, "weight_decay", weight_decay, "It pulls the parameters towards 0."
     )
+    if not (weight_decay_mask is None or callable(weight_decay_mask)):
+        for choice in jax.tree.leaves(weight_decay_mask):
+            way_out = (
+                "It says which leaves decay: bools, or a function of the parameters."
+            )
+            checks.instance(where, "weight_decay_mask", choice, bool, way_out)
     if estimator is None:
         estimator = estimators.sphere_estimator()
     none = isinstance(weight_decay, int | float) and weight_decay == 0

@@ -39,8 +39,11 @@ def key_data(where: str, key: Any) -> jax.Array:
     """The two uint32 words of `key`: a typed threefry key, or an integer seed."""
     way_out = "Pass `jax.random.key(seed)` or the seed itself."
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            rule = "be a key or an integer seed of at most 64 bits"
+            checks.fail(where, "key", rule, repr(key), way_out)
         return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
-    if not isinstance(key, jax.Array):
+    if not isinstance(key, jax.Array | np.ndarray):
         rule = "be a key or an integer seed"
         checks.fail(where, "key", rule, repr(key), way_out, TypeError)
     if key.ndim:
@@ -54,7 +57,7 @@ def key_data(where: str, key: Any) -> jax.Array:
             "for several keys use `jax.vmap`.",
             TypeError,
         )
-    if jnp.issubdtype(key.dtype, jnp.integer):
+    if jnp.issubdtype(key.dtype, np.integer):
         return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         got = f"a scalar of type {key.dtype}"

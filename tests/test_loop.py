@@ -162,7 +162,11 @@ def test_batches_may_be_arrays_or_dicts_and_give_the_run_by_hand():
     params, _, history = by_hand(shifted, jnp.ones(3), optimizer(), 6, items)
     arrays = radazo.minimize(shifted, jnp.ones(3), optimizer(), 6, batches=items)
     dicts = radazo.minimize(
-        shifted, jnp.ones(3), optimizer(), 6, batches=({"batch": x} for x in items)
+        lambda params, batch: shifted(params, batch["by"]),
+        jnp.ones(3),
+        optimizer(),
+        6,
+        batches=({"by": x} for x in items),
     )
     same(arrays, dicts)
     close(arrays.params, params)
