@@ -2,7 +2,7 @@
 
 Floors, from the bottom up; a module imports only from floors below its own.
 
-  0  base, checks                      what an estimator is; what an argument must be
+  0  base, checks, trees               what an estimator is; what an argument must be
   1  threefry, moments                 random bits of (key, counter); update rules
      differences, leaves               one slope along one line; pytrees as flat vectors
      boxes, console                    bounds; what a run shows and hears

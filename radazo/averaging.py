@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from radazo import base, checks, differences, directions, leaves, threefry
+from radazo import base, checks, differences, directions, leaves, threefry, trees
 
 _SMOOTHING_WAY_OUT = (
     "It is the distance moved along a direction, or a schedule of it: "
@@ -57,15 +57,17 @@ def estimator(where: str, options: Options) -> base.Estimator:
 
     # Compiled here, so that a step outside of any jit compiles once too: what a bound
     # `value_fn` is made of is compared, and its arrays are arguments.
-    @functools.partial(jax.jit, static_argnames=("layout", "has_aux"))
+    @functools.partial(jax.jit, static_argnames=("rest", "layout", "has_aux"))
     def run(
         key: jax.Array,
         value_fn: base.ValueFn,
-        params: base.Params,
+        arrays: list[jax.Array],
         state: EstimatorState,
+        rest: trees.Static,
         layout: leaves.Layout,
         has_aux: bool,
     ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
+        params = rest.join(arrays)
         schedule = options.smoothing
         smoothing = schedule(state.count) if callable(schedule) else schedule
         value, total, turn, info = _sum_over_directions(
@@ -84,7 +86,7 @@ def estimator(where: str, options: Options) -> base.Estimator:
         flat = jnp.nan_to_num(scale * total)  # Finite slopes may sum to infinity.
         gradient = leaves.unravel(layout, params, flat, turn)
         state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
-        return value, gradient, state, info
+        return value, rest.pick(jax.tree.leaves(gradient)), state, info
 
     def estimate(
         key: base.Key,
@@ -98,7 +100,11 @@ def estimator(where: str, options: Options) -> base.Estimator:
         if not isinstance(value_fn, jax.tree_util.Partial):
             value_fn = jax.tree_util.Partial(value_fn)
         words = threefry.key_data(where, key)
-        return run(words, value_fn, params, state, layout, has_aux)
+        arrays, rest = trees.split(params)
+        value, gradient, state, info = run(
+            words, value_fn, arrays, state, rest, layout, has_aux
+        )
+        return value, rest.zeros().join(gradient), state, info
 
     return base.Estimator(init, estimate, memoryless=not callable(options.smoothing))
 
@@ -176,8 +182,10 @@ def _sum_over_directions(
             total = total + jnp.dot(slopes, block, precision=lax.Precision.HIGHEST)
         return (total, turn + jnp.uint32(1)), seen
 
-    carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
     ks = jnp.arange(num_directions, dtype=jnp.uint32)
+    carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        carry = _varying(add_chunk, carry, ks[:chunk_size])
     whole = num_directions - num_directions % chunk_size
     carry, seen = lax.scan(add_chunk, carry, ks[:whole].reshape(-1, chunk_size))
     seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
@@ -196,3 +204,12 @@ def _sum_over_directions(
     else:
         value, aux = jnp.sum(start[0]), start[1]
     return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux)
+
+
+def _varying(add_chunk: Any, carry: Any, ks: jax.Array) -> Any:
+    """The carry as it comes out of a chunk: within a `jax.shard_map` a type also says
+    over which axes of the mesh a value varies."""
+    (total, _), _ = jax.eval_shape(add_chunk, carry, ks)
+    kind = getattr(total, "manual_axis_type", None)  # None where it is not checked.
+    axes = getattr(total, "vma", None) if kind is None else kind.varying
+    return (lax.pcast(carry[0], tuple(axes), to="varying"), carry[1]) if axes else carry

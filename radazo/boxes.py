@@ -1,41 +1,14 @@
-"""Parameters as a list of arrays, and the box in which `minimize` keeps them."""
+"""The box in which `minimize` keeps the parameters."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from radazo import base, checks
-
-
-class Split(NamedTuple):
-    """Parameters as arrays, which are compiled in, and Python numbers, which stay."""
-
-    treedef: Any
-    is_array: list[bool]
-    leaves: list[Any]
-
-    @property
-    def arrays(self) -> list[Any]:
-        return self.pick(self.leaves)
-
-    def pick(self, leaves: list[Any]) -> list[Any]:
-        return [x for x, array in zip(leaves, self.is_array, strict=True) if array]
-
-    def join(self, arrays: list[Any]) -> base.Params:
-        rest = iter(arrays)
-        both = zip(self.leaves, self.is_array, strict=True)
-        return self.treedef.unflatten(next(rest) if array else x for x, array in both)
-
-
-def split(params: base.Params) -> Split:
-    """`params` apart; NumPy arrays and scalars count as arrays."""
-    leaves, treedef = jax.tree.flatten(params)
-    is_array = [isinstance(x, jax.Array | np.ndarray | np.generic) for x in leaves]
-    return Split(treedef, is_array, leaves)
+from radazo import base, checks, trees
 
 
 def is_floating(array: Any) -> bool:
@@ -44,7 +17,7 @@ def is_floating(array: Any) -> bool:
 
 
 def box(
-    where: str, params: Split, bounds: Any
+    where: str, params: base.Params, bounds: Any
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
     """The projection of a list of arrays on the box, checked against the parameters."""
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
@@ -56,7 +29,8 @@ def box(
             "Either may be a number or a pytree like `params`; use inf for no bound.",
             TypeError,
         )
-    shapes = [np.shape(x) for x in params.leaves]
+    arrays, rest = trees.split(params)
+    shapes = [np.shape(x) for x in jax.tree.leaves(params)]
 
     def side(bound: Any) -> list[np.ndarray]:
         leaves, treedef = jax.tree.flatten(bound)
@@ -65,8 +39,8 @@ def box(
         except (TypeError, ValueError):
             full = []
         if len(full) == 1 and full[0].ndim == 0 and treedef == jax.tree.structure(0):
-            return full * len(params.arrays)
-        fits = len(full) == len(shapes) and treedef == params.treedef
+            return full * len(arrays)
+        fits = len(full) == len(shapes) and treedef == rest.treedef
         pairs = zip(full, shapes, strict=fits)
         if not (fits and all(b.shape in ((), shape) for b, shape in pairs)):
             checks.fail(
@@ -74,10 +48,10 @@ def box(
                 "bounds",
                 "be numbers or have the structure and the shapes of `params`",
                 f"{bound!r}"[:200],
-                f"Its shapes are {params.treedef.unflatten(shapes)}; "
+                f"Its shapes are {rest.treedef.unflatten(shapes)}; "
                 "a leaf may be a number.",
             )
-        return params.pick(full)
+        return rest.pick(full)
 
     lower, upper = side(bounds[0]), side(bounds[1])
     if not all(np.all(low <= up) for low, up in zip(lower, upper, strict=True)):

@@ -119,7 +119,7 @@ def moments(
     decay(where, "b1", b1)
     decay(where, "b2", b2)
     for argument, value in (("eps", eps), ("eps_root", eps_root)):
-        way_out = "It keeps the division from overflowing; 1e-8 is a good start."
+        way_out = "It keeps the division from overflowing."
         non_negative(where, argument, value, way_out)
     floating(where, "mu_dtype", mu_dtype)
 

@@ -95,7 +95,7 @@ def _with_aux(where: str, out: Any) -> tuple[Any, Any]:
 def _named(value: Any) -> str:
     if isinstance(value, jax.Array):
         return f"an array of type {value.dtype} and shape {value.shape}"
-    return f"a {type(value).__name__}"
+    return f"a {type(value).__name__} {value!r}"[:200]
 
 
 def _checked(where: str, value: Any, terms: bool) -> jax.Array:

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from radazo import base, checks, threefry
+from radazo import base, checks, threefry, trees
 
 
 class WithEstimatorState(NamedTuple):
@@ -255,7 +254,7 @@ def attached(
 
 def _updated(
     optimizer: Any,
-    gradient: base.Params,
+    updates: base.Params,
     state: Any,
     params: Any,
     offered: dict[str, Any],
@@ -263,7 +262,7 @@ def _updated(
 ) -> tuple[Any, Any]:
     """The optimizer's update; zero, and the state as it was, where nothing was seen."""
     updates, new = optimizer.update(
-        gradient, state, params, **_accepted(optimizer.update, offered)
+        updates, state, params, **_accepted(optimizer.update, offered)
     )
 
     def chosen(new: Any, old: Any) -> Any:
@@ -329,30 +328,21 @@ def _fast(params: Any) -> Any:
 
 
 class _Call(NamedTuple):
-    """`value_fn(params, *args, **kwargs)` without its arrays: they alone may differ."""
+    """`value_fn(params, *args, **kwargs)` without its arrays."""
 
-    treedef: Any
-    static: tuple[Any, ...]
+    static: trees.Static
 
     def __call__(self, arrays: list[Any], params: base.Params) -> Any:
-        rest = iter(arrays)
-        leaves = [next(rest) if x is _ARRAY else x for x in self.static]
-        value_fn, args, kwargs = self.treedef.unflatten(leaves)
+        value_fn, args, kwargs = self.static.join(arrays)
         return value_fn(params, *args, **kwargs)
-
-
-_ARRAY = object()
 
 
 def _bind(
     value_fn: base.ValueFn, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> jax.tree_util.Partial:
     """`value_fn` with all but its parameters given: arrays traced, the rest static."""
-    leaves, treedef = jax.tree.flatten((value_fn, args, kwargs))
-    traced = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
-    static = tuple(_ARRAY if t else x for x, t in zip(leaves, traced, strict=True))
-    arrays = [x for x, t in zip(leaves, traced, strict=True) if t]
-    return jax.tree_util.Partial(_Call(treedef, static), arrays)
+    arrays, static = trees.split((value_fn, args, kwargs))
+    return jax.tree_util.Partial(_Call(static), arrays)
 
 
 def _split_by_name(

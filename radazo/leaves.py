@@ -144,7 +144,7 @@ def _part(flat: jax.Array, start: int, size: int, turn: jax.Array) -> jax.Array:
 
 def _zeros(leaf: Any) -> Any:
     """A gradient for a leaf that has none: zeros of its own type."""
-    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+    if not hasattr(leaf, "dtype"):
         return type(leaf)(0)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return jnp.zeros(leaf.shape, jnp.uint32)

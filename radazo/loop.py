@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import base, boxes, checks, console, forms
+from radazo import base, boxes, checks, console, forms, trees
 
 _MAX_STEPS_PER_CALL = 1024
 _SECONDS_PER_CALL = 0.2
@@ -111,13 +111,12 @@ def minimize(
     if progress is not None:
         way_out = "None shows a bar on a terminal where tqdm is installed."
         checks.instance(where, "progress", progress, bool, way_out)
-    split = boxes.split(params)
-    box = None if bounds is None else boxes.box(where, split, bounds)
-    arrays = _copy(split.arrays)
-    arrays = arrays if box is None else box(arrays)
-    state = _state(where, optimizer, split.join(arrays), state)
-    steps = _compiled_steps(value_fn, optimizer, split, batches, box, stop)
-    run = _Run(split, arrays, state, num_steps)
+    box = None if bounds is None else boxes.box(where, params, bounds)
+    arrays, rest = trees.split(params)
+    arrays = _copy(arrays) if box is None else box(_copy(arrays))
+    state = _state(where, optimizer, rest.join(arrays), state)
+    steps = _compiled_steps(value_fn, optimizer, rest, batches, box, stop)
+    run = _Run(rest, arrays, state, num_steps)
     items = None if callable(batches) or batches is None else iter(batches)
     with (
         console.deferred_interrupt() as interrupted,
@@ -152,9 +151,9 @@ class _Run:
     """The mutable part of a run: where it stands between two calls."""
 
     def __init__(
-        self, split: boxes.Split, arrays: list[jax.Array], state: Any, num_steps: int
+        self, rest: trees.Static, arrays: list[jax.Array], state: Any, num_steps: int
     ) -> None:
-        self.split, self.arrays, self.state = split, arrays, state
+        self.rest, self.arrays, self.state = rest, arrays, state
         self.values = np.zeros(num_steps, np.dtype(jnp.result_type(float)))
         self.num_values = np.zeros(num_steps, np.int64)
         self.done, self.status = 0, "finished"
@@ -182,7 +181,7 @@ class _Run:
     def result(self) -> MinimizeResult:
         # Copies: the next call takes the buffers of this one.
         return MinimizeResult(
-            self.split.join(_copy(self.arrays)),
+            self.rest.join(_copy(self.arrays)),
             _copy(self.state),
             self.values[: self.done].copy(),
             self.num_values[: self.done].copy(),
@@ -251,7 +250,7 @@ def _counters(where: str, state: Any) -> forms.WithEstimatorState:
 def _compiled_steps(
     value_fn: base.ValueFn,
     optimizer: Any,
-    split: boxes.Split,
+    rest: trees.Static,
     batches: Any,
     box: Callable[[list[jax.Array]], list[jax.Array]] | None,
     stop: Callable[[jax.Array, base.Params], Any] | None,
@@ -264,7 +263,7 @@ def _compiled_steps(
         return value_fn(params, batch)
 
     def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
-        changes = split.pick(split.treedef.flatten_up_to(updates))
+        changes = rest.pick(rest.treedef.flatten_up_to(updates))
         changed: list[Any] = [
             optax.apply_updates(x, change) if boxes.is_floating(x) else x
             for x, change in zip(arrays, changes, strict=True)
@@ -280,7 +279,7 @@ def _compiled_steps(
     def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
         def step(carry: Any) -> Any:
             arrays, state, values, num_values, i, _ = carry
-            params = split.join(arrays)
+            params = rest.join(arrays)
             count = _counters("minimize", state).count
             now = batches(count) if callable(batches) else batch
             updates, state = optimizer.update(

@@ -1,0 +1,42 @@
+"""A pytree as arrays, which are traced, and the rest, which is static."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_ARRAY = object()
+
+
+class Static(NamedTuple):
+    """A pytree without its arrays: two are equal if their arrays alone differ."""
+
+    treedef: Any
+    leaves: tuple[Any, ...]
+
+    def pick(self, leaves: list[Any]) -> list[Any]:
+        """Those of `leaves` that stand where this tree has its arrays."""
+        return [x for x, own in zip(leaves, self.leaves, strict=True) if own is _ARRAY]
+
+    def join(self, arrays: list[Any]) -> Any:
+        """The pytree with these arrays in their places."""
+        rest = iter(arrays)
+        return self.treedef.unflatten(
+            next(rest) if own is _ARRAY else own for own in self.leaves
+        )
+
+    def zeros(self) -> "Static":
+        """The same with zeros for its numbers: what a gradient has in their places."""
+        zeros = tuple(x if x is _ARRAY else type(x)(0) for x in self.leaves)
+        return Static(self.treedef, zeros)
+
+
+def split(tree: Any) -> tuple[list[Any], Static]:
+    """The arrays of `tree` (of NumPy and its scalars too), and the rest."""
+    leaves, treedef = jax.tree.flatten(tree)
+    static = tuple(
+        _ARRAY if isinstance(x, jax.Array | np.ndarray | np.generic) else x
+        for x in leaves
+    )
+    rest = Static(treedef, static)
+    return rest.pick(leaves), rest
