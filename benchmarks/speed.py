@@ -140,7 +140,7 @@ def compare(
         step, optimizer = radazo_step(function, estimator)
         steps[law] = (step, optimizer.init(x))
     sides = {side: (step, x, state) for side, (step, state) in steps.items()}
-    seconds = time_sides(sides, rounds, max(1, 500_000 // dim))
+    seconds = time_sides(sides, rounds, max(5, 500_000 // dim))
     rows = []
     for side, times in seconds.items():
         step, state = steps[side]

@@ -158,28 +158,31 @@ def _sum_over_directions(
     start = difference.start(evaluate, params)
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 
-    def one(k: jax.Array, turn: jax.Array) -> tuple[jax.Array, Any]:
-        direction = distribution.draw(prepared, k, layout.dim, layout.dtype)
+    def one(k: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
+        drawn = distribution.draw(prepared, k, layout.dim, layout.dtype)
+        scale = jnp.ones((), layout.dtype)
+        if distribution.scale is not None:
+            scale = distribution.scale(drawn)
         slope, value, aux = difference.slope(
             evaluate,
-            lambda step: leaves.perturb(layout, params, direction, step, turn),
+            lambda step: leaves.perturb(layout, params, drawn, step * scale, turn),
             start,
             smoothing,
         )
         kept = jnp.isfinite(slope)
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
-        return direction, (slope, kept, value, aux)
+        weight = slope.astype(layout.dtype) * scale
+        return (weight, drawn), (slope, kept, value, aux)
 
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
         total, turn = carry
         if chunk_size == 1:
-            direction, seen = one(ks[0], turn)
-            total = total + seen[0].astype(layout.dtype) * direction
+            (weight, drawn), seen = one(ks[0], turn)
+            total = total + weight * drawn
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
-            block, seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
-            slopes = seen[0].astype(layout.dtype)
-            total = total + jnp.dot(slopes, block, precision=lax.Precision.HIGHEST)
+            (weights, block), seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
+            total = total + jnp.dot(weights, block, precision=lax.Precision.HIGHEST)
         return (total, turn + jnp.uint32(1)), seen
 
     ks = jnp.arange(num_directions, dtype=jnp.uint32)

@@ -1,6 +1,6 @@
 """Draw the directions of one step: what tells the estimators apart.
 
-A `Distribution` is three pure functions. `prepare` does what the directions of a step
+A `Distribution` is a few pure functions. `prepare` does what the directions of a step
 share (nothing but the key, except where they are made orthogonal to each other), `draw`
 gives the k-th direction, and `factor` is the number that makes
 
@@ -25,13 +25,18 @@ class Distribution(NamedTuple):
 
     Attributes:
       prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`.
-      draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k of the step.
+      draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k of the step,
+        or a multiple of it.
       factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
+      scale: `scale(drawn) -> scalar`, by which what was drawn is to be multiplied, or
+        None for 1. It is applied to scalars where the direction is used, so that a
+        norm costs no copy of the parameters.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
     draw: Callable[[Any, jax.Array, int, Any], jax.Array]
     factor: Callable[[int], float]
+    scale: Callable[[jax.Array], jax.Array] | None = None
 
 
 def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
@@ -43,9 +48,8 @@ def _draw_gaussian(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Ar
     return threefry.normal(threefry.fold_in(key, k), dim, dtype)
 
 
-def _draw_sphere(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    z = _draw_gaussian(key, k, dim, dtype)
-    return z * lax.rsqrt(jnp.sum(jnp.square(z)))
+def _inverse_norm(drawn: jax.Array) -> jax.Array:
+    return lax.rsqrt(jnp.sum(jnp.square(drawn)))
 
 
 def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
@@ -79,7 +83,7 @@ def _orthonormal_rows(
 gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0)
 """Independent standard normals: ‖u‖ ≈ √d."""
 
-sphere = Distribution(_step_key, _draw_sphere, float)
+sphere = Distribution(_step_key, _draw_gaussian, float, _inverse_norm)
 """Uniform on the unit sphere in R^d: ‖u‖ = 1."""
 
 rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
@@ -143,6 +147,8 @@ def sample_directions(
 
     def draw(k: jax.Array) -> base.Params:
         flat = distribution.draw(prepared, k, layout.dim, layout.dtype)
+        if distribution.scale is not None:
+            flat = distribution.scale(flat) * flat
         return leaves.unravel(layout, params, flat, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))
