@@ -83,8 +83,7 @@ def estimator(where: str, options: Options) -> base.Estimator:
         num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
         factor = options.distribution.factor(layout.dim)
         scale = factor / num_kept.astype(layout.dtype)
-        flat = jnp.nan_to_num(scale * total)  # Finite slopes may sum to infinity.
-        gradient = leaves.unravel(layout, params, flat, turn)
+        gradient = leaves.unravel(layout, params, scale * total, turn)
         state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
         return value, rest.pick(jax.tree.leaves(gradient)), state, info
 
@@ -155,6 +154,9 @@ def _sum_over_directions(
     distribution, difference = options.distribution, options.difference
     num_directions = options.num_directions
     chunk_size = min(options.chunk_size, num_directions)
+    # Larger ones would make the gradient infinite; an element of u is below 16.
+    share = 16 * num_directions * max(distribution.factor(layout.dim), 1.0)
+    largest = float(jnp.finfo(layout.dtype).max) / share
     start = difference.start(evaluate, params)
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 
@@ -169,7 +171,7 @@ def _sum_over_directions(
             start,
             smoothing,
         )
-        kept = jnp.isfinite(slope)
+        kept = jnp.abs(slope) <= largest
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
         weight = slope.astype(layout.dtype) * scale
         return (weight, drawn), (slope, kept, value, aux)

@@ -29,8 +29,9 @@ class EstimateInfo(NamedTuple):
     Nothing here is carried from step to step; it costs no further function value.
 
     Attributes:
-      slopes: (num_directions,) directional slopes; 0 where a value was not finite.
-      kept: (num_directions,) bool, False where a value was not finite.
+      slopes: (num_directions,) directional slopes; 0 where one was dropped.
+      kept: (num_directions,) bool, False where a slope was not finite, or so large that
+        the gradient would not be.
       num_values: int32 scalar, function values taken.
       aux: What `value_fn` returned beside its value, or None.
     """
