@@ -154,9 +154,9 @@ def _sum_over_directions(
     distribution, difference = options.distribution, options.difference
     num_directions = options.num_directions
     chunk_size = min(options.chunk_size, num_directions)
-    # Larger ones would make the gradient infinite; an element of u is below 16.
+    # Slopes beyond the largest number over this would make the gradient infinite; an
+    # element of u is below 16.
     share = 16 * num_directions * max(distribution.factor(layout.dim), 1.0)
-    largest = float(jnp.finfo(layout.dtype).max) / share
     start = difference.start(evaluate, params)
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 
@@ -171,6 +171,8 @@ def _sum_over_directions(
             start,
             smoothing,
         )
+        types = (slope.dtype, layout.dtype)
+        largest = min(float(jnp.finfo(dtype).max) for dtype in types) / share
         kept = jnp.abs(slope) <= largest
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
         weight = slope.astype(layout.dtype) * scale

@@ -338,3 +338,23 @@ def test_updates_of_odd_leaves_leave_them_as_they_are():
     assert moved["int"].dtype == params["int"].dtype
     assert moved["none"] is None
     assert np.all(moved["x"] != params["x"])
+
+
+def test_a_short_step_on_the_sphere_moves_few_of_a_million_bfloat16_weights():
+    weights = 0.02 * jax.random.normal(jax.random.key(1), (10**6,))
+    weights = weights.astype(jnp.bfloat16)
+    seen = []
+
+    def value_fn(params):
+        moved = jnp.mean((params != weights).astype(jnp.float32))
+        jax.debug.callback(lambda share: seen.append(float(share)), moved)
+        return moved
+
+    for smoothing in (1e-3, 1.0):
+        estimator = radazo.sphere_estimator(num_directions=1, smoothing=smoothing)
+        jax.block_until_ready(estimate(estimator, value_fn, weights))
+        jax.effects_barrier()
+    short, long = sorted(seen)[-2:]
+    error = 5 * np.sqrt(short * (1 - short) / weights.size)
+    assert abs(short - 0.012) < 5e-4 + error  # As the docstring says, to its digits.
+    assert long > 0.95
