@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from radazo import base, checks, threefry, trees
 
@@ -267,8 +266,7 @@ def _updated(
     )
 
     def chosen(new: Any, old: Any) -> Any:
-        # Not `jnp.where`, whose broadcasts are half of what a step compiles.
-        return lax.select(seen, new, old) if isinstance(new, jax.Array) else new
+        return jnp.where(seen, new, old) if isinstance(new, jax.Array) else new
 
     updates = jax.tree.map(lambda u: chosen(u, jnp.zeros_like(u)), updates)
     if jax.tree.structure(new) != jax.tree.structure(state):
