@@ -55,8 +55,8 @@ def layout(where: str, params: base.Params, mask: base.Mask = None) -> Layout:
             "params",
             "have a floating-point leaf to perturb",
             "none" if mask is None else "none where the mask is True",
-            "Integers, bools and keys pass through; convert what is to be optimized "
-            "to floating point, and let `mask` choose at least one such leaf.",
+            "Integers, bools, keys and Python numbers pass through; convert what is to "
+            "be optimized by `jnp.asarray(x, float)`, and let `mask` choose such a leaf.",
         )
     dim = sum(sizes)
     if dim >= _MAX_DIM:

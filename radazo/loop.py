@@ -59,6 +59,9 @@ def minimize(
 ) -> MinimizeResult:
     """Minimize a function by its values: the loop around `optimizer.update`.
 
+    It runs on the host, not inside of `jit` or `vmap`: for many seeds map a `lax.scan`
+    of `optimizer.update`. What it returns is the last point, not the best.
+
       updates, state = optimizer.update(None, state, x, value_fn=value_fn)
       x ← clip(x + updates, lower, upper)
 
@@ -336,13 +339,15 @@ def _check(
         "Pass `radazo.radazo(0.01, key=0)`, say.",
     )
     checks.integer(where, "num_steps", num_steps, 0, "It is the number of steps.")
-    if not (batches is None or callable(batches) or isinstance(batches, Iterable)):
+    iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
+    if not (batches is None or callable(batches) or iterable):
         checks.fail(
             where,
             "batches",
             "be a function of the step or an iterable",
-            repr(batches),
-            "It gives what `value_fn` takes beside the parameters, step by step.",
+            repr(batches)[:200],
+            "It gives what `value_fn` takes beside the parameters, step by step; for "
+            "one fixed batch pass `lambda step: batch`.",
             TypeError,
         )
     if stop is not None:

@@ -236,3 +236,13 @@ def test_nothing_is_printed_or_asked(monkeypatch):
     monkeypatch.setattr(builtins, "print", talk)
     monkeypatch.setattr(builtins, "input", talk)
     assert run(3).status == "finished"
+
+
+def test_a_function_of_numpy_is_told_of_pure_callback():
+    def value_fn(x):
+        return np.float32(np.sum(np.abs(x)))
+
+    optimizer = radazo.radazo(0.1, key=0)
+    with pytest.raises(jax.errors.TracerArrayConversionError) as caught:
+        radazo.minimize(value_fn, jnp.ones(2), optimizer, 2)
+    assert any("jax.pure_callback" in note for note in caught.value.__notes__)

@@ -61,7 +61,7 @@ TAKE = (
 MAKE = "Make it by `jax.tree.map(lambda p: ..., params)`."
 REAL = "return a real number"
 LEAF = "have a floating-point leaf to perturb"
-CONVERT = "Integers, bools and keys pass through; convert what is to be optimized"
+CONVERT = "Integers, bools, keys and Python numbers pass through; convert what is to"
 CALL = "call `optimizer.update(None, state, params, value_fn=f)`."
 K = "orthogonal_estimator(num_directions"
 MOST = "be at most the number of perturbed elements, 3"
@@ -262,6 +262,14 @@ RUNS = {
         "3.",
         ITEMS,
         minimize(batches=3),
+    ),
+    "batch_alone": run(
+        T,
+        "batches",
+        "be a function of the step or an iterable",
+        "{'x': 0}.",
+        ITEMS,
+        minimize(batches={"x": 0}),
     ),
     "stop": run(
         T, "stop", "be a function", "0.1.", "`stop(value, params)`", minimize(stop=0.1)
