@@ -9,15 +9,16 @@ directions are the same; the estimate differs in its last places, since a chunk 
 summed before it is added, and since a batched function may round differently.
 """
 
-import functools
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.core import Tracer
 
-from radazo import base, checks, differences, directions, leaves, threefry, trees
+from radazo import base, checks, differences, directions, leaves, threefry
 
 _SMOOTHING_WAY_OUT = (
     "It is the distance moved along a direction, or a schedule of it: "
@@ -55,38 +56,6 @@ def estimator(where: str, options: Options) -> base.Estimator:
         leaves.layout(where, params, options.mask)
         return EstimatorState(jnp.zeros((), jnp.int32))
 
-    # Compiled here, so that a step outside of any jit compiles once too: what a bound
-    # `value_fn` is made of is compared, and its arrays are arguments.
-    @functools.partial(jax.jit, static_argnames=("rest", "layout", "has_aux"))
-    def run(
-        key: jax.Array,
-        value_fn: base.ValueFn,
-        arrays: list[jax.Array],
-        state: EstimatorState,
-        rest: trees.Static,
-        layout: leaves.Layout,
-        has_aux: bool,
-    ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
-        params = rest.join(arrays)
-        schedule = options.smoothing
-        smoothing = schedule(state.count) if callable(schedule) else schedule
-        value, total, turn, info = _sum_over_directions(
-            options,
-            layout,
-            key,
-            differences.evaluation(
-                where, value_fn, terms=options.terms, has_aux=has_aux
-            ),
-            params,
-            jnp.asarray(smoothing, layout.dtype),
-        )
-        num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
-        factor = options.distribution.factor(layout.dim)
-        scale = factor / num_kept.astype(layout.dtype)
-        gradient = leaves.unravel(layout, params, scale * total, turn)
-        state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
-        return value, rest.pick(jax.tree.leaves(gradient)), state, info
-
     def estimate(
         key: base.Key,
         value_fn: base.ValueFn,
@@ -96,14 +65,37 @@ def estimator(where: str, options: Options) -> base.Estimator:
         has_aux: bool = False,
     ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
         layout = leaves.layout(where, params, options.mask)
-        if not isinstance(value_fn, jax.tree_util.Partial):
-            value_fn = jax.tree_util.Partial(value_fn)
         words = threefry.key_data(where, key)
-        arrays, rest = trees.split(params)
-        value, gradient, state, info = run(
-            words, value_fn, arrays, state, rest, layout, has_aux
-        )
-        return value, rest.zeros().join(gradient), state, info
+        inputs = jax.tree.leaves((words, params, state))
+        traced = any(isinstance(x, Tracer) for x in inputs)
+        config: Any = jax.config  # Its flags are not in its type.
+        outside = config.jax_disable_jit
+        schedule = options.smoothing
+        smoothing = schedule(state.count) if callable(schedule) else schedule
+
+        def called(params: base.Params) -> Any:
+            with jax.disable_jit(outside):
+                return value_fn(params)
+
+        # Outside of any jit the loops run in Python: compiled anew for each call they
+        # would take longer, and compiled once they would freeze what `value_fn` reads.
+        with contextlib.nullcontext() if traced else jax.disable_jit():
+            value, total, turn, info = _sum_over_directions(
+                options,
+                layout,
+                words,
+                differences.evaluation(
+                    where, called, terms=options.terms, has_aux=has_aux
+                ),
+                params,
+                jnp.asarray(smoothing, layout.dtype),
+            )
+            num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
+            factor = options.distribution.factor(layout.dim)
+            scale = factor / num_kept.astype(layout.dtype)
+            gradient = leaves.unravel(layout, params, scale * total, turn)
+        state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
+        return value, gradient, state, info
 
     return base.Estimator(init, estimate, memoryless=not callable(options.smoothing))
 

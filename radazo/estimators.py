@@ -43,15 +43,17 @@ def finite_difference_estimator(
     Returns:
       An `Estimator`. Its value is f(x) for `forward`, and for `central` the mean of the
       compared values. With `has_aux`, `info.aux` is that of f(x) for `forward` and of
-      the first compared point, f(x + smoothing · u₀), for `central`.
+      the first compared point, f(x + smoothing · u₀), for `central`, which holds the
+      aux of all 2K points on the way.
     Raises:
       TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
         real number.
       ValueError: If an argument is out of its range, `value_fn` returns an array where
         `terms` is False, or nothing in the parameters can be perturbed.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; `chunk_size` + 1
-      copies of the parameters beside the gradient, at most.
+      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
+      a direction and a perturbed point, one to three copies of the parameters, for each
+      of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = finite_difference_estimator(radazo.orthogonal, num_directions=3)
       >>> value_and_grad = radazo.value_and_grad(lambda x: 2 * x.sum(), estimator)
@@ -105,8 +107,9 @@ def sphere_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; `chunk_size` + 1
-      copies of the parameters beside the gradient, at most.
+      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
+      a direction and a perturbed point, one to three copies of the parameters, for each
+      of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = sphere_estimator(num_directions=2000)
       >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
@@ -160,8 +163,9 @@ def gaussian_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; `chunk_size` + 1
-      copies of the parameters beside the gradient, at most.
+      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
+      a direction and a perturbed point, one to three copies of the parameters, for each
+      of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = gaussian_estimator(num_directions=5000)
       >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
@@ -215,8 +219,9 @@ def rademacher_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; `chunk_size` + 1
-      copies of the parameters beside the gradient, at most.
+      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
+      a direction and a perturbed point, one to three copies of the parameters, for each
+      of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = rademacher_estimator(num_directions=5000)
       >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
@@ -265,8 +270,9 @@ def coordinate_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; `chunk_size` + 1
-      copies of the parameters beside the gradient, at most.
+      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
+      a direction and a perturbed point, one to three copies of the parameters, for each
+      of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = coordinate_estimator(num_directions=5000)
       >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
@@ -319,7 +325,7 @@ def orthogonal_estimator(
       TypeError, ValueError: As `finite_difference_estimator`; and if
         `num_directions` > d, at the first estimate.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; about 2K copies of
+      K + 1 function values (`forward`) or 2K (`central`) per step; about 3K copies of
       the parameters, since directions that know of each other are held together.
     Example:
       >>> estimator = orthogonal_estimator(num_directions=2)

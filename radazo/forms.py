@@ -8,6 +8,7 @@ The link is the second form around an optimizer that does nothing. Keys are made
 same way in both: the key of a step is fold_in(key, count).
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import base, checks, threefry, trees
+from radazo import base, checks, threefry
 
 
 class WithEstimatorState(NamedTuple):
@@ -92,7 +93,7 @@ def value_and_grad(
     ) -> tuple[Any, base.Params]:
         value, gradient, _, info = estimator.estimate(
             key,
-            _bind(value_fn, args, kwargs),
+            lambda p: value_fn(p, *args, **kwargs),
             params,
             estimator.init(params),
             has_aux=has_aux,
@@ -172,9 +173,9 @@ def with_estimator(
       TypeError: If an argument is of the wrong kind.
       ValueError: In `update`, if `value_fn` or `params` is missing.
     Cost:
-      That of the estimator and of the optimizer. Outside of `jax.jit` a step compiles
-      once for each function object: define `value_fn` once, not in the loop. Values
-      that the optimizer takes itself (a line search) are not in `num_values`.
+      That of the estimator and of the optimizer. Values that the optimizer takes itself
+      (a line search) are not in `num_values`. Outside of `jax.jit` a step runs
+      operation by operation, some hundred milliseconds: put `jax.jit` around it.
     Example:
       >>> optimizer = with_estimator(
       ...     radazo.sphere_estimator(), optax.MultiSteps(optax.sgd(0.1), 2), key=0
@@ -229,7 +230,7 @@ def attached(
         del updates
         value_fn = _required(where, value_fn, params)
         named, rest = _split_by_name(value_fn, extra)
-        bound = _bind(value_fn, (), named)
+        bound = functools.partial(value_fn, **named)
         key = jax.random.wrap_key_data(
             threefry.fold_in(state.key_data, state.count), impl="threefry2x32"
         )
@@ -325,24 +326,6 @@ def _required(where: str, value_fn: Any, params: Any) -> base.ValueFn:
 def _fast(params: Any) -> Any:
     """The parameters to evaluate at: `optax.lookahead` takes pairs of them."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
-
-
-class _Call(NamedTuple):
-    """`value_fn(params, *args, **kwargs)` without its arrays."""
-
-    static: trees.Static
-
-    def __call__(self, arrays: list[Any], params: base.Params) -> Any:
-        value_fn, args, kwargs = self.static.join(arrays)
-        return value_fn(params, *args, **kwargs)
-
-
-def _bind(
-    value_fn: base.ValueFn, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> jax.tree_util.Partial:
-    """`value_fn` with all but its parameters given: arrays traced, the rest static."""
-    arrays, static = trees.split((value_fn, args, kwargs))
-    return jax.tree_util.Partial(_Call(static), arrays)
 
 
 def _split_by_name(

@@ -56,7 +56,7 @@ def layout(where: str, params: base.Params, mask: base.Mask = None) -> Layout:
             "have a floating-point leaf to perturb",
             "none" if mask is None else "none where the mask is True",
             "Integers, bools, keys and Python numbers pass through; convert what is to "
-            "be optimized by `jnp.asarray(x, float)`, and let `mask` choose such a leaf.",
+            "be optimized by `jnp.asarray(x, float)`, and let `mask` choose a leaf.",
         )
     dim = sum(sizes)
     if dim >= _MAX_DIM:
@@ -194,7 +194,9 @@ def _no_masked_node(where: str, params: base.Params) -> None:
 
 def _chosen(where: str, params: base.Params, mask: base.Mask) -> list[bool]:
     """One bool a leaf, from a mask that is a function, a pytree or a prefix of one."""
-    if callable(mask):
+    # A model may be a function and a pytree, and so may a mask made from it.
+    alike = jax.tree.structure(mask) == jax.tree.structure(params)
+    if callable(mask) and not alike:
         mask = mask(params)
     try:
         full = jax.tree.map(

@@ -84,8 +84,9 @@ def minimize(
         of it, by `smoothing` times a direction.
       stop: `stop(value, params) -> bool`, compiled into the steps. Where it holds for a
         value and the parameters before the step, the run ends with those parameters.
-      callback: Called with the result so far, about five times a second or every
-        `callback_every` steps. The run ends if it returns True.
+      callback: Called with the result so far: every `callback_every` steps, else after
+        each compiled call, which is a fraction of a second of steps, or one step of an
+        iterable of batches. It gets copies. The run ends if it returns True.
       callback_every: Steps between two calls of `callback`.
       progress: Whether to show a progress bar (needs tqdm); None shows it on a
         terminal where tqdm is installed.

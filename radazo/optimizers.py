@@ -7,6 +7,7 @@ optax has is taken from optax: they differ in the one link named `rule`.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from radazo import base, checks, estimators, forms, moments
@@ -339,7 +340,7 @@ def _optimizer(
     checks.non_negative(
         where, "weight_decay", weight_decay, "It pulls the parameters towards 0."
     )
-    if not (weight_decay_mask is None or callable(weight_decay_mask)):
+    if weight_decay_mask is not None and not callable(weight_decay_mask):
         for choice in jax.tree.leaves(weight_decay_mask):
             way_out = (
                 "It says which leaves decay: bools, or a function of the parameters."
@@ -348,11 +349,26 @@ def _optimizer(
     if estimator is None:
         estimator = estimators.sphere_estimator()
     none = isinstance(weight_decay, int | float) and weight_decay == 0
-    decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)
+    decay = optax.identity() if none else optax.add_decayed_weights(weight_decay)
     optimizer = optax.chain(
         rule,
-        # Both have an empty state, so that its type is one.
-        optax.identity() if none and weight_decay_mask is None else decay,
+        optax.masked(decay, lambda params: _decaying(weight_decay_mask, params)),
         optax.scale_by_learning_rate(learning_rate),
     )
     return forms.attached(where, estimator, optimizer, key)
+
+
+def _decaying(mask: base.Mask, params: base.Params) -> Any:
+    """Which leaves decay: those chosen, if they are floating point."""
+
+    def decays(choice: bool, leaf: Any) -> bool:
+        floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return choice and bool(floating)
+
+    alike = jax.tree.structure(mask) == jax.tree.structure(params)
+    chosen = mask(params) if callable(mask) and not alike else mask
+    return jax.tree.map(
+        lambda choice, part: jax.tree.map(lambda leaf: decays(choice, leaf), part),
+        True if chosen is None else chosen,
+        params,
+    )

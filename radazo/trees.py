@@ -25,11 +25,6 @@ class Static(NamedTuple):
             next(rest) if own is _ARRAY else own for own in self.leaves
         )
 
-    def zeros(self) -> "Static":
-        """The same with zeros for its numbers: what a gradient has in their places."""
-        zeros = tuple(x if x is _ARRAY else type(x)(0) for x in self.leaves)
-        return Static(self.treedef, zeros)
-
 
 def split(tree: Any) -> tuple[list[Any], Static]:
     """The arrays of `tree` (of NumPy and its scalars too), and the rest."""

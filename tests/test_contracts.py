@@ -139,19 +139,40 @@ def test_no_field_of_a_state_has_a_name_that_tree_get_finds_elsewhere(make_estim
     assert RESERVED.isdisjoint(state.estimator._fields)
 
 
-def test_eager_steps_with_changing_batches_and_keys_trace_the_function_once(
+def test_outside_of_jit_the_function_is_called_each_time_and_reads_what_is_there(
     make_estimator,
 ):
-    traces = []
+    calls, scale = [], {"by": 1.0}
 
-    def value_fn(params, batch):
-        traces.append(1)
-        return jnp.sum(batch) * half_sum_of_squares(params)
+    def value_fn(params):
+        calls.append(1)
+        return scale["by"] * half_sum_of_squares(params)
 
     value_and_grad = radazo.value_and_grad(value_fn, make_estimator(num_directions=3))
-    for seed in range(10):
-        value_and_grad(seed, start(), batch=jnp.full(2, seed, jnp.float32))
-    assert len(traces) == 1
+    first, gradient = value_and_grad(1, start())
+    scale["by"] = 2.0
+    second, twice = value_and_grad(1, start())
+    assert len(calls) == 2 * (3 + 1)
+    assert second == 2 * first
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(2 * x, y), gradient, twice)
+
+
+def test_an_update_that_closes_over_a_tracer_leaks_none(make_estimator):
+    optimizer = radazo.with_estimator(
+        make_estimator(num_directions=2), optax.sgd(0.1), key=0
+    )
+    state = optimizer.init(jnp.ones(3))
+
+    @jax.jit
+    def step(params, state, batch):
+        return optimizer.update(
+            None, state, params, value_fn=lambda x: jnp.sum(batch * x)
+        )
+
+    with jax.checking_leaks():
+        for size in (1, 3):
+            updates, _ = step(jnp.ones(3), state, jnp.ones(size))
+            assert np.all(np.isfinite(updates))
 
 
 def test_jitted_steps_with_changing_batches_and_keys_compile_once(make_estimator):

@@ -104,7 +104,7 @@ def test_the_function_is_traced_once_a_program(difference, chunk_size):
     assert len(traces) == 1
 
 
-def test_the_function_is_traced_once_however_often_a_step_is_taken_outside_of_jit():
+def test_steps_under_jit_trace_the_function_once_whatever_the_schedule():
     traces = []
 
     def traced(params):
@@ -116,9 +116,14 @@ def test_the_function_is_traced_once_however_often_a_step_is_taken_outside_of_ji
     )
     params = PARAMS["five leaves"]
     state = estimator.init(params)
-    for key in range(3):
+
+    @jax.jit
+    def step(key, params, state):
         _, gradient, state, _ = estimator.estimate(key, traced, params, state)
-        params = jax.tree.map(lambda x, g: x - 0.01 * g, params, gradient)
+        return jax.tree.map(lambda x, g: x - 0.01 * g, params, gradient), state
+
+    for key in range(3):
+        params, state = step(key, params, state)
     assert len(traces) == 1
 
 
