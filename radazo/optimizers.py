@@ -57,10 +57,13 @@ def radazo(
       >>> optimizer = radazo(0.03, key=0)
       >>> params = jnp.array([3.0, -4.0])
       >>> state = optimizer.init(params)
-      >>> value_fn = lambda x: jnp.sum(x**2)
-      >>> for _ in range(100):
+      >>> @jax.jit
+      ... def step(params, state):
+      ...     value_fn = lambda x: jnp.sum(x**2)
       ...     updates, state = optimizer.update(None, state, params, value_fn=value_fn)
-      ...     params = optax.apply_updates(params, updates)
+      ...     return optax.apply_updates(params, updates), state
+      >>> for _ in range(100):
+      ...     params, state = step(params, state)
       >>> print(bool(jnp.sum(params**2) < 0.25), state.num_values)
       True 1100
     References:
@@ -348,13 +351,13 @@ def _optimizer(
             checks.instance(where, "weight_decay_mask", choice, bool, way_out)
     if estimator is None:
         estimator = estimators.sphere_estimator()
-    none = isinstance(weight_decay, int | float) and weight_decay == 0
-    decay = optax.identity() if none else optax.add_decayed_weights(weight_decay)
-    optimizer = optax.chain(
-        rule,
-        optax.masked(decay, lambda params: _decaying(weight_decay_mask, params)),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    decay = optax.identity()
+    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        decay = optax.masked(
+            optax.add_decayed_weights(weight_decay),
+            lambda params: _decaying(weight_decay_mask, params),
+        )
+    optimizer = optax.chain(rule, decay, optax.scale_by_learning_rate(learning_rate))
     return forms.attached(where, estimator, optimizer, key)
 
 
