@@ -5,7 +5,8 @@ looked at: they are let through, and what they break shows in `EstimateInfo`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
@@ -145,6 +146,22 @@ def instance(where: str, argument: str, value: Any, of: type, way_out: str) -> N
     """`value` is an `of`."""
     if not isinstance(value, of):
         fail(where, argument, f"be {_article(of)}", repr(value), way_out, TypeError)
+
+
+@contextmanager
+def traceable(where: str) -> Iterator[None]:
+    """Add the way out to JAX's own error about a `value_fn` that it cannot trace."""
+    try:
+        yield
+    except (
+        jax.errors.TracerArrayConversionError,
+        jax.errors.ConcretizationTypeError,
+    ) as error:
+        error.add_note(
+            f"`{where}(value_fn=...)` must be traceable by JAX. Wrap a function of "
+            "NumPy or plain Python in `jax.pure_callback`."
+        )
+        raise
 
 
 def _article(of: type) -> str:

@@ -71,17 +71,8 @@ def evaluation(
     """`value_fn` as a function to (terms in float32 or wider, aux), checked."""
 
     def evaluate(params: base.Params) -> tuple[jax.Array, Any]:
-        try:
+        with checks.traceable(where):
             out = value_fn(params)
-        except (
-            jax.errors.TracerArrayConversionError,
-            jax.errors.ConcretizationTypeError,
-        ) as error:
-            error.add_note(
-                f"`{where}(value_fn=...)` must be traceable by JAX. Wrap a function of "
-                "NumPy or plain Python in `jax.pure_callback`."
-            )
-            raise
         value, aux = _with_aux(where, out) if has_aux else (out, None)
         return _checked(where, value, terms), aux
 

@@ -112,7 +112,8 @@ def sphere_estimator(
       of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = sphere_estimator(num_directions=2000)
-      >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
+      >>> fn = lambda x: x[0] - 2 * x[1]
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
       >>> _, gradient = value_and_grad(0, jnp.zeros(2))
       >>> print(jnp.round(gradient))
       [ 1. -2.]
@@ -168,7 +169,8 @@ def gaussian_estimator(
       of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = gaussian_estimator(num_directions=5000)
-      >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
+      >>> fn = lambda x: x[0] - 2 * x[1]
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
       >>> _, gradient = value_and_grad(0, jnp.zeros(2))
       >>> print(jnp.round(gradient))
       [ 1. -2.]
@@ -224,7 +226,8 @@ def rademacher_estimator(
       of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = rademacher_estimator(num_directions=5000)
-      >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
+      >>> fn = lambda x: x[0] - 2 * x[1]
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
       >>> _, gradient = value_and_grad(0, jnp.zeros(2))
       >>> print(jnp.round(gradient))
       [ 1. -2.]
@@ -275,7 +278,8 @@ def coordinate_estimator(
       of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = coordinate_estimator(num_directions=5000)
-      >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
+      >>> fn = lambda x: x[0] - 2 * x[1]
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
       >>> _, gradient = value_and_grad(0, jnp.zeros(2))
       >>> print(jnp.round(gradient))
       [ 1. -2.]
@@ -329,7 +333,8 @@ def orthogonal_estimator(
       the parameters, since directions that know of each other are held together.
     Example:
       >>> estimator = orthogonal_estimator(num_directions=2)
-      >>> value_and_grad = radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator)
+      >>> fn = lambda x: x[0] - 2 * x[1]
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
       >>> _, gradient = value_and_grad(0, jnp.zeros(2))  # K = d: exact
       >>> print(jnp.round(gradient, 2))
       [ 1. -2.]

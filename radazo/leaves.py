@@ -192,11 +192,17 @@ def _no_masked_node(where: str, params: base.Params) -> None:
         )
 
 
+def is_tree_like(mask: base.Mask, params: base.Params) -> bool:
+    """Whether `mask` is a pytree with the structure of `params`, and not a leaf."""
+    structure = jax.tree.structure(mask)
+    leaf = jax.tree.structure(0)
+    return structure == jax.tree.structure(params) and structure != leaf
+
+
 def _chosen(where: str, params: base.Params, mask: base.Mask) -> list[bool]:
     """One bool a leaf, from a mask that is a function, a pytree or a prefix of one."""
     # A model may be a function and a pytree, and so may a mask made from it.
-    alike = jax.tree.structure(mask) == jax.tree.structure(params)
-    if callable(mask) and not alike:
+    if callable(mask) and not is_tree_like(mask, params):
         mask = mask(params)
     try:
         full = jax.tree.map(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import base, checks, estimators, forms, moments
+from radazo import base, checks, estimators, forms, leaves, moments
 
 
 def radazo(
@@ -368,8 +368,8 @@ def _decaying(mask: base.Mask, params: base.Params) -> Any:
         floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
         return choice and bool(floating)
 
-    alike = jax.tree.structure(mask) == jax.tree.structure(params)
-    chosen = mask(params) if callable(mask) and not alike else mask
+    a_function = callable(mask) and not leaves.is_tree_like(mask, params)
+    chosen = mask(params) if a_function else mask
     return jax.tree.map(
         lambda choice, part: jax.tree.map(lambda leaf: decays(choice, leaf), part),
         True if chosen is None else chosen,
