@@ -73,6 +73,11 @@ class Estimator(NamedTuple):
     memoryless: bool = False
 
 
+def is_floating(leaf: Any) -> bool:
+    """Whether `leaf` is a floating-point array, which can be moved."""
+    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
 def wide(*dtypes: Any) -> Any:
     """The type to compute in: float64 if one of `dtypes` has 64 bits, else float32."""
     eight = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)

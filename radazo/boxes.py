@@ -11,11 +11,6 @@ import optax
 from radazo import base, checks, trees
 
 
-def is_floating(array: Any) -> bool:
-    """Whether `array` can be moved."""
-    return bool(jnp.issubdtype(array.dtype, jnp.floating))
-
-
 def box(
     where: str, params: base.Params, bounds: Any
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
@@ -64,7 +59,7 @@ def box(
         )
 
     def clip(x: jax.Array, low: np.ndarray, up: np.ndarray) -> jax.Array:
-        if not is_floating(x):
+        if not base.is_floating(x):
             return x
         return optax.projections.projection_box(
             x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype)

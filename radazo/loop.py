@@ -269,11 +269,11 @@ def _compiled_steps(
     def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
         changes = rest.pick(rest.treedef.flatten_up_to(updates))
         changed: list[Any] = [
-            optax.apply_updates(x, change) if boxes.is_floating(x) else x
+            optax.apply_updates(x, change) if base.is_floating(x) else x
             for x, change in zip(arrays, changes, strict=True)
         ]
         return [
-            jnp.where(ended, x, new) if boxes.is_floating(x) else x
+            jnp.where(ended, x, new) if base.is_floating(x) else x
             for x, new in zip(
                 arrays, changed if box is None else box(changed), strict=True
             )

@@ -269,15 +269,11 @@ def scale_by_zo_adamm(
     return optax.GradientTransformation(init, update)
 
 
-def _floating(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
-
-
 def _zeros(params: base.Params, dtype: Any = None) -> base.Params:
     """A moment at its start: float32 at least; other leaves have none but a place."""
 
     def zeros(leaf: Any) -> jax.Array:
-        if not _floating(leaf):
+        if not base.is_floating(leaf):
             return jnp.zeros((), jnp.float32)
         return jnp.zeros_like(leaf, dtype=dtype or base.wide(leaf.dtype))
 
@@ -290,7 +286,7 @@ def _mean(
     """decay · moment + (1 − decay) · power(updates), in float32 at least."""
 
     def mean(update: Any, old: jax.Array) -> jax.Array:
-        if not _floating(update):
+        if not base.is_floating(update):
             return old
         wide = base.wide(update.dtype, old.dtype)
         rate = _typed(decay, wide)
@@ -312,7 +308,7 @@ def _ratio(
     positive = any(isinstance(c, int | float) and c > 0 for c in constants)
 
     def ratio(top: Any, nu: jax.Array, update: Any) -> Any:
-        if not _floating(update):
+        if not base.is_floating(update):
             return update
         root = jnp.sqrt(nu + _typed(eps_root, nu.dtype)) + _typed(eps, nu.dtype)
         if not positive:

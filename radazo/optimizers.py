@@ -7,7 +7,6 @@ optax has is taken from optax: they differ in the one link named `rule`.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from radazo import base, checks, estimators, forms, leaves, moments
@@ -364,14 +363,12 @@ def _optimizer(
 def _decaying(mask: base.Mask, params: base.Params) -> Any:
     """Which leaves decay: those chosen, if they are floating point."""
 
-    def decays(choice: bool, leaf: Any) -> bool:
-        floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return choice and bool(floating)
-
     a_function = callable(mask) and not leaves.is_tree_like(mask, params)
     chosen = mask(params) if a_function else mask
     return jax.tree.map(
-        lambda choice, part: jax.tree.map(lambda leaf: decays(choice, leaf), part),
+        lambda choice, part: jax.tree.map(
+            lambda leaf: choice and base.is_floating(leaf), part
+        ),
         True if chosen is None else chosen,
         params,
     )

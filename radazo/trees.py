@@ -9,7 +9,7 @@ _ARRAY = object()
 
 
 class Static(NamedTuple):
-    """A pytree without its arrays: two are equal if their arrays alone differ."""
+    """A pytree without its arrays."""
 
     treedef: Any
     leaves: tuple[Any, ...]
