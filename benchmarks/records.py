@@ -3,7 +3,9 @@
   {"command": "synthetic", "date": "...", "commit": "...", "versions": {...},
    "device": {...}, "seeds": [...], "settings": {...}, "numbers": {...}}
 
-Numbers that are not finite are null: JSON has no infinity.
+Numbers that are not finite are null: JSON has no infinity. Curves are rounded to four
+digits. A line is written when its piece of work is finished, and `find` finds it again:
+a command that was interrupted goes on where it was, by leaving out what it finds.
 """
 
 import datetime as dt
@@ -31,26 +33,63 @@ def console() -> Console:
 
 def append(
     path: Path, command: str, seeds: list[int], settings: dict, numbers: dict
-) -> None:
-    """Add one result line to the file at `path`."""
-    line = {
-        "command": command,
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "versions": {
-            "radazo": radazo.__version__,
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-            "python": platform.python_version(),
-        },
-        "device": _device(),
-        "seeds": seeds,
-        "settings": settings,
-        "numbers": numbers,
-    }
+) -> dict[str, Any]:
+    """Add one result line to the file at `path`, and return it as `read` would."""
+    line = _plain(
+        {
+            "command": command,
+            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "versions": _versions(),
+            "device": _device(),
+            "seeds": seeds,
+            "settings": settings,
+            "numbers": numbers,
+        }
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+    return line
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of the file at `path`; none if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def find(
+    lines: list[dict[str, Any]], seeds: list[int], settings: dict
+) -> dict[str, Any] | None:
+    """The last line of these seeds and settings that this machine could have made.
+
+    That is: by these versions of radazo and of what it stands on, on this platform.
+    """
+    wanted = _plain({"versions": _versions(), "seeds": seeds, "settings": settings})
+    platform = _device()["platform"]
+    found = [
+        line
+        for line in lines
+        if all(line[name] == value for name, value in wanted.items())
+        and line["device"]["platform"] == platform
+    ]
+    return found[-1] if found else None
+
+
+def rounded(x: Any, digits: int = 4) -> np.ndarray:
+    """`x` to so many significant digits: a curve is drawn, not computed with."""
+    return np.vectorize(lambda value: float(f"{value:.{digits - 1}e}"))(np.asarray(x))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "radazo": radazo.__version__,
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _device() -> dict[str, Any]:

@@ -43,7 +43,7 @@ from tqdm import tqdm
 import radazo
 from benchmarks import records
 from benchmarks.methods import CAVEAT, METHODS, Method, chosen
-from benchmarks.problems.synthetic import PROBLEMS
+from benchmarks.problems.synthetic import OF_THE_PAPER, PROBLEMS
 
 NUM_CHUNKS = 20
 REACHED = 0.1
@@ -77,7 +77,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--smoothing", type=float, default=5e-3, help="distance moved along one")
     add("--learning-rate", type=float, default=1e-3, help="shared by all methods")
     add("--dtype", choices=["float64", "float32"], default="float64", help="type of x")
-    add("--functions", default=",".join(PROBLEMS), help="separated by commas")
+    add("--functions", default=",".join(OF_THE_PAPER), help="separated by commas")
     add("--methods", default=",".join(METHODS), help="separated by commas")
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
     args = parser.parse_args(argv)
