@@ -12,6 +12,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import optax
+
 import radazo
 
 B1, B2, EPS_ROOT = 0.9, 0.99, 1e-8
@@ -26,42 +30,96 @@ CAVEAT = (
 
 
 class Method(NamedTuple):
-    """A label, an optimizer as `make(learning_rate, estimator, key=...)`, its rate.
+    """An update rule, and how it is shown.
 
     Attributes:
       label: What tables and figures call it.
-      make: `make(learning_rate, estimator, *, key)`, a complete optimizer.
+      rule: `rule() -> optax.GradientTransformation`, without the learning rate.
       factor: What the shared learning rate is multiplied by.
       color: For figures, of the colour-blind safe palette of Okabe and Ito.
       dash: Line style, so that lines that lie on each other are both seen.
+      rates: Learning rates among which a first look is taken when it is tuned.
     """
 
     label: str
-    make: Callable[..., Any]
+    rule: Callable[[], Any]
     factor: float
     color: str
-    dash: str
+    dash: Any
+    rates: tuple[float, ...]
+
+
+class ScalarSecondMomentState(NamedTuple):
+    """State of `scale_by_scalar_second_moment`: a float scalar."""
+
+    nu: jax.Array
+
+
+def scale_by_scalar_second_moment(
+    b2: float, eps_root: float
+) -> optax.GradientTransformation:
+    """MEAZO: ZO-SGD divided by the root of one second moment of all coordinates.
+
+    nu ← b2 · nu + (1 − b2) · mean gᵢ²;  update = g / √(nu + eps_root)
+    """
+
+    def init(params: Any) -> ScalarSecondMomentState:
+        del params
+        return ScalarSecondMomentState(jnp.zeros((), jnp.result_type(float)))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        del params
+        dim = sum(leaf.size for leaf in jax.tree.leaves(updates))
+        square = optax.tree.norm(updates, squared=True) / dim
+        nu = b2 * state.nu + (1 - b2) * square.astype(state.nu.dtype)
+        scale = jax.lax.rsqrt(nu + eps_root)
+        scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), updates)
+        return scaled, ScalarSecondMomentState(nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 _AVERAGES = {"b1": B1, "b2": B2, "eps_root": EPS_ROOT}
-_RADAZO = functools.partial(radazo.radazo, **_AVERAGES)
-_ZO_ADAMM = functools.partial(radazo.zo_adamm, **_AVERAGES)
-_ZO_RMSPROP = functools.partial(radazo.zo_rmsprop, b2=B2, eps_root=EPS_ROOT)
+_RADAZO = functools.partial(radazo.scale_by_radazo, **_AVERAGES)
+_ZO_ADAMM = functools.partial(radazo.scale_by_zo_adamm, **_AVERAGES)
+_AMSGRAD = functools.partial(_ZO_ADAMM, amsgrad=True)
+_RMSPROP = functools.partial(radazo.scale_by_second_moment, b2=B2, eps_root=EPS_ROOT)
+_MEAZO = functools.partial(scale_by_scalar_second_moment, b2=B2, eps_root=EPS_ROOT)
+
+# The step of a normalized rule is about its rate in each coordinate; that of ZO-SGD is
+# as long as the gradient is.
+_NORMALIZED = tuple(10.0**k for k in range(-4, 1))
+_PLAIN = tuple(10.0**k for k in range(-7, 0))
+_DOTS = (0, (1, 3))
 
 METHODS = {
-    "radazo": Method("radazo", _RADAZO, 1.0, "#D55E00", "-"),
-    "zo_adamm": Method("zo_adamm", _ZO_ADAMM, 1.0, "#0072B2", "-"),
+    "radazo": Method("radazo", _RADAZO, 1.0, "#D55E00", "-", _NORMALIZED),
+    "zo_adamm": Method("zo_adamm", _ZO_ADAMM, 1.0, "#0072B2", "-", _NORMALIZED),
     "zo_adamm_matched": Method(
-        "zo_adamm (matched)", _ZO_ADAMM, MATCHED, "#56B4E9", "--"
+        "zo_adamm (matched)", _ZO_ADAMM, MATCHED, "#56B4E9", "--", _NORMALIZED
     ),
-    "zo_rmsprop": Method("zo_rmsprop", _ZO_RMSPROP, 1.0, "#000000", ":"),
-    "zo_sgd": Method("zo_sgd", radazo.zo_sgd, 1.0, "#009E73", "-."),
-    "zo_signsgd": Method("zo_signsgd", radazo.zo_signsgd, 1.0, "#CC79A7", "-."),
+    "zo_amsgrad": Method("zo_amsgrad", _AMSGRAD, 1.0, "#E69F00", "-", _NORMALIZED),
+    "zo_rmsprop": Method("zo_rmsprop", _RMSPROP, 1.0, "#000000", ":", _NORMALIZED),
+    "zo_sgd": Method("zo_sgd", optax.identity, 1.0, "#009E73", "-.", _PLAIN),
+    "zo_signsgd": Method(
+        "zo_signsgd", optax.scale_by_sign, 1.0, "#CC79A7", "-.", _NORMALIZED
+    ),
+    "meazo": Method("meazo", _MEAZO, 1.0, "#7F7F7F", _DOTS, _NORMALIZED),
 }
+# A tuned rate makes the row with a matched rate the same as the one without.
+TUNED = tuple(name for name in METHODS if name != "zo_adamm_matched")
+
+
+def optimizer(
+    method: Method, learning_rate: Any, estimator: radazo.Estimator, key: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The method complete: estimator, rule, learning rate."""
+    rule = optax.chain(method.rule(), optax.scale_by_learning_rate(learning_rate))
+    return radazo.with_estimator(estimator, rule, key)
 
 
 def chosen(
-    parser: argparse.ArgumentParser, option: str, names: str, known: dict[str, Any]
+    parser: argparse.ArgumentParser, option: str, names: str, known: Any
 ) -> list[str]:
     """The names in a list separated by commas, each one of `known`."""
     found = [name.strip() for name in names.split(",")]
