@@ -10,6 +10,7 @@ summed before it is added, and since a batched function may round differently.
 """
 
 import contextlib
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -202,7 +203,15 @@ def _sum_over_directions(
         aux = jax.tree.map(lambda x: x[0], auxs)
     else:
         value, aux = jnp.sum(start[0]), start[1]
-    return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux)
+    constants = _constants(distribution, layout.dim, slopes.dtype)
+    return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux, *constants)
+
+
+def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
+    """The factor of the law, and its mean of ‖u‖²."""
+    factor = law.factor(dim)
+    squared_norm = dim / factor if law.independent else math.nan
+    return jnp.asarray(factor, dtype), jnp.asarray(squared_norm, dtype)
 
 
 def _varying(add_chunk: Any, carry: Any, ks: jax.Array) -> Any:

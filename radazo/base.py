@@ -9,6 +9,7 @@ Randomness is a key. A direction is a pure function of its key and is never stor
 can be drawn again; the same key gives the same estimate.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -34,12 +35,17 @@ class EstimateInfo(NamedTuple):
         the gradient would not be.
       num_values: int32 scalar, function values taken.
       aux: What `value_fn` returned beside its value, or None.
+      factor: Float scalar c: the gradient is c times the mean of slope times direction.
+      squared_norm: Float scalar, the mean of ‖u‖²; NaN where the directions of a step
+        depend on each other, so that their spread says nothing of the variance.
     """
 
     slopes: jax.Array
     kept: jax.Array
     num_values: jax.Array
     aux: Any = None
+    factor: Any = math.nan
+    squared_norm: Any = math.nan
 
 
 class EstimateFn(Protocol):

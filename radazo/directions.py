@@ -31,12 +31,14 @@ class Distribution(NamedTuple):
       scale: `scale(drawn) -> scalar`, by which what was drawn is to be multiplied, or
         None for 1. It is applied to scalars where the direction is used, so that a
         norm costs no copy of the parameters.
+      independent: Whether the directions of a step are independent of each other.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
     draw: Callable[[Any, jax.Array, int, Any], jax.Array]
     factor: Callable[[int], float]
     scale: Callable[[jax.Array], jax.Array] | None = None
+    independent: bool = True
 
 
 def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
@@ -92,7 +94,12 @@ rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
 coordinate = Distribution(_step_key, _draw_coordinate, float)
 """A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
 
-orthogonal = Distribution(_orthonormal_rows, lambda rows, k, dim, dtype: rows[k], float)
+orthogonal = Distribution(
+    _orthonormal_rows,
+    lambda rows, k, dim, dtype: rows[k],
+    float,
+    independent=False,
+)
 """K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
 
 

@@ -159,7 +159,8 @@ def with_estimator(
     state stays as it was.
 
       value, g = estimate(fold_in(key, count), value_fn, params)
-      updates  = optimizer.update(g, ..., value=value, grad=g, value_fn=value_fn)
+      updates  = optimizer.update(
+          g, ..., value=value, grad=g, value_fn=value_fn, estimate_info=info)
 
     Args:
       estimator: An `Estimator`.
@@ -241,6 +242,7 @@ def attached(
             "value": value,
             "grad": gradient,
             "value_fn": lambda p: jnp.sum(bound(p)),
+            "estimate_info": info,
             **rest,
         }
         seen = jnp.any(info.kept)
