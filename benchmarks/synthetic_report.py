@@ -1,9 +1,237 @@
 """Tables and figures of `synthetic`, from its result lines alone."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-def tables(lines):
-    return []
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from benchmarks import figures
+from benchmarks.figures import number
+from benchmarks.methods import METHODS
+from benchmarks.problems.synthetic import PROBLEMS
+
+Lines = list[dict[str, Any]]
+COLUMNS = ("method", "rate", "f at the end (range)", "steps to 50 %", "10 %", "1 %")
+LEVELS = ("0.5", "0.1", "0.01")
+ARMS = {
+    "shared": "one learning rate for all",
+    "tuned": "each method with its best constant rate",
+    "cosine": "each method with its best rate, decaying to 0 along a cosine",
+    "precision": "R-AdaZO, how differences are taken",
+}
 
 
-def draw(lines, path):
-    pass
+def select(lines: Lines, **settings: Any) -> Lines:
+    """The lines with these settings."""
+    return [
+        line
+        for line in lines
+        if all(line["settings"].get(name) == x for name, x in settings.items())
+    ]
+
+
+def groups(lines: Lines) -> Iterator[tuple[str, Lines]]:
+    """For each arm and function a title and its lines."""
+    for arm in ARMS:
+        for function in PROBLEMS:
+            found = select(lines, arm=arm, function=function)
+            if found:
+                yield title(found[0]), found
+
+
+def title(line: dict[str, Any]) -> str:
+    given, starts = line["settings"], line["numbers"]["value_at_start"]
+    return (
+        f"{given['function']}, {given['arm']}: d = {given['dim']:,}, "
+        f"K = {given['num_directions']}, {given['steps']:,} steps, "
+        f"{len(line['seeds'])} seeds, f(x0) = {number(np.median(starts))}"
+    )
+
+
+def tables(lines: Lines) -> Iterator[Table]:
+    """One for each arm and function, for a terminal."""
+    for name, found in groups(lines):
+        table = Table(
+            title=name, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left"
+        )
+        for i, column in enumerate(COLUMNS):
+            table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        for row in rows(found):
+            table.add_row(*row)
+        yield table
+
+
+def rows(lines: Lines) -> list[list[str]]:
+    return [
+        [
+            label(line),
+            f"{line['numbers']['rate']:.2g}",
+            spread(line),
+            *(steps_to(line, level) for level in LEVELS),
+        ]
+        for line in lines
+    ]
+
+
+def label(line: dict[str, Any]) -> str:
+    given = line["settings"]
+    if given["arm"] != "precision":
+        return METHODS[given["method"]].label
+    terms = ", terms" if given["terms"] else ""
+    return f"{given['dtype']}{terms}, smoothing {given['smoothing']:g}"
+
+
+def finite(values: Any) -> np.ndarray:
+    """Numbers of a result line: infinity where it has null."""
+    return np.array([np.inf if x is None else x for x in values], float)
+
+
+def spread(line: dict[str, Any]) -> str:
+    """Median and range of f at the end, or that most runs ended above their start."""
+    at_end = finite(line["numbers"]["value_at_end"])
+    if 2 * np.sum(at_end <= finite(line["numbers"]["value_at_start"])) < len(at_end):
+        return "diverged"
+    low, high = number(at_end.min()), number(at_end.max())
+    return f"{number(np.median(at_end))} ({low} – {high})"
+
+
+def steps_to(line: dict[str, Any], level: str) -> str:
+    return number(np.median(finite(line["numbers"]["steps_to"][level])))
+
+
+def ratio(slow: dict[str, Any], fast: dict[str, Any], level: str) -> str:
+    """How many times the steps of `fast` `slow` needs: median and range over seeds.
+
+    Runs of a seed have one start and the same directions, so that they are paired. One
+    that does not get there in its steps needs more than those: `>`.
+    """
+    steps = finite(slow["numbers"]["steps_to"][level])
+    against = finite(fast["numbers"]["steps_to"][level])
+    if not np.isfinite(against).all():
+        return "–"
+    bounded = np.where(np.isfinite(steps), steps, slow["settings"]["steps"])
+    ratios = bounded / np.maximum(against, 1)
+    if not np.isfinite(steps).all():
+        return f"> {np.median(ratios):.2f}"
+    return f"{np.median(ratios):.2f} ({ratios.min():.2f} – {ratios.max():.2f})"
+
+
+def best(lines: Lines) -> dict[str, Any]:
+    """The line with the lowest median at the end."""
+    return min(lines, key=lambda x: np.median(finite(x["numbers"]["value_at_end"])))
+
+
+def best_table(lines: Lines) -> str:
+    """For each function and arm the best method, the next, and R-AdaZO."""
+    header = ["function", "arm", "best at the end", "next", "radazo"]
+    table = []
+    for name, found in groups(
+        [x for x in lines if x["settings"]["arm"] != "precision"]
+    ):
+        function, arm = name.split(":")[0].split(", ")
+        first = best(found)
+        left = [x for x in found if x is not first]
+        texts = (
+            [f"`{label(x)}` {spread(x)}" for x in (first, best(left))] if left else []
+        )
+        own = [spread(x) for x in select(found, method="radazo")]
+        if texts and own:
+            table.append([function, arm, *texts, *own])
+    return figures.markdown_table(header, table)
+
+
+def ratio_table(lines: Lines) -> str:
+    """Steps of ZO-AdaMM over those of R-AdaZO, for each function."""
+    header = ["function", "level", "shared rate", "matched rate", "tuned", "cosine"]
+    pairs = [
+        ("shared", "zo_adamm"),
+        ("shared", "zo_adamm_matched"),
+        ("tuned", "zo_adamm"),
+        ("cosine", "zo_adamm"),
+    ]
+    table = []
+    for function in PROBLEMS:
+        for level in LEVELS:
+            cells = []
+            for arm, rival in pairs:
+                own = select(lines, function=function, arm=arm, method="radazo")
+                other = select(lines, function=function, arm=arm, method=rival)
+                cells.append(ratio(other[-1], own[-1], level) if own and other else "–")
+            if any(cell != "–" for cell in cells):
+                table.append([function, f"{float(level):.0%}", *cells])
+    return figures.markdown_table(header, table)
+
+
+def markdown(lines: Lines) -> str:
+    """The whole section of the report."""
+    parts = ["### Which method is best\n", best_table(lines)]
+    parts += ["\n### Steps of ZO-AdaMM for one of R-AdaZO\n", ratio_table(lines)]
+    for name, found in groups(lines):
+        parts += [f"\n### {name}\n", figures.markdown_table(COLUMNS, rows(found))]
+    return "\n".join(parts)
+
+
+def draw(lines: Lines, folder: Path) -> list[Path]:
+    """A figure for each arm, `synthetic_<arm>.png`, with a panel for each function."""
+    paths = []
+    for arm, text in ARMS.items():
+        found = select(lines, arm=arm)
+        if found:
+            paths.append(folder / f"synthetic_{arm}.png")
+            draw_arm(found, text, paths[-1])
+    return paths
+
+
+def draw_arm(lines: Lines, text: str, path: Path) -> None:
+    functions = [name for name in PROBLEMS if select(lines, function=name)]
+    precision = lines[0]["settings"]["arm"] == "precision"
+    smoothings = sorted({line["settings"]["smoothing"] for line in lines})
+    shown = [
+        (
+            f"{name}, smoothing {s:g}" if precision else name,
+            select(lines, function=name, smoothing=s),
+        )
+        for name in functions
+        for s in smoothings
+    ]
+    figure, panels = figures.figure_of(len(shown))
+    drawn = []
+    for panel, (name, found) in zip(panels, shown, strict=True):
+        drawn += draw_panel(panel, found)
+        panel.set_title(name)
+    given = lines[0]["settings"]
+    sizes = f"d = {given['dim']:,}, K = {given['num_directions']}"
+    figure.suptitle(f"{sizes}: {text}", fontsize="medium")
+    figures.save(figure, drawn, path)
+
+
+def draw_panel(panel: Any, lines: Lines) -> list[Any]:
+    drawn, lowest, highest = [], np.inf, 0.0
+    for line in lines:
+        given, numbers = line["settings"], line["numbers"]
+        x = np.array(numbers["curve_at_step"]) * (given["num_directions"] + 1)
+        curves = [finite(curve) for curve in numbers["curve"]]
+        style = METHODS[given["method"]]
+        color, dash, name = style.color, style.dash, style.label
+        if given["arm"] == "precision":
+            color, dash, name = precision_style(given)
+        drawn.append(figures.draw_band(panel, x, curves, name, color, dash))
+        median = np.median(curves, axis=0)
+        lowest = min(lowest, np.min(median[np.isfinite(median)]))
+        highest = max(highest, median[0])
+    panel.set_yscale("log")
+    panel.set_ylim(max(lowest / 2, highest * 1e-9), highest * 3)
+    panel.set_xlabel("function values")
+    panel.set_ylabel("f(x)")
+    return drawn
+
+
+def precision_style(given: dict[str, Any]) -> tuple[str, str, str]:
+    if given["dtype"] == "float64":
+        return "#000000", "-", "float64"
+    if given["terms"]:
+        return "#009E73", "--", "float32, term by term"
+    return "#D55E00", "-", "float32"

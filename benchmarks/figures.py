@@ -1,0 +1,62 @@
+"""What the figures share: panels, lines with bands, numbers as text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def figure_of(num_panels: int, columns: int = 3) -> tuple[Figure, list[Any]]:
+    """A figure with so many panels, in rows."""
+    columns = min(columns, num_panels)
+    rows = -(-num_panels // columns)
+    size = (max(3.9 * columns, 7.0), 3.1 * rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels[num_panels:]:
+        panel.set_visible(False)
+    return figure, panels[:num_panels]
+
+
+def draw_band(
+    panel: Any, x: np.ndarray, curves: Any, label: str, color: str, dash: Any
+) -> Any:
+    """The median of curves (runs, points), and a band from the least to the largest.
+
+    The logarithm of 0 or infinity cannot be drawn: those lie far outside of the panel.
+    """
+    curves = np.array([[np.nan if y is None else y for y in curve] for curve in curves])
+    curves = np.clip(np.nan_to_num(curves.astype(float), nan=1e30), 1e-30, 1e30)
+    low, high = curves.min(axis=0), curves.max(axis=0)
+    panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    (line,) = panel.plot(x, np.median(curves, axis=0), color=color, label=label)
+    line.set_linestyle(dash)
+    return line
+
+
+def save(figure: Figure, lines: Sequence[Any], path: Path) -> None:
+    """With one legend for all panels, below them."""
+    labels = dict.fromkeys(line.get_label() for line in lines)
+    first = {line.get_label(): line for line in reversed(lines)}
+    figure.legend(
+        handles=[first[label] for label in labels],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def number(x: float | None) -> str:
+    """Three digits, or all that stand before the point."""
+    if x is None or not np.isfinite(x):
+        return "–"
+    return f"{x:,.0f}" if 1000 <= x < 1e7 else f"{x:.3g}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
