@@ -5,7 +5,8 @@ import importlib
 import sys
 
 COMMANDS = {
-    "synthetic": "four synthetic functions, five methods: figure 1 of the paper",
+    "synthetic": "eight rules on synthetic functions: figure 1 of the paper",
+    "moments": "both moments against the true gradient: figure 2 of the paper",
     "attack": "black-box attack on an image classifier: table 1 of the paper",
     "speed": "time and memory of one step",
 }

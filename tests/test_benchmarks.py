@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import __main__, attack, records, synthetic
+from benchmarks import __main__, attack, records
 from benchmarks.methods import MATCHED, METHODS
 from benchmarks.problems import attack as attack_problem
 from benchmarks.problems import digits, mnist, victims
@@ -111,95 +111,28 @@ def test_rosenbrock_and_quadratic_at_zero_and_two(x64):
     assert PROBLEMS["quadratic"].value_fn(jnp.full(5, 2.0)) == 10
 
 
+def test_lines_are_found_again(tmp_path):
+    path, settings = tmp_path / "a.jsonl", {"dim": 3, "arms": ("x",), "rate": 0.1}
+    assert records.read(path) == []
+    written = [records.append(path, "a", [1, 2], settings, {"f": x}) for x in (1, 2)]
+    lines = records.read(path)
+    assert lines == written
+    assert records.find(lines, [1, 2], settings) == lines[1]
+    assert records.find(lines, [1], settings) is None
+    assert records.find(lines, [1, 2], settings | {"dim": 4}) is None
+    older = lines[1] | {"versions": lines[1]["versions"] | {"jax": "0.0"}}
+    assert records.find([older], [1, 2], settings) is None
+
+
+def test_curves_are_rounded_to_four_digits():
+    found = records.rounded([[12345.6, 1.23456e-9], [np.inf, 0.0]])
+    assert found.tolist() == [[12350.0, 1.235e-9], [math.inf, 0.0]]
+
+
 def test_problems_do_not_know_radazo():
     for path in (ROOT / "benchmarks" / "problems").glob("*.py"):
         assert "import radazo" not in path.read_text(encoding="utf-8"), path
         assert "from radazo" not in path.read_text(encoding="utf-8"), path
-
-
-def run_synthetic(folder, *more):
-    sizes = ["--dim", "10", "--steps", "300", "--seeds", "2", "--learning-rate", "0.01"]
-    synthetic.main([*sizes, "--output", str(folder), *more])
-
-
-def test_synthetic_end_to_end(tmp_path, capsys):
-    methods = ["radazo", "zo_adamm", "zo_adamm_matched"]
-    run_synthetic(tmp_path, "--functions", "quadratic", "--methods", ",".join(methods))
-    printed = capsys.readouterr().out
-    for method in methods:
-        assert METHODS[method].label in printed
-    assert "mostly comparing" in printed
-    assert (tmp_path / "synthetic.png").stat().st_size > 10_000
-
-    lines = lines_of(tmp_path / "synthetic.jsonl")
-    assert len(lines) == len(methods)
-    for line in lines:
-        assert set(line) == FIELDS
-        assert set(line["versions"]) == {"radazo", "jax", "optax", "python"}
-        assert line["seeds"] == [456, 457]
-    by_method = {line["settings"]["method"]: line["numbers"] for line in lines}
-    assert list(by_method) == methods
-    starts = {tuple(numbers["value_at_start"]) for numbers in by_method.values()}
-    assert len(starts) == 1, "every method starts from the same points"
-    for method, numbers in by_method.items():
-        assert max(numbers["value_at_end"]) < min(numbers["value_at_start"]), method
-    numbers = by_method["radazo"]
-    assert numbers["function_values_to_tenth"] == [
-        11 * steps for steps in numbers["steps_to_tenth"]
-    ]
-
-
-def test_divergence_is_shown(tmp_path, capsys):
-    only = ("--functions", "rosenbrock", "--methods", "zo_sgd")
-    run_synthetic(tmp_path, *only, "--dtype", "float32")
-    assert "diverged" in capsys.readouterr().out
-    assert (tmp_path / "synthetic.png").exists()
-    (line,) = lines_of(tmp_path / "synthetic.jsonl")
-    for start, end in zip(
-        line["numbers"]["value_at_start"], line["numbers"]["value_at_end"], strict=True
-    ):
-        assert end is None or end > start
-
-
-def test_synthetic_keeps_what_was_finished_when_interrupted(
-    tmp_path, capsys, monkeypatch
-):
-    run_function = synthetic.run_function
-
-    def interrupted(name, args, bar):
-        if name == "cubic":
-            raise KeyboardInterrupt
-        return run_function(name, args, bar)
-
-    monkeypatch.setattr(synthetic, "run_function", interrupted)
-    run_synthetic(
-        tmp_path, "--methods", "zo_signsgd", "--functions", "quadratic,cubic,levy"
-    )
-    printed = capsys.readouterr().out
-    assert "Interrupted" in printed
-    assert "quadratic: d = 10" in printed
-    assert "cubic: d" not in printed
-    assert (tmp_path / "synthetic.png").exists()
-    assert len(lines_of(tmp_path / "synthetic.jsonl")) == 1
-
-
-def test_curves_in_float64_and_float32_start_alike(tmp_path):
-    starts = []
-    for dtype in ("float64", "float32"):
-        one = ("--methods", "zo_rmsprop", "--functions", "cubic", "--dtype", dtype)
-        run_synthetic(tmp_path / dtype, *one, "--steps", "3")
-        (line,) = lines_of(tmp_path / dtype / "synthetic.jsonl")
-        starts.append(line["numbers"]["value_at_start"])
-    assert all(math.isfinite(x) for start in starts for x in start)
-    assert any(x != float(np.float32(x)) for x in starts[0])
-    assert all(x == float(np.float32(x)) for x in starts[1])
-
-
-def test_steps_to_a_tenth():
-    values = np.array([[10.0, 5.0, 1.0, 0.5], [10.0, 9.0, np.nan, 2.0]])
-    assert synthetic.reached(values).tolist() == [2, np.inf]
-    assert synthetic.spread(np.array([[1.0, 0.5], [1.0, 0.25]])) == "0.375 (0.25 – 0.5)"
-    assert synthetic.spread(np.array([[1.0, np.nan], [1.0, 3.0]])) == "diverged"
 
 
 def test_matched_rate():
@@ -326,7 +259,7 @@ def test_mnist_network_learns_one_batch():
     assert losses[-1] < losses[0] / 2
 
 
-@pytest.mark.parametrize("command", ["synthetic", "attack"])
+@pytest.mark.parametrize("command", list(__main__.COMMANDS))
 def test_help_of_each_command(command, capsys):
     with pytest.raises(SystemExit) as ended:
         __main__.main([command, "--help"])
@@ -338,7 +271,4 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--help"])
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("synthetic", "attack", "speed"))
-    with pytest.raises(SystemExit):
-        synthetic.main(["--functions", "sphere"])
-    assert "'sphere' is none of quadratic" in capsys.readouterr().err
+    assert all(command in printed for command in __main__.COMMANDS)
