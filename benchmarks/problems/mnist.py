@@ -75,7 +75,7 @@ def log_probs(weights: dict[str, Any], image: jax.Array) -> jax.Array:
         x = lax.conv_general_dilated(
             x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        x = jax.nn.relu(x + weights[f"{name}.bias"])
+        x = jax.nn.relu(x + weights[f"{name}.bias"][None, None, None])
     x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     x = jnp.ravel(x[0].transpose(2, 0, 1))  # Channels first, as fc1 was trained.
     x = jax.nn.relu(weights["fc1.weight"] @ x + weights["fc1.bias"])
