@@ -364,11 +364,11 @@ def measure_throughput(work: Experiment, method: str) -> dict[str, Any]:
     def do(_checkpoint: Path, _identity: str) -> dict[str, Any]:
         rows, _ = runs.plan(work.victim, work.indices, work.seeds, [rate])
         program = program_of(work, method)
-        seconds = runs.throughput(program, rows, sizes, steps, work.bar)
-        each = dict(zip(sizes, seconds, strict=True))
+        seconds, processor = runs.throughput(program, rows, sizes, steps, work.bar)
         return {
             "seconds_per_step_and_run": seconds,
-            "seconds_per_step": [size * x for size, x in each.items()],
+            "processor_seconds_per_step_and_run": processor,
+            "seconds_per_step": list(np.multiply(sizes, seconds)),
             "seconds_per_run": [steps * x for x in seconds],
             "times_one_by_one": [seconds[0] / x for x in seconds],
             "run_seconds": sum(seconds) * steps * total,

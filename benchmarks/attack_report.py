@@ -19,6 +19,13 @@ from benchmarks.victim import Victim
 
 SHOWN = 4
 HEADER = ("method", "rate", "images", "95 %", "runs", "iterations", "function values")
+TIMED = (
+    "batch",
+    "ms per step and run",
+    "of processor time",
+    "ms per step",
+    "times one by one",
+)
 NOTE = (
     "Images: those that fall for most seeds, with Wilson's 95 % interval. Iterations "
     "and function values to success: median over images of the median over seeds, and "
@@ -107,14 +114,18 @@ def row(line: dict[str, Any]) -> Sequence[str]:
 
 def throughput_rows(line: dict[str, Any]) -> list[Sequence[str]]:
     seconds = line["numbers"]["seconds_per_step_and_run"]
+    processor = line["numbers"]["processor_seconds_per_step_and_run"]
     return [
         (
             str(size),
-            f"{1000 * x:.2f}",
-            f"{1000 * x * size:.1f}",
-            f"{seconds[0] / x:.2f}",
+            f"{1000 * wall:.2f}",
+            f"{1000 * used:.2f}",
+            f"{1000 * wall * size:.1f}",
+            f"{seconds[0] / wall:.2f}",
         )
-        for size, x in zip(line["settings"]["sizes"], seconds, strict=True)
+        for size, wall, used in zip(
+            line["settings"]["sizes"], seconds, processor, strict=True
+        )
     ]
 
 
@@ -128,8 +139,7 @@ def summaries(lines: list[dict[str, Any]]) -> list[Summary]:
         settings = line["settings"]
         title = f"{settings['dataset']}, {METHODS[settings['method']].label}, "
         title += f"{settings['steps']} steps of each run without early stop"
-        header = ("batch", "ms per step and run", "ms per step", "times one by one")
-        found.append(Summary(title, header, throughput_rows(line)))
+        found.append(Summary(title, TIMED, throughput_rows(line)))
     return found
 
 
@@ -194,7 +204,8 @@ def draw_pictures(
     panels = figure.subplots(count, 3, squeeze=False)
     for i, image in enumerate(victim.pixels(indices[:count])):
         result = problem.attacked(outcome.thetas[i * each], image, bound)
-        after = f"after {number(outcome.steps[i * each])}"
+        steps = outcome.steps[i * each]
+        after = f"after {number(steps)}" if np.isfinite(steps) else "without success"
         limits = {"cmap": "RdBu", "vmin": -bound, "vmax": bound}
         target = victim.targets(indices)[i]
         show(panels[i, 0], image, f"image {indices[i]}\n{said(victim, image)}")
