@@ -4,6 +4,15 @@
   python -m benchmarks attack --dataset mnist --data-dir DIR  image 1 of the paper
   python -m benchmarks attack --full --data-dir DIR           table 1 of the paper
 
+About 15 s of processor time for the first, and a minute for the second:
+
+  digits, 10 images x 1 seed, learning rate 0.01 for all, at most 20,000 steps
+
+   method                 rate     images   iterations   function values
+   radazo                 0.01   10 of 10          117               352
+   zo_adamm               0.01   10 of 10          596             1,789
+   zo_adamm (matched)   0.0436   10 of 10          143               430
+
 Counted are the smallest t with f(θₜ) < 0, t from 0, and the function values up to and
 with that one. All runs of a method are one batch, which finished runs leave.
 

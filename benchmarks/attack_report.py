@@ -85,16 +85,17 @@ def interval(x: np.ndarray) -> str:
 def heading(line: dict[str, Any]) -> str:
     settings = line["settings"]
     images, seeds = len(settings["images"]), len(line["seeds"])
+    runs = f"{images} image{'s' * (images > 1)} x {seeds} seed{'s' * (seeds > 1)}"
     if settings["arm"] == "tuned":
         rate = f"rates tuned on {len(settings['tuning_images'])} other images"
     else:
         rate = f"learning rate {settings['learning_rate']:g} for all"
-    level = median_interval(np.zeros(images)).level
-    runs = f"{images} image{'s' * (images > 1)} x {seeds} seed{'s' * (seeds > 1)}"
-    return (
-        f"{settings['dataset']}, {runs}, {rate}, at most {settings['steps']:,} steps; "
-        f"brackets: {level:.1%}"
+    title = (
+        f"{settings['dataset']}, {runs}, {rate}, at most {settings['steps']:,} steps"
     )
+    if images == 1:  # No interval.
+        return title
+    return f"{title}; brackets: {median_interval(np.zeros(images)).level:.1%}"
 
 
 def row(line: dict[str, Any]) -> Sequence[str]:
