@@ -1,75 +1,83 @@
 """Black-box attack on an image classifier, by its answers alone.
 
-  python -m benchmarks attack              15 s of processor time, two CPU cores
+  python -m benchmarks attack                                 bundled digits
+  python -m benchmarks attack --dataset mnist --data-dir DIR  image 1 of the paper
+  python -m benchmarks attack --full --data-dir DIR           table 1 of the paper
 
-  digits: the victim is right on 92.80% of the test images. Attacked: 0, 1, 2, ...
+About 15 s of processor time for the first, and a minute for the second:
 
-                         radazo            zo_adamm
-       image   label      steps   values      steps   values
-   ─────────────────────────────────────────────────────────
-           0   0 → 1        136      409        516    1,549
-           1   1 → 2        121      364        676    2,029
-         ...
-      median                 82      246        400    1,201
-   successes           10 of 10            10 of 10
+  digits, 10 images x 1 seed, learning rate 0.01 for all, at most 20,000 steps
 
-  python -m benchmarks attack --dataset mnist --data-dir DIR    320 s, both cores busy
-
-           1   2 → 3      5,359   16,078     13,915   41,746
+   method                 rate     images   iterations   function values
+   radazo                 0.01   10 of 10          117               352
+   zo_adamm               0.01   10 of 10          596             1,789
+   zo_adamm (matched)   0.0436   10 of 10          143               430
 
 Counted are the smallest t with f(θₜ) < 0, t from 0, and the function values up to and
-with that one. At a shared rate R-AdaZO needs 2.6 to 4.9 times fewer steps; ZO-AdaMM
-with its rate matched (--methods zo_adamm_matched) needs 84 (median) on the digits and
-5,150 on MNIST.
+with that one. All runs of a method are one batch, which finished runs leave.
+
+`--full` attacks 21 images of MNIST with 3 seeds each, at the learning rate of the paper
+and at a tuned one. Tuning sees other images and another seed: of all rates that with
+the least median of function values to success, failures counting as infinite; of
+equals that with the least mean f at the end. Runs of rates that can no longer win are
+not finished. What is finished is a result line; started again with the same options,
+the command goes on where it was.
 """
 
 import argparse
-import functools
 import os
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
-from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
 from tqdm import tqdm
 
-import radazo
-from benchmarks import records
-from benchmarks.methods import CAVEAT, METHODS, Method, chosen
-from benchmarks.problems import attack as problem
+from benchmarks import attack_report, records
+from benchmarks import attack_runs as runs
+from benchmarks import attack_tuning as tuning
+from benchmarks.methods import CAVEAT, METHODS, chosen
 from benchmarks.problems import mnist
 from benchmarks.victim import BOUNDS, Victim, victim_of
 
-STEPS_PER_CALL = 250
-SHOWN = 5
+FULL = {
+    "dataset": "mnist",
+    "num_images": 21,
+    "seeds": 3,
+    "methods": "radazo,zo_adamm,zo_adamm_matched",
+    "tuned": "radazo,zo_adamm,zo_sgd",
+    "throughput": 300,
+}
+CURVE_POINTS = 60
 
 
-class Outcome(NamedTuple):
-    """One method on all images.
+class Experiment(NamedTuple):
+    """What all pieces of work share.
 
     Attributes:
-      thetas: (n, height, width), the first with f < 0, or the last.
-      steps: (n,) smallest t with f(θₜ) < 0, or infinity.
-      num_values: (n,) function values up to and with the first below 0, or infinity.
-      run_seconds, compile_seconds: Wall time of all steps, and of compiling them.
+      args: The options.
+      victim: Who is attacked.
+      indices: The test images, at `seeds`.
+      protocol: How.
+      programs: Those that were made, by their method.
+      bar: Shows the piece in work.
     """
 
-    thetas: jax.Array
-    steps: np.ndarray
-    num_values: np.ndarray
-    run_seconds: float
-    compile_seconds: float
+    args: argparse.Namespace
+    victim: Victim
+    indices: np.ndarray
+    seeds: list[int]
+    protocol: runs.Protocol
+    programs: dict[str, runs.Program]
+    bar: tqdm
 
 
-def whole_numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def numbers(kind: type) -> Callable[[str], list[Any]]:
+    def parsed(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    parsed.__name__ = f"list of {kind.__name__}"
+    return parsed
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -80,6 +88,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    listed = ", ".join(f"{k.replace('_', '-')} {v}" for k, v in FULL.items())
+    add("--full", action="store_true", help=f"table 1 of the paper: {listed}")
     add("--dataset", choices=BOUNDS, default="digits", help="digits is bundled")
     add(
         "--data-dir",
@@ -90,11 +100,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--weights", type=Path, help=f"by default mnist/{mnist.WEIGHTS}, if there")
     add("--epochs", type=int, default=1, help="of training, if there are no weights")
     add("--save-weights", type=Path, help="where to keep weights trained for mnist")
-    add(
-        "--images",
-        type=whole_numbers,
-        help="test images from 0, as 1,5,7; one twice starts twice",
-    )
+    add("--images", type=numbers(int), help="test images from 0, as 1,5,7")
+    add("--num-images", type=int, help="or the first so many that are classified right")
+    add("--seeds", type=int, default=1, help="runs of each image")
+    add("--seed", type=int, default=456, help="the first: of starts and directions")
     add("--bound", type=float, help=f"largest change of a pixel; by default {BOUNDS}")
     add("--start", choices=["normal", "zeros"], default="normal", help="first θ")
     add("--steps", type=int, default=20000, help="largest number of steps")
@@ -102,230 +111,277 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--smoothing", type=float, default=0.5, help="standard deviation of a move")
     add("--learning-rate", type=float, default=0.01, help="shared by all methods")
     add("--methods", default="radazo,zo_adamm", help=f"of {', '.join(METHODS)}")
-    add("--seed", type=int, default=456, help="of starts and directions")
+    add("--tuned", default="", help="methods that run at a tuned rate too")
+    rates = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2]
+    add("--rates", type=numbers(float), default=rates, help="those that are tried")
+    add("--tuning-images", type=int, default=5, help="on so many other images")
+    add("--throughput", type=int, default=0, help="steps to measure batches; 0: none")
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
+    if parser.parse_known_args(argv)[0].full:
+        parser.set_defaults(**FULL)
     args = parser.parse_args(argv)
+    checked(parser, args)
+    return args
+
+
+def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.methods = chosen(parser, "--methods", args.methods, METHODS)
+    tuned = args.tuned and chosen(parser, "--tuned", args.tuned, METHODS)
+    args.tuned = tuned or []
     args.bound = BOUNDS[args.dataset] if args.bound is None else args.bound
-    if min(args.steps, args.num_directions, args.epochs) < 1:
-        parser.error("--steps, --num-directions and --epochs are at least 1")
+    least = min(args.steps, args.num_directions, args.epochs, args.seeds)
+    if min(least, args.tuning_images, args.num_images or 1) < 1:
+        parser.error(
+            "--steps, --num-directions, --epochs, --seeds, --num-images and "
+            "--tuning-images are at least 1"
+        )
     if args.dataset == "mnist" and args.data_dir is None:
         parser.error(
             "mnist: say where the data lie, by --data-dir or RADAZO_DATA_DIR. "
             f"The four files of {mnist.SOURCE} belong into its folder mnist/."
         )
-    return args
 
 
 def main(argv: list[str]) -> None:
     args = arguments(argv)
     console = records.console()
     try:
-        victim = victim_of(args, console)
+        victim = victim_of(args)
     except FileNotFoundError as error:
         raise SystemExit(f"benchmarks attack: {error}") from None
+    indices = selected(args, victim)
     console.print(
         f"{args.dataset}: the victim is right on {victim.accuracy:.2%} of the test "
-        f"images. Attacked: {', '.join(map(str, victim.indices))}.",
+        f"images. Attacked: {', '.join(map(str, indices))}.",
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    outcomes = {}
-    try:
-        for method in args.methods:
-            outcomes[method] = run(victim, METHODS[method], args)
-            record(method, outcomes[method], victim, args)
-    except KeyboardInterrupt:
-        console.print("Interrupted: what follows are the methods that were finished.")
-    if not outcomes:
+    seeds = list(range(args.seed, args.seed + args.seeds))
+    protocol = runs.Protocol(*(getattr(args, x) for x in runs.Protocol._fields))
+    lines = []
+    # A bar on terminals only (disable=None); elsewhere a line for each piece.
+    with tqdm(unit="step", disable=None, leave=False) as bar:
+        work = Experiment(args, victim, indices, seeds, protocol, {}, bar)
+        try:
+            for piece in pieces(work):
+                lines += [piece()]
+        except KeyboardInterrupt:
+            bar.write("Interrupted: what follows are the pieces that were finished.")
+    if not lines:
         console.print("No method was finished.")
         return
-    console.print(table(victim, outcomes))
+    for table in attack_report.tables(lines):
+        console.print(table)
     console.print(CAVEAT, style="dim")
     path = args.output / f"attack_{args.dataset}.png"
-    draw(victim, outcomes, args, path)
-    console.print(f"Figure: {path}\nResult lines: {args.output / 'attack.jsonl'}")
+    attack_report.draw_curves(lines, path)
+    console.print(f"Figure: {path}\nResult lines: {lines_path(work)}")
 
 
-def run(victim: Victim, method: Method, args: argparse.Namespace) -> Outcome:
-    """All images in one program, until all have succeeded or the steps are spent."""
-    start, advance = program(victim, method, args)
-    seeds = jax.random.split(jax.random.key(args.seed), len(victim.indices))
-    carry = start(seeds, victim.images)
-    given = (victim.weights, victim.images, jnp.asarray(victim.targets))
-    started = time.perf_counter()
-    steps = advance.lower(carry, given, jnp.int32(0)).compile()
-    compiled = time.perf_counter()
-    taken, all_done = 0, False
-    with tqdm(
-        total=args.steps, desc=method.label, unit="step", disable=None, leave=False
-    ) as bar:
-        while taken < args.steps and not all_done:
-            limit = min(taken + STEPS_PER_CALL, args.steps)
-            carry = steps(carry, given, jnp.int32(limit))
-            before, taken, done = taken, int(carry[0]), np.asarray(carry[1][2])
-            all_done = bool(done.all())
-            bar.set_postfix_str(f"{done.sum()} of {done.size} succeeded", refresh=False)
-            bar.update(taken - before)
-    run_seconds = time.perf_counter() - compiled
-    thetas, state, done = carry[1]
-    # The state stands where the value below 0 was seen: that value is one more.
-    return Outcome(
-        thetas,
-        np.where(done, np.asarray(state.count), np.inf),
-        np.where(done, np.asarray(state.num_values) + 1, np.inf),
-        run_seconds,
-        compiled - started,
-    )
+def selected(args: argparse.Namespace, victim: Victim) -> np.ndarray:
+    """The images to attack, without those that are taken for another digit already."""
+    if args.images is None and args.num_images is None:
+        args.images, args.num_images = {
+            "digits": (None, 10),
+            "mnist": ([1], None),
+        }[args.dataset]
+    if args.images is None:
+        return victim.right[: args.num_images]
+    indices = np.unique(args.images)
+    if indices.min() < 0 or indices.max() >= len(victim.labels):
+        last = len(victim.labels) - 1
+        raise SystemExit(f"benchmarks attack: test images are 0 to {last}.")
+    for index in np.setdiff1d(indices, victim.right):
+        print(f"Image {index} is left out: it is taken for a {victim.found[index]}.")
+    indices = np.intersect1d(indices, victim.right)
+    if not indices.size:
+        raise SystemExit("benchmarks attack: no image is left to attack.")
+    return indices
 
 
-def program(victim: Victim, method: Method, args: argparse.Namespace) -> Any:
-    """`start(keys, images) -> carry` and `advance(carry, given, limit) -> carry`."""
-    estimator = radazo.gaussian_estimator(
-        num_directions=args.num_directions,
-        smoothing=args.smoothing,
-        chunk_size=args.num_directions,
-    )
-    rate = args.learning_rate * method.factor
-    make = functools.partial(method.make, rate, estimator)
-    optimizer = make(key=0)  # The key of each image is in its state.
-    value_fn = problem.objective(victim.log_probs, args.bound)
+def pieces(work: Experiment) -> list[Callable[[], dict[str, Any]]]:
+    """What is to be done, in order; each returns its result line."""
+    args = work.args
+    shared = [lambda name=name: attack_shared(work, name) for name in args.methods]
+    measured = [lambda: measure_throughput(work, args.methods[0])]
+    tuned = [lambda name=name: attack_tuned(work, name) for name in args.tuned]
+    return [*shared, *(measured if args.throughput else []), *tuned]
 
-    def start_one(key: jax.Array, image: jax.Array) -> Any:
-        start_key, run_key = jax.random.split(key)
-        theta = jax.random.normal(start_key, image.shape, image.dtype)
-        theta = theta if args.start == "normal" else jnp.zeros_like(theta)
-        return theta, make(key=run_key).init(theta), jnp.asarray(False)
 
-    def step_one(one: Any, weights: Any, image: jax.Array, target: jax.Array) -> Any:
-        theta, state, done = one
-        updates, new = optimizer.update(
-            None,
-            state,
-            theta,
-            value_fn=value_fn,
-            weights=weights,
-            image=image,
-            target=target,
+def lines_path(work: Experiment) -> Path:
+    return work.args.output / "attack.jsonl"
+
+
+def finished(
+    work: Experiment,
+    seeds: list[int],
+    settings: dict[str, Any],
+    do: Callable[[Path, str], dict[str, Any]],
+) -> dict[str, Any]:
+    """The result line of a piece: one that is found, or `do(checkpoint, identity)`.
+
+    Folders are no settings: they differ from machine to machine. What tuning found is
+    none either: it is an outcome.
+    """
+    settings = {
+        **work.protocol._asdict(),
+        "dataset": work.args.dataset,
+        "victim": work.victim.name,
+        "images": work.indices,
+        **settings,
+    }
+    name = f"{settings['arm']}, {METHODS[settings['method']].label}"
+    work.bar.set_description(name)
+    line = records.find(records.read(lines_path(work)), seeds, settings)
+    if line is not None:
+        work.bar.write(f"{name}: finished before")
+        return line
+    checkpoint = work.args.output / f"attack_{settings['arm']}_{settings['method']}.npz"
+    found = do(checkpoint, records.identity(seeds, settings))
+    line = records.append(lines_path(work), "attack", seeds, settings, found)
+    checkpoint.unlink(missing_ok=True)
+    work.bar.write(f"{name}: {found['run_seconds']:.0f} s")
+    return line
+
+
+def program_of(work: Experiment, method: str) -> runs.Program:
+    if method not in work.programs:
+        work.programs[method] = runs.program(
+            work.victim, METHODS[method], work.protocol
         )
-        # Forward differences: the value of the step is f(θ) before the update.
-        done = done | (new.last_value < 0)
-        moved = (optax.apply_updates(theta, updates), new)
-        theta, state = jax.tree.map(
-            lambda old, now: jnp.where(done, old, now), (theta, state), moved
+    return work.programs[method]
+
+
+def attack_at(
+    work: Experiment, arm: str, method: str, rate: float
+) -> Callable[[Path, str], dict[str, Any]]:
+    """`do` of all reported runs of a method at one rate."""
+
+    def do(checkpoint: Path, identity: str) -> dict[str, Any]:
+        rows, (_, *shape) = runs.plan(work.victim, work.indices, work.seeds, [rate])
+        outcome = runs.run(
+            program_of(work, method),
+            rows,
+            work.bar,
+            compact=compact(work),
+            checkpoint=checkpoint,
+            identity=identity,
         )
-        return theta, state, done
-
-    @jax.jit
-    def start(keys: jax.Array, images: jax.Array) -> Any:
-        return jnp.int32(0), jax.vmap(start_one)(keys, images)
-
-    @jax.jit
-    def advance(carry: Any, given: Any, limit: jax.Array) -> Any:
-        weights, images, targets = given
-        step = jax.vmap(step_one, in_axes=(0, None, 0, 0))
-        return lax.while_loop(
-            lambda carry: (carry[0] < limit) & ~jnp.all(carry[1][2]),
-            lambda carry: (carry[0] + 1, step(carry[1], weights, images, targets)),
-            carry,
+        picture = f"attack_{work.args.dataset}_{arm}_{method}.png"
+        attack_report.draw_pictures(
+            work.victim,
+            work.indices,
+            outcome,
+            work.protocol.bound,
+            work.args.output / picture,
         )
-
-    return start, advance
-
-
-def number(x: float) -> str:
-    return f"{x:,.0f}" if np.isfinite(x) else "not yet"
-
-
-def table(victim: Victim, outcomes: dict[str, Outcome]) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("image", justify="right", no_wrap=True)
-    shown.add_column("label", no_wrap=True)
-    for method in outcomes:
-        name = METHODS[method].label.replace(" ", "\n")
-        shown.add_column(f"{name}\nsteps", justify="right", no_wrap=True)
-        shown.add_column("values", justify="right", no_wrap=True)
-    for i, index in enumerate(victim.indices):
-        cells = [
-            number(x[i]) for o in outcomes.values() for x in (o.steps, o.num_values)
-        ]
-        shown.add_row(str(index), f"{victim.labels[i]} → {victim.targets[i]}", *cells)
-    shown.add_section()
-    medians = [
-        number(np.median(x)) for o in outcomes.values() for x in (o.steps, o.num_values)
-    ]
-    shown.add_row("median", "", *medians)
-    successes = [
-        text
-        for o in outcomes.values()
-        for text in (f"{np.isfinite(o.steps).sum()} of {o.steps.size}", "")
-    ]
-    shown.add_row("successes", "", *successes)
-    seconds = [text for o in outcomes.values() for text in (f"{o.run_seconds:.1f}", "")]
-    shown.add_row("seconds", "", *seconds)
-    return shown
-
-
-def record(
-    method: str, outcome: Outcome, victim: Victim, args: argparse.Namespace
-) -> None:
-    # Folders are not settings: they differ from machine to machine.
-    left_out = ("methods", "images", "data_dir", "weights", "save_weights", "output")
-    settings = {k: v for k, v in vars(args).items() if k not in left_out}
-    rate = args.learning_rate * METHODS[method].factor
-    records.append(
-        args.output / "attack.jsonl",
-        "attack",
-        [args.seed],
-        {
-            **settings,
-            "method": method,
-            "method_rate": rate,
-            "images": victim.indices,
-            "targets": victim.targets,
-        },
-        {
-            "accuracy": victim.accuracy,
-            "successes": int(np.isfinite(outcome.steps).sum()),
-            "steps": outcome.steps,
-            "function_values": outcome.num_values,
+        return {
+            "accuracy": work.victim.accuracy,
+            "targets": work.victim.targets(work.indices),
+            "rate": rate,
+            "steps": outcome.steps.reshape(shape),
+            "function_values": outcome.num_values.reshape(shape),
+            "value_at_end": outcome.values.reshape(shape),
+            "curve": curve(outcome),
             "run_seconds": outcome.run_seconds,
             "compile_seconds": outcome.compile_seconds,
-        },
-    )
+        }
+
+    return do
 
 
-def draw(
-    victim: Victim,
-    outcomes: dict[str, Outcome],
-    args: argparse.Namespace,
-    path: Path,
-) -> None:
-    """A row for each image: as it is; for each method what is added, and the sum."""
-    rows = min(SHOWN, len(victim.indices))
-    columns = 1 + 2 * len(outcomes)
-    figure = Figure(figsize=(1.9 * columns, 2.1 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for i in range(rows):
-        image = victim.images[i]
-        show(panels[i, 0], image, f"image {victim.indices[i]}\n{said(victim, image)}")
-        for j, (method, outcome) in enumerate(outcomes.items()):
-            result = problem.attacked(outcome.thetas[i], image, args.bound)
-            added, summed = panels[i, 1 + 2 * j], panels[i, 2 + 2 * j]
-            title = f"{METHODS[method].label}\nafter {number(outcome.steps[i])}"
-            limits = {"vmin": -args.bound, "vmax": args.bound}
-            show(added, result - image, title, cmap="RdBu", **limits)
-            show(summed, result, f"to be {victim.targets[i]}\n{said(victim, result)}")
-    figure.savefig(path, dpi=130)
+def compact(work: Experiment) -> bool:
+    """Steps on the digits take less time than compiling another program."""
+    return work.args.dataset != "digits"
 
 
-def said(victim: Victim, image: jax.Array) -> str:
-    """What the victim says: the likeliest label and its probability."""
-    probs = np.exp(np.asarray(victim.log_probs(victim.weights, image)))
-    return f"says {probs.argmax()} ({probs.max():.0%})"
+def curve(outcome: runs.Outcome) -> dict[str, np.ndarray]:
+    """Median and quartiles over runs; those that succeeded stay at their last value."""
+    count = len(outcome.curve_at)
+    at = np.unique(np.linspace(0, count - 1, CURVE_POINTS).astype(int))
+    lower, median, upper = np.quantile(outcome.curve[at], [0.25, 0.5, 0.75], axis=1)
+    return {
+        "function_values": outcome.curve_at[at],
+        "median": records.rounded(median),
+        "lower": records.rounded(lower),
+        "upper": records.rounded(upper),
+    }
 
 
-def show(panel: Any, image: jax.Array, title: str, **style: Any) -> None:
-    style = {"cmap": "gray", "vmin": 0, "vmax": 1, **style}
-    panel.imshow(np.asarray(image), **style)
-    panel.set_title(title, fontsize="small")
-    panel.set_axis_off()
+def attack_shared(work: Experiment, method: str) -> dict[str, Any]:
+    rate = work.args.learning_rate
+    settings = {"arm": "shared", "method": method, "learning_rate": rate}
+    do = attack_at(work, "shared", method, rate * METHODS[method].factor)
+    return finished(work, work.seeds, settings, do)
+
+
+def attack_tuned(work: Experiment, method: str) -> dict[str, Any]:
+    others = work.victim.right
+    others = others[others > work.indices.max()][: work.args.tuning_images]
+    if len(others) < work.args.tuning_images:
+        raise SystemExit("benchmarks attack: too few images are left to tune on.")
+    seed = work.seeds[-1] + 1
+    rates = work.args.rates
+    settings = {"arm": "tuning", "method": method, "images": others, "rates": rates}
+    line = finished(work, [seed], settings, tune(work, method, others, seed))
+    settings = {
+        "arm": "tuned",
+        "method": method,
+        "rates": rates,
+        "tuning_images": others,
+        "tuning_seed": seed,
+    }
+    do = attack_at(work, "tuned", method, line["numbers"]["rate"])
+    return finished(work, work.seeds, settings, do)
+
+
+def tune(
+    work: Experiment, method: str, others: np.ndarray, seed: int
+) -> Callable[[Path, str], dict[str, Any]]:
+    """`do` of the choice of a rate."""
+    rates = work.args.rates
+
+    def do(checkpoint: Path, identity: str) -> dict[str, Any]:
+        rows, (*shape, _) = runs.plan(work.victim, others, [seed], rates)
+        outcome = runs.run(
+            program_of(work, method),
+            rows,
+            work.bar,
+            compact=compact(work),
+            checkpoint=checkpoint,
+            identity=identity,
+            decided=lambda taken, steps: tuning.is_decided(taken, steps.reshape(shape)),
+        )
+        counts = outcome.num_values.reshape(shape)
+        values = outcome.values.reshape(shape)
+        return {
+            "rate": rates[tuning.best_rate(counts, values)],
+            "function_values": counts,
+            "value_at_end": values,
+            "run_seconds": outcome.run_seconds,
+            "compile_seconds": outcome.compile_seconds,
+        }
+
+    return do
+
+
+def measure_throughput(work: Experiment, method: str) -> dict[str, Any]:
+    """Time of a step and run in batches of several sizes, at equal work."""
+    rate = work.args.learning_rate * METHODS[method].factor
+    steps, total = work.args.throughput, len(work.indices) * len(work.seeds)
+    sizes = sorted({x for x in (1, 8, len(work.indices), total) if x <= total})
+
+    def do(_checkpoint: Path, _identity: str) -> dict[str, Any]:
+        rows, _ = runs.plan(work.victim, work.indices, work.seeds, [rate])
+        program = program_of(work, method)
+        seconds, processor = runs.throughput(program, rows, sizes, steps, work.bar)
+        return {
+            "seconds_per_step_and_run": seconds,
+            "processor_seconds_per_step_and_run": processor,
+            "seconds_per_step": list(np.multiply(sizes, seconds)),
+            "seconds_per_run": [steps * x for x in seconds],
+            "times_one_by_one": [seconds[0] / x for x in seconds],
+            "run_seconds": sum(seconds) * steps * total,
+        }
+
+    settings = {"arm": "throughput", "method": method, "steps": steps, "sizes": sizes}
+    return finished(work, work.seeds, settings, do)

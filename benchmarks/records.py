@@ -67,7 +67,7 @@ def find(
 
     That is: by these versions of radazo and of what it stands on, on this platform.
     """
-    wanted = _plain({"versions": _versions(), "seeds": seeds, "settings": settings})
+    wanted = _wanted(seeds, settings)
     platform = _device()["platform"]
     found = [
         line
@@ -78,9 +78,18 @@ def find(
     return found[-1] if found else None
 
 
+def identity(seeds: list[int], settings: dict) -> str:
+    """What `find` compares, as a text: for files of work that is not finished."""
+    return json.dumps([_wanted(seeds, settings), _device()["platform"]])
+
+
 def rounded(x: Any, digits: int = 4) -> np.ndarray:
     """`x` to so many significant digits: a curve is drawn, not computed with."""
     return np.vectorize(lambda value: float(f"{value:.{digits - 1}e}"))(np.asarray(x))
+
+
+def _wanted(seeds: list[int], settings: dict) -> dict[str, Any]:
+    return _plain({"versions": _versions(), "seeds": seeds, "settings": settings})
 
 
 def _versions() -> dict[str, str]:

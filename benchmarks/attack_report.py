@@ -1,0 +1,228 @@
+"""Tables and figures of the attack: of its result lines alone, but for the pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from benchmarks.attack_runs import Outcome
+from benchmarks.methods import METHODS
+from benchmarks.problems import attack as problem
+from benchmarks.statistics import median_interval, wilson_interval
+from benchmarks.victim import Victim
+
+SHOWN = 4
+HEADER = ("method", "rate", "images", "95 %", "runs", "iterations", "function values")
+TIMED = (
+    "batch",
+    "ms per step and run",
+    "of processor time",
+    "ms per step",
+    "times one by one",
+)
+NOTE = (
+    "Images: those that fall for most seeds, with Wilson's 95 % interval. Iterations "
+    "and function values to success: median over images of the median over seeds, and "
+    "between brackets order statistics around it; ∞ is not within the budget."
+)
+
+
+class Summary(NamedTuple):
+    """A table.
+
+    Attributes:
+      title: What was done.
+      header: The names of the columns.
+      rows: The cells.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: list[Sequence[str]]
+
+
+def number(x: float) -> str:
+    return f"{x:,.0f}" if np.isfinite(x) else "∞"
+
+
+def grouped(lines: list[dict[str, Any]], arms: Sequence[str]) -> list[list[dict]]:
+    """Lines that differ in their method alone, the last one of each method."""
+    groups: dict[str, dict[str, dict]] = {}
+    for line in lines:
+        settings = dict(line["settings"])
+        if line["command"] == "attack" and settings.get("arm") in arms:
+            method = settings.pop("method")
+            group = groups.setdefault(json.dumps([settings, line["seeds"]]), {})
+            group.pop(method, None)  # In the order of the last ones.
+            group[method] = line
+    return [list(group.values()) for group in groups.values()]
+
+
+def counts(line: dict[str, Any], name: str) -> np.ndarray:
+    """(images, seeds), with infinity for what did not succeed."""
+    return np.array(line["numbers"][name], dtype=float, ndmin=2, copy=True)
+
+
+def to_success(line: dict[str, Any], name: str) -> np.ndarray:
+    """(images,) medians over seeds."""
+    found = counts(line, name)
+    return np.median(np.where(np.isnan(found), np.inf, found), axis=1)
+
+
+def interval(x: np.ndarray) -> str:
+    found = median_interval(x)
+    if len(x) == 1:
+        return number(found.median)
+    return f"{number(found.median)} [{number(found.low)} – {number(found.high)}]"
+
+
+def heading(line: dict[str, Any]) -> str:
+    settings = line["settings"]
+    images, seeds = len(settings["images"]), len(line["seeds"])
+    runs = f"{images} image{'s' * (images > 1)} x {seeds} seed{'s' * (seeds > 1)}"
+    if settings["arm"] == "tuned":
+        rate = f"rates tuned on {len(settings['tuning_images'])} other images"
+    else:
+        rate = f"learning rate {settings['learning_rate']:g} for all"
+    title = (
+        f"{settings['dataset']}, {runs}, {rate}, at most {settings['steps']:,} steps"
+    )
+    if images == 1:  # No interval.
+        return title
+    return f"{title}; brackets: {median_interval(np.zeros(images)).level:.1%}"
+
+
+def row(line: dict[str, Any]) -> Sequence[str]:
+    steps, values = (to_success(line, name) for name in ("steps", "function_values"))
+    images, runs = int(np.isfinite(steps).sum()), np.isfinite(counts(line, "steps"))
+    low, high = wilson_interval(images, len(steps))
+    return (
+        METHODS[line["settings"]["method"]].label,
+        f"{line['numbers']['rate']:.3g}",
+        f"{images} of {len(steps)}",
+        f"{low:.0%} to {high:.0%}",
+        f"{runs.sum()} of {runs.size}",
+        interval(steps),
+        interval(values),
+    )
+
+
+def throughput_rows(line: dict[str, Any]) -> list[Sequence[str]]:
+    seconds = line["numbers"]["seconds_per_step_and_run"]
+    processor = line["numbers"]["processor_seconds_per_step_and_run"]
+    return [
+        (
+            str(size),
+            f"{1000 * wall:.2f}",
+            f"{1000 * used:.2f}",
+            f"{1000 * wall * size:.1f}",
+            f"{seconds[0] / wall:.2f}",
+        )
+        for size, wall, used in zip(
+            line["settings"]["sizes"], seconds, processor, strict=True
+        )
+    ]
+
+
+def summaries(lines: list[dict[str, Any]]) -> list[Summary]:
+    """A table for each group of lines."""
+    found = [
+        Summary(heading(group[0]), HEADER, [row(line) for line in group])
+        for group in grouped(lines, ("shared", "tuned"))
+    ]
+    for (line,) in grouped(lines, ("throughput",)):
+        settings = line["settings"]
+        title = f"{settings['dataset']}, {METHODS[settings['method']].label}, "
+        title += f"{settings['steps']} steps of each run without early stop"
+        found.append(Summary(title, TIMED, throughput_rows(line)))
+    return found
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """The tables of all result lines that are given."""
+    parts = []
+    for title, header, rows in summaries(lines):
+        rule = "| --- |" + " ---: |" * (len(header) - 1)
+        cells = [f"| {' | '.join(cells)} |" for cells in rows]
+        table = "\n".join([f"| {' | '.join(header)} |", rule, *cells])
+        parts += [f"**{title}**", table]
+    return "\n\n".join([*parts, NOTE]) + "\n" if parts else ""
+
+
+def tables(lines: list[dict[str, Any]]) -> list[Table]:
+    """The same for a terminal."""
+    found = []
+    for title, header, rows in summaries(lines):
+        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, name in enumerate(header):
+            justify = "right" if i else "left"
+            table.add_column(name, justify=justify, no_wrap=True)
+        for cells in rows:
+            table.add_row(*(cell.replace(" [", "\n[") for cell in cells))
+        found.append(table)
+    return found
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Median and quartiles of the last f against function values: a panel a group."""
+    groups = grouped(lines, ("shared", "tuned"))
+    figure = Figure(figsize=(5.6 * len(groups), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for panel, group in zip(panels, groups, strict=True):
+        for line in group:
+            style, curve = METHODS[line["settings"]["method"]], line["numbers"]["curve"]
+            x = curve["function_values"]
+            label = f"{style.label}, rate {line['numbers']['rate']:.3g}"
+            panel.plot(x, curve["median"], style.dash, color=style.color, label=label)
+            band = curve["lower"], curve["upper"]
+            panel.fill_between(x, *band, color=style.color, alpha=0.2, linewidth=0)
+        settings = group[0]["settings"]
+        panel.set_title(f"{settings['dataset']}, {settings['arm']} rate")
+        panel.axhline(0, color="0.4", linewidth=0.8)
+        panel.set_xlabel("function values")
+        panel.set_ylabel("f(θ); below 0 is success")
+        panel.legend(loc="upper right", fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def draw_pictures(
+    victim: Victim,
+    indices: np.ndarray,
+    outcome: Outcome,
+    bound: float,
+    path: Path,
+) -> None:
+    """A row for each image: as it is, what is added (its first seed), and the sum."""
+    each = len(outcome.thetas) // len(indices)
+    count = min(SHOWN, len(indices))
+    figure = Figure(figsize=(6, 2.2 * count), layout="constrained")
+    panels = figure.subplots(count, 3, squeeze=False)
+    for i, image in enumerate(victim.pixels(indices[:count])):
+        result = problem.attacked(outcome.thetas[i * each], image, bound)
+        steps = outcome.steps[i * each]
+        after = f"after {number(steps)}" if np.isfinite(steps) else "without success"
+        limits = {"cmap": "RdBu", "vmin": -bound, "vmax": bound}
+        target = victim.targets(indices)[i]
+        show(panels[i, 0], image, f"image {indices[i]}\n{said(victim, image)}")
+        show(panels[i, 1], result - image, f"perturbation\n{after}", **limits)
+        show(panels[i, 2], result, f"to be {target}\n{said(victim, result)}")
+    figure.savefig(path, dpi=130)
+
+
+def said(victim: Victim, image: jax.Array) -> str:
+    """What the victim says: the likeliest label and its probability."""
+    probs = np.exp(np.asarray(victim.log_probs(victim.weights, image)))
+    return f"says {probs.argmax()} ({probs.max():.0%})"
+
+
+def show(panel: Any, image: jax.Array, title: str, **style: Any) -> None:
+    style = {"cmap": "gray", "vmin": 0, "vmax": 1, **style}
+    panel.imshow(np.asarray(image), **style)
+    panel.set_title(title, fontsize="small")
+    panel.set_axis_off()

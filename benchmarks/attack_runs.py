@@ -1,0 +1,359 @@
+"""All runs of one method as one batch, from which the finished ones leave.
+
+A run is one image, one seed and one learning rate. The batch advances in calls of
+`STEPS_PER_CALL` steps. Between calls the runs that have not succeeded are gathered into
+a batch of the next size on `LADDER`, so that a program is compiled for few sizes only.
+All that a run knows (parameters, key, count, moments) is a row of `Runs`, which moves
+with it: which batch it is in changes the last digits of its values, and nothing else.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from tqdm import tqdm
+
+import radazo
+from benchmarks import methods
+from benchmarks.problems import attack as problem
+from benchmarks.victim import Victim
+
+STEPS_PER_CALL = 100
+SECONDS_PER_CHECKPOINT = 30.0
+# Each at most 1.5 times the one before: about a fifth of the work is padding, at most.
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+class Protocol(NamedTuple):
+    """What all runs of an experiment share.
+
+    Attributes:
+      bound: Largest change of a pixel.
+      start: First θ: "normal" or "zeros".
+      steps: Largest number of steps.
+      num_directions, smoothing: Of the Gaussian estimator.
+    """
+
+    bound: float
+    start: str
+    steps: int
+    num_directions: int
+    smoothing: float
+
+
+class Plan(NamedTuple):
+    """Where the runs begin and end: a row for each.
+
+    Attributes:
+      seeds: (n,) of starts and directions.
+      indices: (n,) of the test images; with the seed they make the key of a run.
+      images: (n, height, width) in [0, 1].
+      targets: (n,) labels to be reached.
+      rates: (n,) learning rates.
+    """
+
+    seeds: np.ndarray
+    indices: np.ndarray
+    images: np.ndarray
+    targets: np.ndarray
+    rates: np.ndarray
+
+
+class Runs(NamedTuple):
+    """What the runs carry: a row for each.
+
+    Attributes:
+      theta: (n, height, width), the first with f < 0, or the last.
+      state: Of the optimizer; it stands where θ does.
+      value: (n,) f(θ) as it was last seen.
+      done: (n,) whether that is below 0.
+    """
+
+    theta: Any
+    state: Any
+    value: Any
+    done: Any
+
+
+class Outcome(NamedTuple):
+    """One method in all of its runs.
+
+    Attributes:
+      thetas: (n, height, width), the first with f < 0, or the last.
+      steps: (n,) smallest t with f(θₜ) < 0, or infinity.
+      num_values: (n,) function values up to and with the first below 0, or infinity.
+      values: (n,) the last f(θ).
+      curve_at: (points,) function values at which the curve is known.
+      curve: (points, n), the last f(θ) at each of them.
+      run_seconds, compile_seconds: Wall time of all steps, and of compiling them.
+    """
+
+    thetas: np.ndarray
+    steps: np.ndarray
+    num_values: np.ndarray
+    values: np.ndarray
+    curve_at: np.ndarray
+    curve: np.ndarray
+    run_seconds: float
+    compile_seconds: float
+
+
+def plan(
+    victim: Victim, indices: Any, seeds: Any, rates: Any
+) -> tuple[Plan, tuple[int, int, int]]:
+    """The runs of all rates, images and seeds; rows in that order, and their shape."""
+    shape = len(rates), len(indices), len(seeds)
+    rate, index, seed = (
+        x.ravel() for x in np.meshgrid(rates, indices, seeds, indexing="ij")
+    )
+    rows = Plan(
+        seeds=seed.astype(np.int32),
+        indices=index.astype(np.int32),
+        images=np.asarray(victim.pixels(index)),
+        targets=victim.targets(index),
+        rates=rate.astype(np.float32),
+    )
+    return rows, shape
+
+
+class Program(NamedTuple):
+    """The steps of one method, compiled once for each size of a batch.
+
+    Attributes:
+      start: `start(rows) -> runs`, before their first step.
+      advance: `advance(runs, rows, num, below=0.0) -> runs`, at most `num` steps of
+        each; a run ends where f < `below`.
+      compile_seconds: For each size of a batch.
+      protocol: What its runs share.
+    """
+
+    start: Callable[[Plan], Runs]
+    advance: Callable[..., Runs]
+    compile_seconds: dict[int, float]
+    protocol: Protocol
+
+
+def program(victim: Victim, method: methods.Method, protocol: Protocol) -> Program:
+    start, steps = _functions(victim.log_probs, method, protocol)
+    compiled, compile_seconds = {}, {}
+
+    def advance(runs: Runs, rows: Plan, num: int, below: float = 0.0) -> Runs:
+        size = len(rows.rates)
+        given = (runs, rows, victim.weights, jnp.int32(num), jnp.float32(below))
+        if size not in compiled:
+            started = time.perf_counter()
+            compiled[size] = steps.lower(*given).compile()
+            compile_seconds[size] = time.perf_counter() - started
+        return jax.tree.map(np.asarray, compiled[size](*given))
+
+    # Copies, since rows of them are written to.
+    return Program(
+        lambda rows: jax.tree.map(np.array, start(rows)),
+        advance,
+        compile_seconds,
+        protocol,
+    )
+
+
+def _functions(
+    log_probs: problem.LogProbs, method: methods.Method, protocol: Protocol
+) -> tuple[Any, Any]:
+    """`start(rows) -> runs`, `advance(runs, rows, weights, num, below) -> runs`."""
+    # One direction at a time: the runs fill a batch, and two axes of batch (runs and
+    # directions) cost XLA on a CPU twice the time of one.
+    estimator = radazo.gaussian_estimator(
+        num_directions=protocol.num_directions,
+        smoothing=protocol.smoothing,
+        chunk_size=1,
+    )
+    value_fn = problem.objective(log_probs, protocol.bound)
+
+    def optimizer(rate: Any, key: Any) -> optax.GradientTransformationExtraArgs:
+        return methods.optimizer(method, rate, estimator, key)
+
+    def start_one(row: Plan) -> Runs:
+        key = jax.random.fold_in(jax.random.key(row.seeds), row.indices)
+        start_key, run_key = jax.random.split(key)
+        theta = jax.random.normal(start_key, row.images.shape, row.images.dtype)
+        theta = theta if protocol.start == "normal" else jnp.zeros_like(theta)
+        state = optimizer(row.rates, run_key).init(theta)
+        return Runs(theta, state, jnp.float32(jnp.inf), jnp.asarray(False))
+
+    def step_one(run: Runs, row: Plan, weights: Any, below: jax.Array) -> Runs:
+        # The key of each run is in its state.
+        updates, state = optimizer(row.rates, 0).update(
+            None,
+            run.state,
+            run.theta,
+            value_fn=value_fn,
+            weights=weights,
+            image=row.images,
+            target=row.targets,
+        )
+        # Forward differences: the value of the step is f(θ) before the update.
+        value = jnp.where(run.done, run.value, state.last_value)
+        done = run.done | (value < below)
+        moved = (optax.apply_updates(run.theta, updates), state)
+        theta, state = jax.tree.map(
+            lambda old, new: jnp.where(done, old, new), (run.theta, run.state), moved
+        )
+        return Runs(theta, state, value, done)
+
+    def advance(
+        runs: Runs, rows: Plan, weights: Any, num: jax.Array, below: jax.Array
+    ) -> Runs:
+        step = jax.vmap(step_one, in_axes=(0, 0, None, None))
+        _, runs = lax.while_loop(
+            lambda carry: (carry[0] < num) & ~jnp.all(carry[1].done),
+            lambda carry: (carry[0] + 1, step(carry[1], rows, weights, below)),
+            (jnp.int32(0), runs),
+        )
+        return runs
+
+    return jax.jit(jax.vmap(start_one)), jax.jit(advance)
+
+
+def run(
+    program: Program,
+    rows: Plan,
+    bar: tqdm,
+    *,
+    compact: bool,
+    checkpoint: Path | None = None,
+    identity: str = "",
+    decided: Callable[[int, np.ndarray], bool] | None = None,
+) -> Outcome:
+    """Advance all runs until each has succeeded or the steps are spent.
+
+    `compact` says whether finished runs leave the batch. The file `checkpoint` keeps
+    what was reached; one that is there is gone on from, if its `identity` is this one.
+    `decided(taken, steps)` ends the batch early.
+    """
+    total = program.protocol.steps
+    runs, taken, curve, seconds = program.start(rows), 0, [], 0.0
+    if checkpoint is not None:
+        runs, taken, curve, seconds = _restored(checkpoint, identity, runs)
+    compiled = sum(program.compile_seconds.values())
+    bar.reset(total)
+    saved = time.perf_counter()
+    while taken < total and not runs.done.all():
+        if decided is not None and decided(taken, steps_of(runs)):
+            break
+        num = min(STEPS_PER_CALL, total - taken)
+        started, compiling = time.perf_counter(), sum(program.compile_seconds.values())
+        chosen = batch_of(runs.done, compact)
+        part = program.advance(_take(runs, chosen), _take(rows, chosen), num)
+        for old, new in zip(jax.tree.leaves(runs), jax.tree.leaves(part), strict=True):
+            old[chosen] = new
+        compiling -= sum(program.compile_seconds.values())
+        seconds += time.perf_counter() - started + compiling
+        taken += num
+        curve.append(runs.value.copy())
+        bar.set_postfix_str(f"{runs.done.sum()} of {runs.done.size}", refresh=False)
+        bar.update(taken - bar.n)
+        if checkpoint is not None and (
+            time.perf_counter() - saved >= SECONDS_PER_CHECKPOINT
+        ):
+            _save(checkpoint, identity, runs, taken, curve, seconds)
+            saved = time.perf_counter()
+    compiled = sum(program.compile_seconds.values()) - compiled
+    return _outcome(program.protocol, runs, np.array(curve), seconds, compiled)
+
+
+def batch_of(done: np.ndarray, compact: bool) -> np.ndarray:
+    """Rows of the next batch: the unfinished ones, some twice to fill it."""
+    if not compact:
+        return np.arange(len(done))
+    unfinished = np.flatnonzero(~done)
+    fitting = (size for size in LADDER if size >= len(unfinished))
+    return np.resize(unfinished, min(next(fitting, len(done)), len(done)))
+
+
+def steps_of(runs: Runs) -> np.ndarray:
+    """(n,) smallest t with f(θₜ) < 0, or infinity."""
+    return np.where(runs.done, runs.state.count, np.inf)
+
+
+def _outcome(
+    protocol: Protocol,
+    runs: Runs,
+    curve: np.ndarray,
+    run_seconds: float,
+    compile_seconds: float,
+) -> Outcome:
+    taken = np.minimum((np.arange(len(curve)) + 1) * STEPS_PER_CALL, protocol.steps)
+    return Outcome(
+        thetas=runs.theta,
+        steps=steps_of(runs),
+        # The state stands where the value below 0 was seen: that value is one more.
+        num_values=np.where(runs.done, runs.state.num_values + 1, np.inf),
+        values=runs.value,
+        curve_at=(taken - 1) * (protocol.num_directions + 1) + 1,
+        curve=curve,
+        run_seconds=run_seconds,
+        compile_seconds=compile_seconds,
+    )
+
+
+def _take(rows: Any, chosen: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[chosen], rows)
+
+
+def _save(
+    path: Path, identity: str, runs: Runs, taken: int, curve: list, seconds: float
+) -> None:
+    leaves = {f"leaf_{i}": x for i, x in enumerate(jax.tree.leaves(runs))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file, identity=identity, taken=taken, curve=curve, seconds=seconds, **leaves
+        )
+    # Renamed when it is whole: an interruption leaves the file before, or this one.
+    partial.replace(path)
+
+
+def _restored(path: Path, identity: str, runs: Runs) -> tuple[Runs, int, list, float]:
+    if not path.exists():
+        return runs, 0, [], 0.0
+    with np.load(path) as file:
+        if str(file["identity"]) != identity:
+            return runs, 0, [], 0.0
+        leaves, tree = jax.tree.flatten(runs)
+        leaves = [file[f"leaf_{i}"] for i in range(len(leaves))]
+        runs = jax.tree.unflatten(tree, leaves)
+        return runs, int(file["taken"]), [*file["curve"]], float(file["seconds"])
+
+
+def throughput(
+    program: Program, rows: Plan, sizes: list[int], steps: int, bar: tqdm
+) -> tuple[list[float], list[float]]:
+    """Seconds per step and run for each size of a batch, and those of processor.
+
+    The work is equal: all runs take `steps` steps each, `size` of them at a time, and
+    none stops early.
+    """
+    found = []
+    clocks = time.perf_counter, time.process_time
+    runs, n = program.start(rows), len(rows.rates)
+    bar.reset(len(sizes) * n)
+    for size in sizes:
+        # The last batch is filled up, so that one program is timed.
+        order = np.resize(np.arange(n), -(-n // size) * size)
+        batches = order.reshape(-1, size)
+        first = _take(runs, batches[0]), _take(rows, batches[0])
+        program.advance(*first, 1, -np.inf)  # Compiled, and warm.
+        started = [clock() for clock in clocks]
+        for chosen in batches:
+            program.advance(_take(runs, chosen), _take(rows, chosen), steps, -np.inf)
+            bar.update(min(size, n))
+        ended = [clock() for clock in clocks]
+        found.append(np.subtract(ended, started) / (steps * len(order)))
+    wall, processor = np.transpose(found).tolist()
+    return wall, processor
