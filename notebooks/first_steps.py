@@ -5,7 +5,8 @@
 # mistakes: a metric that is a staircase, whose gradient is zero wherever it exists.
 # radazo needs its values alone.
 #
-# Runs as it is on a CPU, a GPU or a TPU.
+# The first cell installs radazo where it is not: the rest runs as it is in a cloud
+# notebook.
 
 # %%
 import importlib.util

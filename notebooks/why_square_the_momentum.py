@@ -6,7 +6,8 @@
 # **momentum** instead. This notebook shows what that changes where gradients are
 # estimated from function values, what it is worth, and what it is not.
 #
-# Runs as it is on a CPU, a GPU or a TPU.
+# The first cell installs radazo where it is not: the rest runs as it is in a cloud
+# notebook.
 
 # %%
 import importlib.util

@@ -13,6 +13,8 @@ from pathlib import Path
 import house
 import jax
 import jax.numpy as jnp
+import jupytext
+import nbformat
 import optax
 import pytest
 
@@ -159,16 +161,39 @@ def test_every_file_that_the_readme_names_exists():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_is_its_script_without_outputs(path):
+    """Made by `jupytext --to ipynb --set-kernel python3 notebooks/*.py`."""
+    notebook = nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    script = jupytext.read(path)
+
+    def cells(book):
+        return [(cell.cell_type, cell.source) for cell in book.cells]
+
+    assert cells(notebook) == cells(script)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+    installing = notebook.cells[1]
+    assert '"pip", "install"' in installing.source
+    assert "assert " in notebook.cells[-1].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs(path, tmp_path):
     env = os.environ | {
         "RADAZO_FAST": "1",
-        "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": str(tmp_path),
+        "IPYTHONDIR": str(tmp_path),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path),
         "PYTHONPATH": str(ROOT),
     }
+    code = (
+        "import sys, nbclient.cli as cli; cli.NbClientApp.launch_instance(sys.argv[1:])"
+    )
     done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(path)],
-        cwd=path.parent,
+        [sys.executable, "-c", code, str(path.with_suffix(".ipynb"))],
+        cwd=tmp_path,
         env=env,
         capture_output=True,
         text=True,
@@ -232,4 +257,7 @@ def test_places_and_makers_are_recognized(text, bad):
 def test_every_file_is_where_it_is_looked_for():
     names = {path.relative_to(ROOT).as_posix() for path in tracked()}
     assert {"pyproject.toml", "LICENSE", "radazo/__init__.py"} <= names
-    assert not [name for name in names if Path(name).suffix in (".pyc", ".ipynb")]
+    assert not [name for name in names if Path(name).suffix == ".pyc"]
+    assert {x for x in names if x.endswith(".ipynb")} == {
+        path.with_suffix(".ipynb").relative_to(ROOT).as_posix() for path in NOTEBOOKS
+    }
