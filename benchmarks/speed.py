@@ -26,7 +26,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import radazo
-from benchmarks import records
+from benchmarks import figures, records
 from benchmarks.problems import synthetic, transformer
 
 SMOOTHING, LEARNING_RATE, B1, B2, EPS_ROOT = 5e-3, 1e-3, 0.9, 0.99, 1e-8
@@ -248,6 +248,39 @@ def print_compilation(console: Console, rows: list[dict[str, Any]]) -> None:
             "" if row["at_most"] is None else f"{row['at_most']:.2f}",
         )
     console.print(table)
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """The newest of the lines, as tables."""
+    numbers = lines[-1]["numbers"]
+    header = ["function", "d", "K", "step", "ms", "share of plain", "temporaries"]
+    rows = [
+        [
+            row["function"],
+            f"{row['dim']:,}",
+            str(row["num_directions"]),
+            row["side"],
+            f"{row['milliseconds']:.3g}",
+            f"{row['share_of_plain']:.2f}",
+            f"{row['temporaries_in_copies']:.2f} copies",
+        ]
+        for row in numbers["steps"]
+    ]
+    compiled = [
+        [
+            row["compiled"],
+            f"{row['cpu_seconds']:.2f}",
+            f"{row['of_function_alone']:.2f}",
+        ]
+        for row in numbers["compilation"]
+    ]
+    leaves = numbers["compilation"][0]["leaves"]
+    columns = [f"compiled, {leaves} leaves", "processor s", "of the function alone"]
+    return (
+        figures.markdown_table(header, rows)
+        + "\n"
+        + figures.markdown_table(columns, compiled)
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -33,13 +33,19 @@ def select(lines: Lines, **settings: Any) -> Lines:
     ]
 
 
+def dims_of(lines: Lines) -> list[int]:
+    return sorted({line["settings"]["dim"] for line in lines}, reverse=True)
+
+
 def groups(lines: Lines) -> Iterator[tuple[str, Lines]]:
-    """For each arm and function a title and its lines."""
-    for arm in ARMS:
-        for function in PROBLEMS:
-            found = select(lines, arm=arm, function=function)
-            if found:
-                yield title(found[0]), found
+    """A title and the lines, for all that differ in their method alone."""
+    for dim in dims_of(lines):
+        for arm in ARMS:
+            for function in PROBLEMS:
+                found = select(lines, dim=dim, arm=arm, function=function)
+                for steps in sorted({line["settings"]["steps"] for line in found}):
+                    group = select(found, steps=steps)
+                    yield title(group[0]), group
 
 
 def title(line: dict[str, Any]) -> str:
@@ -126,80 +132,88 @@ def best(lines: Lines) -> dict[str, Any]:
 
 def best_table(lines: Lines) -> str:
     """For each function and arm the best method, the next, and R-AdaZO."""
-    header = ["function", "arm", "best at the end", "next", "radazo"]
+    header = ["function", "arm", "best at the end", "next", "`radazo`"]
     table = []
-    for name, found in groups(
-        [x for x in lines if x["settings"]["arm"] != "precision"]
-    ):
-        function, arm = name.split(":")[0].split(", ")
+    for _, found in groups(lines):
+        own, given = select(found, method="radazo"), found[0]["settings"]
+        if given["arm"] == "precision" or not own or len(found) < 3:
+            continue
         first = best(found)
-        left = [x for x in found if x is not first]
-        texts = (
-            [f"`{label(x)}` {spread(x)}" for x in (first, best(left))] if left else []
-        )
-        own = [spread(x) for x in select(found, method="radazo")]
-        if texts and own:
-            table.append([function, arm, *texts, *own])
+        second = best([line for line in found if line is not first])
+        texts = [f"`{label(line)}` {spread(line)}" for line in (first, second)]
+        table.append([given["function"], given["arm"], *texts, spread(own[0])])
     return figures.markdown_table(header, table)
+
+
+PAIRS = (
+    ("shared", "zo_adamm"),
+    ("shared", "zo_adamm_matched"),
+    ("tuned", "zo_adamm"),
+    ("cosine", "zo_adamm"),
+)
 
 
 def ratio_table(lines: Lines) -> str:
     """Steps of ZO-AdaMM over those of R-AdaZO, for each function."""
     header = ["function", "level", "shared rate", "matched rate", "tuned", "cosine"]
-    pairs = [
-        ("shared", "zo_adamm"),
-        ("shared", "zo_adamm_matched"),
-        ("tuned", "zo_adamm"),
-        ("cosine", "zo_adamm"),
-    ]
     table = []
     for function in PROBLEMS:
         for level in LEVELS:
-            cells = []
-            for arm, rival in pairs:
-                own = select(lines, function=function, arm=arm, method="radazo")
-                other = select(lines, function=function, arm=arm, method=rival)
-                cells.append(ratio(other[-1], own[-1], level) if own and other else "–")
+            found = select(lines, function=function)
+            cells = [ratio_of(select(found, arm=arm), x, level) for arm, x in PAIRS]
             if any(cell != "–" for cell in cells):
                 table.append([function, f"{float(level):.0%}", *cells])
     return figures.markdown_table(header, table)
 
 
+def ratio_of(lines: Lines, rival: str, level: str) -> str:
+    """Of the longest runs that there are of both."""
+    for steps in sorted({x["settings"]["steps"] for x in lines}, reverse=True):
+        pair = [select(lines, steps=steps, method=m) for m in (rival, "radazo")]
+        if all(pair):
+            return ratio(pair[0][-1], pair[1][-1], level)
+    return "–"
+
+
 def markdown(lines: Lines) -> str:
-    """The whole section of the report."""
-    parts = ["### Which method is best\n", best_table(lines)]
-    parts += ["\n### Steps of ZO-AdaMM for one of R-AdaZO\n", ratio_table(lines)]
+    """All that is to be said of the lines."""
+    parts = []
+    for dim in dims_of(lines):
+        found = select(lines, dim=dim)
+        parts += [f"### d = {dim:,}: which method is best\n", best_table(found)]
+        parts += [f"\n### d = {dim:,}: steps of `zo_adamm` for one of `radazo`\n"]
+        parts += [ratio_table(found)]
     for name, found in groups(lines):
-        parts += [f"\n### {name}\n", figures.markdown_table(COLUMNS, rows(found))]
+        parts += [f"\n**{name}**\n", figures.markdown_table(COLUMNS, rows(found))]
     return "\n".join(parts)
 
 
 def draw(lines: Lines, folder: Path) -> list[Path]:
-    """A figure for each arm, `synthetic_<arm>.png`, with a panel for each function."""
+    """A figure for each arm and dimension, with a panel for each function."""
     paths = []
-    for arm, text in ARMS.items():
-        found = select(lines, arm=arm)
-        if found:
-            paths.append(folder / f"synthetic_{arm}.png")
-            draw_arm(found, text, paths[-1])
+    for dim in dims_of(lines):
+        for arm, text in ARMS.items():
+            found = select(lines, dim=dim, arm=arm)
+            if found:
+                paths.append(folder / f"synthetic_{arm}_{dim}.png")
+                draw_arm(found, text, paths[-1])
     return paths
 
 
 def draw_arm(lines: Lines, text: str, path: Path) -> None:
-    functions = [name for name in PROBLEMS if select(lines, function=name)]
-    precision = lines[0]["settings"]["arm"] == "precision"
-    smoothings = sorted({line["settings"]["smoothing"] for line in lines})
-    shown = [
-        (
-            f"{name}, smoothing {s:g}" if precision else name,
-            select(lines, function=name, smoothing=s),
-        )
-        for name in functions
-        for s in smoothings
-    ]
+    shown = {}
+    for _, found in groups(lines):
+        for smoothing in sorted({line["settings"]["smoothing"] for line in found}):
+            panel = select(found, smoothing=smoothing)
+            given = panel[0]["settings"]
+            name = given["function"]
+            if given["arm"] == "precision":
+                name = f"{name}, smoothing {smoothing:g}"
+            # Of runs of several lengths those of most methods.
+            shown[name] = max(panel, shown.get(name, []), key=len)
     figure, panels = figures.figure_of(len(shown))
     drawn = []
-    for panel, (name, found) in zip(panels, shown, strict=True):
+    for panel, (name, found) in zip(panels, shown.items(), strict=True):
         drawn += draw_panel(panel, found)
         panel.set_title(name)
     given = lines[0]["settings"]

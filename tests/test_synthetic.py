@@ -104,7 +104,7 @@ def test_a_line_for_each_function_and_method(shared_run):
     folder, lines = shared_run
     names = [(x["settings"]["function"], x["settings"]["method"]) for x in lines]
     assert names == [(f, m) for f in ("quadratic", "rastrigin") for m in METHODS]
-    assert (folder / "synthetic_shared.png").stat().st_size > 10_000
+    assert (folder / "synthetic_shared_10.png").stat().st_size > 10_000
     starts = {tuple(x["numbers"]["value_at_start"]) for x in lines[: len(METHODS)]}
     assert len(starts) == 1, "every method starts from the same points"
     for line in lines:
@@ -202,7 +202,7 @@ def test_precision_arm_tells_float32_from_float64(tmp_path):
         off = abs(terms[-1] / double[-1] - 1)
         assert off < abs(single[-1] / double[-1] - 1)
         assert off < 0.01
-    assert (tmp_path / "synthetic_precision.png").exists()
+    assert (tmp_path / "synthetic_precision_3000.png").exists()
 
 
 def test_divergence_is_shown(tmp_path, capsys):

@@ -1,0 +1,125 @@
+"""The tables and figures of all experiments, from their result lines alone.
+
+  python -m benchmarks report                      of the lines that are committed
+  python -m benchmarks report --results benchmarks/output    of your own
+
+Nothing is run. Each section says by which command its lines were made, with which
+versions, on what.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import (
+    attack_report,
+    moments,
+    records,
+    speed,
+    synthetic_report,
+)
+
+Lines = list[dict[str, Any]]
+
+
+class Section(NamedTuple):
+    """An experiment: a file of result lines, and what is made of them.
+
+    Attributes:
+      name: Of the command, and of its file.
+      title: Heading.
+      markdown: `markdown(lines) -> str`, the tables.
+      draw: `draw(lines, folder) -> paths` of the figures.
+    """
+
+    name: str
+    title: str
+    markdown: Callable[[Lines], str]
+    draw: Callable[[Lines, Path], list[Path]]
+
+
+def _attack_figures(lines: Lines, folder: Path) -> list[Path]:
+    path = folder / "attack.png"
+    attack_report.draw_curves(lines, path)
+    return [path]
+
+
+SECTIONS = (
+    Section(
+        "synthetic",
+        "Synthetic functions (figure 1 of the paper)",
+        synthetic_report.markdown,
+        synthetic_report.draw,
+    ),
+    Section(
+        "moments",
+        "Both moments against the true gradient (figure 2)",
+        moments.markdown,
+        lambda lines, folder: [moments.draw(lines, folder)],
+    ),
+    Section(
+        "attack",
+        "Black-box attack on MNIST (table 1)",
+        attack_report.markdown,
+        _attack_figures,
+    ),
+    Section("speed", "Time and memory of one step", speed.markdown, lambda *_: []),
+)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks report",
+        description="Tables and figures from result lines; nothing is run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--results", type=Path, default=Path(__file__).parent / "results", help="lines")
+    add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
+    args = parser.parse_args(argv)
+    console = records.console()
+    found = {s: records.read(args.results / f"{s.name}.jsonl") for s in SECTIONS}
+    if not any(found.values()):
+        raise SystemExit(
+            f"benchmarks report: there are no result lines in {args.results}."
+        )
+    args.output.mkdir(parents=True, exist_ok=True)
+    for section, lines in found.items():
+        for path in section.draw(lines, args.output) if lines else []:
+            console.print(f"Figure: {path}")
+    path = args.output / "report.md"
+    path.write_text(report(found), encoding="utf-8")
+    console.print(f"Tables: {path}")
+
+
+def report(found: dict[Section, Lines]) -> str:
+    """The whole text."""
+    parts = [
+        "# Results\n",
+        "Made by `python -m benchmarks report` from result lines.\n",
+    ]
+    for section, lines in found.items():
+        if lines:
+            parts += [f"## {section.title}\n", provenance(section, lines)]
+            parts += [section.markdown(lines)]
+    return "\n".join(parts)
+
+
+def provenance(section: Section, lines: Lines) -> str:
+    """By which command, with what, where and when the lines were made."""
+    versions = sorted({str_of(line["versions"]) for line in lines})
+    devices = sorted(
+        {f"{x['device']['kind']} ({x['device']['cpu_cores']} cores)" for x in lines}
+    )
+    dates = sorted(line["date"][:10] for line in lines)
+    commits = sorted({str(line["commit"]) for line in lines})
+    return (
+        f"`python -m benchmarks {section.name}`, {len(lines)} lines in "
+        f"`{section.name}.jsonl`, {dates[0]} to {dates[-1]}; {'; '.join(versions)}; "
+        f"{', '.join(devices)}; commits {', '.join(commits)}.\n"
+    )
+
+
+def str_of(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
