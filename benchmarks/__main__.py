@@ -8,6 +8,7 @@ COMMANDS = {
     "synthetic": "four synthetic functions, five methods: figure 1 of the paper",
     "attack": "black-box attack on an image classifier: table 1 of the paper",
     "speed": "time and memory of one step",
+    "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 
 
