@@ -32,7 +32,7 @@ def run(
 
     generator = torch.Generator().manual_seed(seed)
     x = torch.tensor(start)
-    m, v, v_max = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+    m, v = torch.zeros_like(x), torch.zeros_like(x)
     recorder = Recorder(value_fn(x).item(), num_values)
     for _ in range(num_values // (NUM_DIRECTIONS + 1)):
         u = torch.randn(NUM_DIRECTIONS, x.numel(), generator=generator, dtype=x.dtype)
@@ -41,13 +41,8 @@ def run(
         slopes = (values - value) / SMOOTHING
         gradient = x.numel() / NUM_DIRECTIONS * (slopes @ u)
         m.mul_(B1).add_(gradient, alpha=1 - B1)
-        if algorithm == "R-AdaZO":
-            v.mul_(B2).addcmul_(m, m, value=1 - B2)
-            denominator = (v + EPS_ROOT).sqrt_()
-        else:
-            v.mul_(B2).addcmul_(gradient, gradient, value=1 - B2)
-            torch.maximum(v_max, v, out=v_max)
-            denominator = (v_max + EPS_ROOT).sqrt_()
-        x.addcdiv_(m, denominator, value=-knob)
+        squared = m if algorithm == "R-AdaZO" else gradient
+        v.mul_(B2).addcmul_(squared, squared, value=1 - B2)
+        x.addcdiv_(m, (v + EPS_ROOT).sqrt_(), value=-knob)
         recorder.step([value.item(), *values.tolist()], lambda: value_fn(x).item())
     return recorder.finish(lambda: value_fn(x).item())
