@@ -20,8 +20,10 @@ and PyTorch keep to one thread: these arrays are small, and while anything else 
 the machine a second thread makes PyTorch and CMA-ES 20 times slower.
 
 Each (function, dim, method) is a result line once it is finished, and is left out when
-the command is started again. The slow packages come last; in a second terminal
-`--methods nevergrad` can work on the same folder.
+the command is started again. It takes about two hours of one core, half of it for
+nevergrad, which comes last: what else is there is finished in the first, and Ctrl-C
+shows it. Since a run keeps to one thread, `--methods nevergrad` can work on the same
+folder in a second terminal.
 """
 
 import argparse
@@ -183,7 +185,7 @@ def measured(
     """Tune on one seed, run on the others: the numbers of a result line."""
     started = time.perf_counter()
     first = center[0] * dim ** center[1]
-    tried = tune(lambda knob: run(args.tuning_seed, knob).best[-1], first, args.trials)
+    tried = tune(lambda knob: improved(run(args.tuning_seed, knob)), first, args.trials)
     tuning_seconds = time.perf_counter() - started
     knob = lowest(tried)
     traces = [run(seed, knob) for seed in args.seeds]
@@ -202,6 +204,11 @@ def measured(
         "run_seconds": [t.seconds for t in traces],
         "compile_seconds": max(t.compile_seconds for t in traces),
     }
+
+
+def improved(trace: Trace) -> float:
+    """The lowest value of a run; infinity if the start was never left for a lower."""
+    return trace.best[-1] if trace.best[-1] < trace.best[0] else math.inf
 
 
 def tune(
@@ -226,5 +233,5 @@ def finite(value: float) -> float:
 
 
 def lowest(tried: dict[float, float]) -> float:
-    """The knob of the lowest value; of several, as where all diverge, the smallest."""
-    return min(tried, key=lambda knob: (tried[knob], knob))
+    """The knob of the lowest value: the first, or the smallest if all diverge."""
+    return min(tried, key=lambda knob: (tried[knob], tried[knob] == math.inf and knob))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from benchmarks import peers, rivals
+from benchmarks import peers, records, rivals
 from benchmarks.problems.synthetic import PROBLEMS
 from benchmarks.problems.twins import TWINS, Twin
 from benchmarks.rivals import METHODS, PACKAGES, report
@@ -161,10 +161,15 @@ def test_tuning_leaves_what_diverges():
     assert math.inf in tried.values()
 
 
+def test_tuning_keeps_the_first_of_those_that_reach_zero():
+    tried = peers.tune(lambda knob: 0.0, 3.0, 4)
+    assert peers.lowest(tried) == 3.0
+
+
 def test_end_to_end(tmp_path, capsys, lenient):
     run_peers(tmp_path, "--methods", "radazo")
     printed = capsys.readouterr().out
-    assert "quadratic: d = 10, 550 function values, 2 seeds" in printed
+    assert "quadratic: d = 10, 550 function values, seeds 456, 457" in printed
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     lines = lines_of(tmp_path)
     assert [line["settings"]["method"] for line in lines] == OWN
@@ -287,7 +292,7 @@ def test_markdown_says_where_rivals_win():
     text = report.markdown(LINES)
     first, second = text.split("**levy: d = 1,000")
     assert (
-        "**quadratic: d = 10, 100 function values, 3 seeds, f(x0) = 20**\n\n"
+        "**quadratic: d = 10, 100 function values, seeds 1, 2, 3, f(x0) = 20**\n\n"
         "| method | tuned | lowest f, median (range) | s | compile s |\n"
         "| --- | --- | --- | --- | --- |\n"
         "| pycma CMA | std 0.1 (edge) | 1 (0.5 – 1.5) | 5.00 | – |\n"
@@ -299,6 +304,16 @@ def test_markdown_says_where_rivals_win():
     ) in first
     assert "Rivals that end lower: none. Rivals that take less time: none." in second
     assert peers.markdown is report.markdown
+
+
+def test_the_table_marks_who_is_ahead(capsys):
+    wide = line_of("evosax_cma", [1.23e-20] * 3, 123.45)
+    found = report.cells([*LINES, wide])["quadratic", 10]
+    records.console().print(report.table(found))
+    printed = capsys.readouterr().out
+    assert "evosax CMA_ES ◀" in printed
+    assert "pycma CMA ◀" in printed
+    assert printed.count("◀") == 2
 
 
 def test_figure_is_drawn_from_lines_alone(tmp_path):

@@ -16,6 +16,7 @@ from rich.table import Table
 from benchmarks.rivals import METHODS, PACKAGES, label
 
 AHEAD = "◀"
+LOWEST = 1e-16  # Below it a figure shows no difference.
 
 
 def cells(lines: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -89,7 +90,7 @@ def heading(key: tuple[str, int], lines: list[dict[str, Any]]) -> str:
     budgets = sorted({x["settings"]["budget"] for x in lines})
     return (
         f"{key[0]}: d = {key[1]:,}, {' or '.join(f'{n:,}' for n in budgets)} function "
-        f"values, {len(line['seeds'])} seeds, f(x0) = {number(start)}"
+        f"values, seeds {', '.join(map(str, line['seeds']))}, f(x0) = {number(start)}"
     )
 
 
@@ -100,11 +101,13 @@ def table(lines: list[dict[str, Any]]) -> Table:
         shown.add_column(column, no_wrap=True)
     for column in ("lowest f (range)", "s", "compile\ns"):
         shown.add_column(column, justify="right", no_wrap=True)
-    shown.add_column("")
     marked = ahead(lines)
     for line in lines:
+        first, *rest = row(line)
         style = "bold" if package(line) == "radazo" else None
-        shown.add_row(*row(line), AHEAD if line in marked else "", style=style)
+        shown.add_row(
+            f"{first} {AHEAD}" if line in marked else first, *rest, style=style
+        )
     return shown
 
 
@@ -168,7 +171,7 @@ def draw_panel(panel: Any, lines: list[dict[str, Any]]) -> None:
     ends = {}
     for line in shown:
         points = line["numbers"]["points"]
-        values = np.clip(np.array(line["numbers"]["best"], float), 1e-30, 1e30)
+        values = np.clip(np.array(line["numbers"]["best"], float), LOWEST, None)
         color, middle = PACKAGES[package(line)].color, np.median(values, axis=0)
         front = 3 if package(line) == "radazo" else 2
         panel.plot(points, middle, color=color, zorder=front, linewidth=front - 0.8)
