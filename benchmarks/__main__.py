@@ -10,6 +10,7 @@ COMMANDS = {
     "attack": "black-box attack on an image classifier: table 1 of the paper",
     "report": "tables and figures of result lines; runs nothing",
     "speed": "time and memory of one step",
+    "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks import (
     attack_report,
     moments,
+    peers,
     records,
     speed,
     synthetic_report,
@@ -39,10 +40,9 @@ class Section(NamedTuple):
     draw: Callable[[Lines, Path], list[Path]]
 
 
-def _attack_figures(lines: Lines, folder: Path) -> list[Path]:
-    path = folder / "attack.png"
-    attack_report.draw_curves(lines, path)
-    return [path]
+def drawn(draw: Callable[[Lines, Path], None], lines: Lines, path: Path) -> Path:
+    draw(lines, path)
+    return path
 
 
 SECTIONS = (
@@ -62,7 +62,15 @@ SECTIONS = (
         "attack",
         "Black-box attack on MNIST (table 1)",
         attack_report.markdown,
-        _attack_figures,
+        lambda lines, folder: [
+            drawn(attack_report.draw_curves, lines, folder / "attack.png")
+        ],
+    ),
+    Section(
+        "peers",
+        "Against what people use today",
+        peers.markdown,
+        lambda lines, folder: [drawn(peers.draw, lines, folder / "peers.png")],
     ),
     Section("speed", "Time and memory of one step", speed.markdown, lambda *_: []),
 )

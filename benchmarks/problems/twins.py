@@ -1,0 +1,75 @@
+"""The synthetic functions once more, for any library of arrays: NumPy, PyTorch.
+
+`array_fn(np, x)` is the value of `PROBLEMS[name].value_fn(x)`, to rounding. Axes before
+the last are of a batch. Sines are the library's own: a call of NumPy or PyTorch runs on
+several elements at once as it is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks.problems.synthetic import PROBLEMS
+
+
+class Twin(NamedTuple):
+    """One function in two forms.
+
+    Attributes:
+      value_fn: `value_fn(x) -> scalar`, of JAX.
+      array_fn: `array_fn(library, x) -> values`, one for each vector along the last
+        axis of `x`.
+    """
+
+    value_fn: Callable[[jax.Array], jax.Array]
+    array_fn: Callable[[Any, Any], Any]
+
+
+def sin_squared(library: Any, x: Any) -> Any:
+    return library.square(library.sin(math.pi * x))
+
+
+def quadratic(library: Any, x: Any) -> Any:
+    return library.sum(library.square(x), axis=-1) / 2
+
+
+def cubic(library: Any, x: Any) -> Any:
+    terms = library.abs(x) ** 3 / 3 + library.square(x) / 2
+    return library.sum(terms, axis=-1)
+
+
+def levy(library: Any, x: Any) -> Any:
+    w = 1 + (x - 1) / 4
+    inner, last = w[..., :-1], w[..., -1]
+    waves = 1 + 10 * sin_squared(library, inner + 1 / math.pi)
+    return (
+        sin_squared(library, w[..., 0])
+        + library.sum(library.square(inner - 1) * waves, axis=-1)
+        + library.square(last - 1) * (1 + sin_squared(library, 2 * last))
+    )
+
+
+def rosenbrock(library: Any, x: Any) -> Any:
+    here, after = x[..., :-1], x[..., 1:]
+    terms = 100 * library.square(after - library.square(here)) + library.square(
+        1 - here
+    )
+    return library.sum(terms, axis=-1)
+
+
+def ackley(library: Any, x: Any) -> Any:
+    distance = library.sqrt(library.mean(library.square(x), axis=-1))
+    waves = 1 - 2 * library.mean(sin_squared(library, x), axis=-1)
+    return 20 * (1 - library.exp(-0.2 * distance)) + math.e - library.exp(waves)
+
+
+def rastrigin(library: Any, x: Any) -> Any:
+    return library.sum(library.square(x) + 20 * sin_squared(library, x), axis=-1)
+
+
+TWINS = {
+    array_fn.__name__: Twin(PROBLEMS[array_fn.__name__].value_fn, array_fn)
+    for array_fn in (quadratic, cubic, levy, rosenbrock, ackley, rastrigin)
+}

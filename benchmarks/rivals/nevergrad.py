@@ -1,0 +1,58 @@
+"""nevergrad: DiagonalCMA, OnePlusOne and SPSA, one value at a time.
+
+The scale of the parameter's mutation is tuned (`set_mutation(sigma=...)`). SPSA does
+not use it: its gain `a`, 1e-5 by default, is tuned in its place. A run returns what the
+package recommends. DiagonalCMA is pycma's separable CMA-ES behind this package's
+bookkeeping. NGOpt, which chooses among its optimizers, is left out: for 10,000
+parameters it takes OnePlusOne with a model, and the model fails with NumPy 2.4.
+"""
+
+import importlib.metadata
+import warnings
+
+import nevergrad
+import numpy as np
+
+from benchmarks.problems.twins import Twin
+from benchmarks.rivals.trace import Recorder, Trace
+
+VERSION = importlib.metadata.version("nevergrad")
+
+
+def run(
+    algorithm: str,
+    problem: Twin,
+    start: np.ndarray,
+    seed: int,
+    knob: float,
+    num_values: int,
+) -> Trace:
+    start = start.astype(np.float64)  # The package knows no other type.
+
+    def value_fn(x: np.ndarray) -> float:
+        return float(problem.array_fn(np, x))
+
+    def recommended() -> float:
+        return value_fn(optimizer.provide_recommendation().value)
+
+    with (
+        np.errstate(all="ignore"),
+        warnings.catch_warnings(),
+    ):
+        # It warns of values that are not finite and of budgets that it finds small.
+        warnings.simplefilter("ignore")
+        parameter = nevergrad.p.Array(init=start.copy())
+        if algorithm != "SPSA":
+            parameter.set_mutation(sigma=knob)
+        parameter.random_state.seed(seed)
+        make = nevergrad.optimizers.registry[algorithm]
+        optimizer = make(parametrization=parameter, budget=num_values, num_workers=1)
+        if algorithm == "SPSA":
+            optimizer.a = knob
+        recorder = Recorder(value_fn(start), num_values)
+        for _ in range(num_values):
+            candidate = optimizer.ask()
+            value = value_fn(candidate.value)
+            optimizer.tell(candidate, value)
+            recorder.step([value], recommended)
+        return recorder.finish(recommended)

@@ -1,0 +1,41 @@
+"""pycma: CMA-ES, and separable CMA-ES for many parameters.
+
+The initial step size is tuned; all else, the population size too, is the package's
+default. A run goes on after the package would stop it for lack of progress, so that the
+whole budget is used. It returns the mean (`xfavorite`).
+"""
+
+import importlib.metadata
+
+import cma
+import numpy as np
+
+from benchmarks.problems.twins import Twin
+from benchmarks.rivals.trace import Recorder, Trace
+
+VERSION = importlib.metadata.version("cma")
+
+
+def run(
+    algorithm: str,
+    problem: Twin,
+    start: np.ndarray,
+    seed: int,
+    knob: float,
+    num_values: int,
+) -> Trace:
+    start = start.astype(np.float64)  # The package knows no other type.
+
+    def value_fn(x: np.ndarray) -> float:
+        return float(problem.array_fn(np, x))
+
+    options = {"seed": seed, "verbose": -9, "CMA_diagonal": algorithm == "sep-CMA"}
+    with np.errstate(all="ignore"):
+        recorder = Recorder(value_fn(start), num_values)
+        strategy = cma.CMAEvolutionStrategy(start, knob, options)
+        while recorder.taken + strategy.popsize <= num_values:
+            points = strategy.ask()
+            values = [value_fn(x) for x in points]
+            strategy.tell(points, values)
+            recorder.step(values, lambda: value_fn(strategy.mean))
+        return recorder.finish(lambda: value_fn(strategy.mean))

@@ -1,0 +1,86 @@
+"""How a run is written down: the same record for every package.
+
+Two values are kept at some 40 counts of function values:
+
+  current   f at the point that the package would return then: for evolution strategies
+            the mean of the distribution, for nevergrad its recommendation
+  best      the lowest value that the run has seen, `current` among them
+
+`best` is what methods are tuned and compared by: no rule of return is then at a
+disadvantage. Evaluations of `current` are for the record: neither the budget nor any
+method but through `best` knows of them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_RECORDS = 40
+
+
+class Trace(NamedTuple):
+    """One run.
+
+    Attributes:
+      points: (records,) function values taken up to each record; the first is 0.
+      current: (records,) f at the point that would be returned.
+      best: (records,) lowest value seen so far.
+      seconds: Wall time of the run without compiling.
+      compile_seconds: Wall time of compiling, 0 if nothing was compiled.
+    """
+
+    points: np.ndarray
+    current: np.ndarray
+    best: np.ndarray
+    seconds: float
+    compile_seconds: float
+
+
+class Recorder:
+    """Counts function values and keeps a record at every 40th part of the budget."""
+
+    def __init__(self, start_value: float, num_values: int) -> None:
+        self.taken, self.lowest = 0, float(start_value)
+        self.every, self.due = num_values / NUM_RECORDS, 0.0
+        self.rows: list[tuple[int, float, float]] = []
+        self.started = time.perf_counter()
+        self._keep(start_value)
+
+    def step(self, values: Sequence[float], current: Callable[[], float]) -> None:
+        """After a step that took `values`; `current()` is called if a record is due."""
+        # The lowest first: a comparison with NaN then keeps it.
+        self._see(len(values), min((self.lowest, *values)))
+        if self.taken >= self.due:
+            # A step that ends a little early is recorded all the same.
+            self.due = self.taken + 0.9 * self.every
+            self._keep(current())
+
+    def chunk(self, num: int, lowest: float, current: float) -> None:
+        """After a chunk of steps that took `num` values, the lowest of them known."""
+        self._see(num, float(lowest))
+        self._keep(current)
+
+    def finish(
+        self, current: Callable[[], float], compile_seconds: float = 0.0
+    ) -> Trace:
+        seconds = time.perf_counter() - self.started
+        if self.rows[-1][0] < self.taken:
+            self._keep(current())
+        points, values, best = map(np.array, zip(*self.rows, strict=True))
+        return Trace(points, values, best, seconds, compile_seconds)
+
+    def _see(self, num: int, lowest: float) -> None:
+        self.taken += num
+        self.lowest = min(self.lowest, lowest)
+
+    def _keep(self, current: float) -> None:
+        self.lowest = min(self.lowest, float(current))
+        self.rows.append((self.taken, float(current), self.lowest))
+
+
+def chunks(num_steps: int) -> list[int]:
+    """Steps between one record and the next, for programs that are compiled."""
+    ends = np.unique(np.linspace(0, num_steps, NUM_RECORDS + 1).astype(int))
+    return np.diff(ends).tolist()
