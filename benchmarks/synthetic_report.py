@@ -175,11 +175,39 @@ def ratio_of(lines: Lines, rival: str, level: str) -> str:
     return "–"
 
 
+SUMMARY = (
+    "Steps of `zo_adamm` to half of f(x0) for one of `radazo` (median and range over "
+    "seeds), and f at the end with tuned constant rates.\n"
+)
+
+
+def summary_table(lines: Lines) -> str:
+    """A row for each function: ratios of steps, and values at the end when tuned."""
+    tuned = ("radazo", "zo_adamm", "zo_sgd")
+    header = ["function", "shared rate", "matched rate"]
+    header += [f"`{name}`, tuned" for name in tuned] + ["best, tuned"]
+    table = []
+    for function in PROBLEMS:
+        found = select(lines, function=function)
+        cells = [ratio_of(select(found, arm=arm), x, "0.5") for arm, x in PAIRS[:2]]
+        ends = select(found, arm="tuned")
+        if not ends:
+            continue
+        for name in tuned:
+            own = select(ends, method=name)
+            cells.append(spread(own[0]).partition(" (")[0] if own else "–")
+        table.append([function, *cells, f"`{label(best(ends))}`"])
+    return figures.markdown_table(header, table) if table else ""
+
+
 def markdown(lines: Lines) -> str:
     """All that is to be said of the lines."""
     parts = []
     for dim in dims_of(lines):
         found = select(lines, dim=dim)
+        summary = summary_table(found)
+        if summary:
+            parts += [f"### d = {dim:,}: in short\n", SUMMARY, summary]
         parts += [f"### d = {dim:,}: which method is best\n", best_table(found)]
         parts += [f"\n### d = {dim:,}: steps of `zo_adamm` for one of `radazo`\n"]
         parts += [ratio_table(found)]

@@ -1,0 +1,107 @@
+"""The report, and what the committed result lines must show."""
+
+import json
+import re
+import shutil
+
+import house
+import numpy as np
+import pytest
+
+from benchmarks import records, report, synthetic_report
+
+RESULTS = house.ROOT / "benchmarks" / "results"
+README = (house.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def lines_of(name):
+    return records.read(RESULTS / f"{name}.jsonl")
+
+
+def test_every_section_has_lines_of_its_command():
+    for section in report.SECTIONS:
+        for line in lines_of(section.name):
+            assert line["command"] == section.name
+            assert not str(line["commit"]).endswith("-dirty")
+            for name in ("date", "versions", "device", "seeds", "settings", "numbers"):
+                assert line[name], (section.name, name)
+
+
+def test_the_committed_report_is_made_of_the_committed_lines():
+    found = {section: lines_of(section.name) for section in report.SECTIONS}
+    text = (RESULTS / "report.md").read_text(encoding="utf-8")
+    assert text == report.report(found)
+
+
+def test_figures_of_the_report_are_those_that_are_committed(tmp_path):
+    """As `python -m benchmarks report --output benchmarks/results` wrote them."""
+    report.main(["--output", str(tmp_path)])
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"report.md"} < made <= {path.name for path in RESULTS.iterdir()}
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+
+
+def test_rows_of_tables_in_the_results_of_the_readme_are_of_the_report():
+    text = (RESULTS / "report.md").read_text(encoding="utf-8")
+    results = README.split("## Results")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (?!---).*\|$", results, re.MULTILINE)
+    assert len(rows) > 8
+    assert [row for row in rows if row not in text] == []
+
+
+def test_no_lines_no_report(tmp_path):
+    with pytest.raises(SystemExit, match="there are no result lines"):
+        report.main(["--results", str(tmp_path), "--output", str(tmp_path)])
+
+
+def test_a_report_of_some_sections(tmp_path):
+    shutil.copy(RESULTS / "moments.jsonl", tmp_path)
+    report.main(["--results", str(tmp_path), "--output", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "figure 2" in text
+    assert "figure 1" not in text
+    first = json.loads((tmp_path / "moments.jsonl").read_text().splitlines()[0])
+    assert first["commit"] in text
+    assert "jax 0." in text
+
+
+def steps(method, level, function="quadratic"):
+    """(seeds,) of the longest committed runs at the shared rate."""
+    lines = synthetic_report.select(
+        lines_of("synthetic"),
+        arm="shared",
+        function=function,
+        method=method,
+        dim=10_000,
+    )
+    line = max(lines, key=lambda line: line["settings"]["steps"])
+    return synthetic_report.finite(line["numbers"]["steps_to"][level])
+
+
+@pytest.mark.parametrize("level", ["0.5", "0.1"])
+def test_at_a_shared_rate_the_picture_of_the_paper_is_there(level):
+    ratio = steps("zo_adamm", level) / steps("radazo", level)
+    assert np.all((ratio > 3.3) & (ratio < 4.4))
+    apart = steps("zo_adamm", level) / steps("zo_rmsprop", level)
+    np.testing.assert_allclose(apart, 1, atol=0.02)
+
+
+def test_the_moments_are_those_that_are_known():
+    """To three digits, of an independent run of the same protocol."""
+    known = {
+        0.0: (0.070, 0.070, 116.4, 116.4),
+        0.5: (0.070, 0.122, 116.3, 38.9),
+        0.8: (0.070, 0.206, 115.8, 13.1),
+        0.9: (0.070, 0.289, 115.0, 6.35),
+        0.95: (0.070, 0.390, 113.8, 3.27),
+        0.98: (0.070, 0.548, 111.5, 1.59),
+        0.99: (0.070, 0.659, 109.9, 1.05),
+        0.995: (0.070, 0.713, 109.0, 0.717),
+        0.999: (0.070, 0.685, 108.8, 0.885),
+    }
+    lines = {line["settings"]["b1"]: line["numbers"] for line in lines_of("moments")}
+    assert set(lines) == set(known)
+    for b1, expected in known.items():
+        names = ("cos_g", "cos_m", "error_g", "error_m")
+        found = [np.mean(lines[b1][name]) for name in names]
+        np.testing.assert_allclose(found, expected, rtol=0.1)
