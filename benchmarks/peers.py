@@ -20,10 +20,10 @@ and PyTorch keep to one thread: these arrays are small, and while anything else 
 the machine a second thread makes PyTorch and CMA-ES 20 times slower.
 
 Each (function, dim, method) is a result line once it is finished, and is left out when
-the command is started again. It takes two to three hours of one core (an estimate from
-a tenth of the budget), more than half of it for nevergrad, which comes last: all else
-is finished before, and Ctrl-C shows it. Since a run keeps to one thread, `--methods
-nevergrad` can work on the same folder in a second terminal.
+the command is started again. It takes more than an hour of one core, much of it for
+nevergrad, which comes last: all else is finished before, and Ctrl-C shows it. Since a
+run keeps to one thread, `--methods nevergrad` can work on the same folder in a second
+terminal.
 """
 
 import argparse

@@ -6,8 +6,9 @@ how its package is set up. NumPy's packages compute in float64; the others in th
 of `start`.
 
 Methods stand in the order of their time: what is slow comes last. `max_dim` bounds
-those whose matrix or time grows too fast for more parameters. DiagonalCMA is bounded
-too, since it is the separable CMA-ES of pycma, which has a row of its own.
+those whose matrix or time grows too fast for more parameters. DiagonalCMA and SPSA of
+nevergrad are bounded too: the first is the separable CMA-ES of pycma, the second takes
+half a minute a run for what noisyopt does in a few seconds, and both have rows there.
 """
 
 import importlib
@@ -73,7 +74,7 @@ METHODS = {
     "pycma_cma": Method("pycma", "CMA", STD, (0.1, 0), 1000),
     "pycma_sep_cma": Method("pycma", "sep-CMA", STD, (0.1, 0)),
     "nevergrad_one_plus_one": Method("nevergrad", "OnePlusOne", STD, (0.1, 0)),
-    "nevergrad_spsa": Method("nevergrad", "SPSA", GAIN, (10, -1)),
+    "nevergrad_spsa": Method("nevergrad", "SPSA", GAIN, (10, -1), 1000),
     "nevergrad_diagonal_cma": Method("nevergrad", "DiagonalCMA", STD, (0.1, 0), 1000),
 }
 
