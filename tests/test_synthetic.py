@@ -174,7 +174,7 @@ def test_tuning_takes_the_best_rate_of_other_seeds(tuned_run):
         assert numbers["rate"] == min(reached, key=reached.get)
         coarse = METHODS[line["settings"]["method"]].rates
         assert set(coarse) < set(tried)
-        assert len(tried) == len(coarse) + 6
+        assert len(tried) == len(coarse) + 6 + 6
         assert line["settings"]["tuning_seeds"] == [1000]
         assert not set(line["seeds"]) & {1000}
 
