@@ -1,5 +1,10 @@
 """radazo: optimize a function that you can only evaluate.
 
+`minimize(value_fn, params, radazo(0.01, key=0), num_steps)` is a whole run. Estimators
+(`sphere_estimator`, ...) turn function values into a gradient; `with_estimator` puts
+one around any optax optimizer, `value_and_grad` stands in for that of JAX, and
+`radazo`, `zo_adamm`, `zo_rmsprop`, `zo_sgd`, `zo_signsgd` are complete optimizers.
+
 Floors, from the bottom up; a module imports only from floors below its own.
 
   0  base, checks, trees               what an estimator is; what an argument must be

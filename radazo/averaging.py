@@ -196,15 +196,18 @@ def _sum_over_directions(
     slopes, kept, values, auxs = seen
     num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
     if start is None:
-        num_kept = jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
-        sum_kept = jnp.sum(jnp.where(kept, values, jnp.zeros_like(values)))
-        mean = sum_kept / num_kept.astype(values.dtype)
-        value = jnp.where(jnp.any(kept), mean, values[0])
-        aux = jax.tree.map(lambda x: x[0], auxs)
+        value, aux = _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
     else:
         value, aux = jnp.sum(start[0]), start[1]
     constants = _constants(distribution, layout.dim, slopes.dtype)
     return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux, *constants)
+
+
+def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
+    """The mean value over kept directions; where there is none, the first value."""
+    num_kept = jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
+    sum_kept = jnp.sum(jnp.where(kept, values, jnp.zeros_like(values)))
+    return jnp.where(jnp.any(kept), sum_kept / num_kept.astype(values.dtype), values[0])
 
 
 def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
