@@ -29,15 +29,23 @@ class Section(NamedTuple):
 
     Attributes:
       name: Of the command, and of its file.
+      options: With which it is to be run.
       title: Heading.
       markdown: `markdown(lines) -> str`, the tables.
       draw: `draw(lines, folder) -> paths` of the figures.
     """
 
     name: str
+    options: tuple[str, ...]
     title: str
     markdown: Callable[[Lines], str]
     draw: Callable[[Lines, Path], list[Path]]
+
+
+LONG = (
+    " --dim 10000 --steps 26000 --seeds 5 --functions quadratic "
+    "--methods radazo,zo_adamm,zo_rmsprop"
+)
 
 
 def drawn(draw: Callable[[Lines, Path], None], lines: Lines, path: Path) -> Path:
@@ -48,19 +56,22 @@ def drawn(draw: Callable[[Lines, Path], None], lines: Lines, path: Path) -> Path
 SECTIONS = (
     Section(
         "synthetic",
+        ("", " --full", LONG),
         "Synthetic functions (figure 1 of the paper)",
         synthetic_report.markdown,
         synthetic_report.draw,
     ),
     Section(
         "moments",
+        ("",),
         "Both moments against the true gradient (figure 2)",
         moments.markdown,
         lambda lines, folder: [moments.draw(lines, folder)],
     ),
     Section(
         "attack",
-        "Black-box attack on MNIST (table 1)",
+        ("", " --full --data-dir DIR"),
+        "Black-box attack (table 1)",
         attack_report.markdown,
         lambda lines, folder: [
             drawn(attack_report.draw_curves, lines, folder / "attack.png")
@@ -68,11 +79,14 @@ SECTIONS = (
     ),
     Section(
         "peers",
+        ("",),
         "Against what people use today",
         peers.markdown,
         lambda lines, folder: [drawn(peers.draw, lines, folder / "peers.png")],
     ),
-    Section("speed", "Time and memory of one step", speed.markdown, lambda *_: []),
+    Section(
+        "speed", ("",), "Time and memory of one step", speed.markdown, lambda *_: []
+    ),
 )
 
 
@@ -122,10 +136,11 @@ def provenance(section: Section, lines: Lines) -> str:
     )
     dates = sorted(line["date"][:10] for line in lines)
     commits = sorted({str(line["commit"]) for line in lines})
+    commands = [f"`python -m benchmarks {section.name}{x}`" for x in section.options]
     return (
-        f"`python -m benchmarks {section.name}`, {len(lines)} lines in "
-        f"`{section.name}.jsonl`, {dates[0]} to {dates[-1]}; {'; '.join(versions)}; "
-        f"{', '.join(devices)}; commits {', '.join(commits)}.\n"
+        f"Made by {', '.join(commands)}: {len(lines)} lines in `{section.name}.jsonl`, "
+        f"{dates[0]} to {dates[-1]}; {'; '.join(versions)}; {', '.join(devices)}; "
+        f"commits {', '.join(commits)}.\n"
     )
 
 

@@ -175,6 +175,43 @@ def ratio_of(lines: Lines, rival: str, level: str) -> str:
     return "–"
 
 
+REGRET = (
+    "The value at the end over that of the best method on the same function: geometric "
+    "mean over functions, and the worst. 1 is the best choice there is.\n"
+)
+
+
+def regrets(lines: Lines, arm: str) -> dict[str, np.ndarray]:
+    """(functions,) by method, for those that ran on all functions of an arm."""
+    ends: dict[str, dict[str, float]] = {}
+    for line in select(lines, arm=arm):
+        at_end = np.median(finite(line["numbers"]["value_at_end"]))
+        given = line["settings"]
+        ends.setdefault(given["method"], {})[given["function"]] = float(at_end)
+    functions = {name for found in ends.values() for name in found}
+    least = {f: min(x[f] for x in ends.values() if f in x) for f in functions}
+    return {
+        method: np.array([found[f] / least[f] for f in sorted(functions)])
+        for method, found in ends.items()
+        if set(found) == functions
+    }
+
+
+def regret_table(lines: Lines) -> str:
+    """For each method how far it ends from the best, tuned and with a cosine."""
+    arms = [arm for arm in ("tuned", "cosine") if select(lines, arm=arm)]
+    found = {arm: regrets(lines, arm) for arm in arms}
+    methods = [m for m in METHODS if any(m in of_arm for of_arm in found.values())]
+    table = []
+    for method in methods:
+        cells = [
+            f"{np.exp(np.mean(np.log(x))):.2f} ({x.max():.2f})" if len(x) else "–"
+            for x in (found[arm].get(method, np.array([])) for arm in arms)
+        ]
+        table.append([f"`{method}`", *cells])
+    return figures.markdown_table(["method", *arms], table) if table else ""
+
+
 SUMMARY = (
     "Steps of `zo_adamm` to half of f(x0) for one of `radazo` (median and range over "
     "seeds), and f at the end with tuned constant rates.\n"
@@ -208,6 +245,8 @@ def markdown(lines: Lines) -> str:
         summary = summary_table(found)
         if summary:
             parts += [f"### d = {dim:,}: in short\n", SUMMARY, summary]
+            parts += [f"### d = {dim:,}: choosing a rule\n", REGRET]
+            parts += [regret_table(found)]
         parts += [f"### d = {dim:,}: which method is best\n", best_table(found)]
         parts += [f"\n### d = {dim:,}: steps of `zo_adamm` for one of `radazo`\n"]
         parts += [ratio_table(found)]
