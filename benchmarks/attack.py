@@ -25,6 +25,7 @@ the command goes on where it was.
 """
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ FULL = {
     "dataset": "mnist",
     "num_images": 21,
     "seeds": 3,
-    "methods": "radazo,zo_adamm,zo_adamm_matched",
+    "methods": "radazo,zo_adamm,zo_adamm_matched,zo_rmsprop",
     "tuned": "radazo,zo_adamm,zo_sgd",
     "throughput": 300,
 }
@@ -235,8 +236,11 @@ def finished(
     if line is not None:
         work.bar.write(f"{name}: finished before")
         return line
-    checkpoint = work.args.output / f"attack_{settings['arm']}_{settings['method']}.npz"
-    found = do(checkpoint, records.identity(seeds, settings))
+    identity = records.identity(seeds, settings)
+    # Of this piece alone: another one may be unfinished in the same folder.
+    tail = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    checkpoint = work.args.output / f"attack_{tail}.npz"
+    found = do(checkpoint, identity)
     line = records.append(lines_path(work), "attack", seeds, settings, found)
     checkpoint.unlink(missing_ok=True)
     work.bar.write(f"{name}: {found['run_seconds']:.0f} s")

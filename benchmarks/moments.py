@@ -164,7 +164,7 @@ def theory(given: dict[str, Any]) -> dict[str, float]:
 def rows(lines: list[dict[str, Any]]) -> list[list[str]]:
     """For each b1 what was measured, mean over seeds, and what theory says."""
     found = []
-    for line in lines:
+    for line in records.newest(lines):
         expected = theory(line["settings"])
         cells = [
             f"{np.mean(line['numbers'][name]):.3g} ({expected[name]:.3g})"

@@ -39,7 +39,7 @@ def append(
         {
             "command": command,
             "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": _COMMIT,
             "versions": _versions(),
             "device": _device(),
             "seeds": seeds,
@@ -48,16 +48,34 @@ def append(
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(line, allow_nan=False) + "\n"
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        text = "\n" + text  # The last line was cut off: it stays alone.
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.write(text)
     return line
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file at `path`; none if there is no file."""
+    """The lines of the file at `path`; none if there is no file.
+
+    A line that was cut off when its program was killed is left out.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    found = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path}: left out is what is no whole line: {line[:60]} ...")
+    return found
+
+
+def newest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of lines of the same seeds and settings the last one."""
+    last = {json.dumps([line["seeds"], line["settings"]]): line for line in lines}
+    return list(last.values())
 
 
 def find(
@@ -125,6 +143,10 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
+
+
+# When the program starts: later another commit may be checked out.
+_COMMIT = _commit()
 
 
 def _plain(x: Any) -> Any:

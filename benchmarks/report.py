@@ -138,7 +138,7 @@ def provenance(section: Section, lines: Lines) -> str:
     commits = sorted({str(line["commit"]) for line in lines})
     commands = [f"`python -m benchmarks {section.name}{x}`" for x in section.options]
     return (
-        f"Made by {', '.join(commands)}: {len(lines)} lines in `{section.name}.jsonl`, "
+        f"To make it again: {', '.join(commands)}. {len(lines)} lines, "
         f"{dates[0]} to {dates[-1]}; {'; '.join(versions)}; {', '.join(devices)}; "
         f"commits {', '.join(commits)}.\n"
     )

@@ -87,6 +87,7 @@ def measure(b1, steps=600, counted=300):
 
 
 b1s = [0.0, 0.9, 0.99] if FAST else [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]
+usual = b1s.index(0.9)
 measured = jnp.stack([measure(b1) for b1 in b1s])
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -134,8 +135,8 @@ for label, optimizer in candidates.items():
 # %% [markdown]
 # ## What this teaches
 #
-# - Squaring the momentum is a better estimate of the second moment: by an order of
-#   magnitude and more.
+# - Squaring the momentum is a better estimate of the second moment: at b1 = 0.9 by an
+#   order of magnitude and more.
 # - At an equal learning rate it is several times faster than ZO-AdaMM.
 # - Nearly all of that is the length of the step: at the matched rate ZO-AdaMM needs
 #   about as many, and plain ZO-SGD with a good rate is hard to beat. So tune the rate
@@ -146,7 +147,7 @@ shared = steps["zo_adamm, 0.001"] / steps["radazo, 0.001"]
 matched = steps["zo_adamm, 0.00436"] / steps["radazo, 0.001"]
 print(f"ZO-AdaMM needs {shared:.2f} times the steps, {matched:.2f} at a matched rate")
 assert measured[1:, 1].min() > measured[1:, 0].max()
-assert measured[1, 3] < measured[1, 2] / 10
+assert measured[usual, 3] < measured[usual, 2] / 10
 assert shared > 2
 assert matched < 1.2
 assert steps["zo_sgd, 0.5 K / d"] < steps["radazo, 0.001"]

@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
-from radazo import base, checks, differences, directions, leaves
+from radazo import base, checks, differences, directions, leaves, threefry
+
+# Of the quadrature along a line: exact for polynomials up to degree 15.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+_LAW_WAY_OUT = "Pass `radazo.sphere`, say."
 
 
 class EstimateStatistics(NamedTuple):
@@ -33,13 +39,13 @@ class MonitorEstimateState(NamedTuple):
     """State of `monitor_estimate`.
 
     Attributes:
-      count: int32 scalar, steps so far.
-      averages: Exponential means of the squared length, the variance and the signal.
-      statistics: The `EstimateStatistics` of these means; zeros before the first step.
+      averages: Exponential sums of the squared length, the variance and the signal.
+      shares: The sums of their weights, by which they are divided.
+      statistics: The `EstimateStatistics` of the means; zeros before the first step.
     """
 
-    count: jax.Array
-    averages: tuple[jax.Array, jax.Array, jax.Array]
+    averages: jax.Array
+    shares: jax.Array
     statistics: EstimateStatistics
 
 
@@ -49,7 +55,7 @@ class SlopeErrors(NamedTuple):
     Attributes:
       slopes: As the estimator takes them, by differences.
       exact: Derivatives along the directions, by forward mode.
-      bias: What the difference must be off by, since `smoothing` is not 0.
+      bias: By how much a difference without rounding is off, `smoothing` not being 0.
       rounding: The rest of slopes − exact: digits lost in the difference.
     """
 
@@ -66,16 +72,18 @@ def estimate_statistics(
 
     With c = `info.factor`, r = E‖u‖², and means over the K kept directions:
 
-      gradient_norm² = c · mean slope²                       exact values: unbiased
-      variance       = (c² r · mean slope² − ‖g‖²) / (K − 1)              unbiased
-      signal         = ‖g‖² − variance            unbiased for ‖∇f‖², noise or not
+      gradient_norm² = c · mean slope²               unbiased where slopes are exact
+      variance       = (c² r · mean slope² − ‖g‖²) / (K − 1)            unbiased
+      signal         = ‖g‖² − variance      unbiased for ‖∇f‖², whatever the slopes
+                                            have of noise with a mean of 0
       signal_to_noise = signal / variance
 
-    If values are exact, the ratio is about K / d whatever the function, and a single
-    step hardly shows it: the standard error of `signal` is about √(2d) / K · ‖∇f‖². Its
-    mean over many steps does (`monitor_estimate`), and one far below K / d tells that
-    noise in the values drowns the slopes: take a larger `smoothing`. Then
-    `gradient_norm` is too large, too.
+    If slopes are exact, the ratio is about K / d whatever the function. A single step
+    hardly shows it: the standard error of `signal` is about √(2d / K² + 8 / K) · ‖∇f‖².
+    Its mean over many steps does (`monitor_estimate`). One far below K / d tells that
+    something else than the gradient makes the slopes, and `gradient_norm` too large.
+    Noise or rounding: take a larger `smoothing`. Curvature, in forward differences near
+    an optimum: take a smaller one, or `central`. `slope_errors` tells which.
 
     Args:
       gradient: The gradient estimate.
@@ -84,7 +92,9 @@ def estimate_statistics(
       `EstimateStatistics` of float scalars. `variance` and the ratio are NaN with one
       direction, and where directions of a step depend on each other (`orthogonal`),
       since their spread then says nothing of the variance. For Gaussian directions
-      E‖u‖² = d stands for ‖u‖², which is off by 2 / d.
+      E‖u‖² = d stands for ‖u‖², which is off by 2 / d. Directions of `coordinate` have
+      a mean, so that noise of the value that they share counts as signal. A gradient
+      of bfloat16 parameters is itself rounded: that counts as signal too.
     Raises:
       TypeError: If `info` is no `EstimateInfo`.
     Cost:
@@ -115,10 +125,11 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
 
       with_estimator(estimator, optax.chain(monitor_estimate(), rule, ...), key)
 
-      meanₜ ← decay · meanₜ₋₁ + (1 − decay) · x,   divided by 1 − decayᵗ
+      mean = Σ_τ decay^(t − τ) · x_τ / Σ_τ decay^(t − τ)   over steps τ that know x
 
-    of the squared length, the variance and the signal of `estimate_statistics`; it must
-    be the first of its chain, where updates are still the estimate.
+    of the squared length, the variance and the signal of `estimate_statistics`. A step
+    in which one direction was kept knows no variance. Where it stands among links does
+    not matter; in `optax.MultiSteps` it sees the last of the estimates only.
 
     Args:
       decay: Decay rate in [0, 1); 0 keeps the last step alone.
@@ -126,8 +137,8 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
       A `GradientTransformationExtraArgs` whose state is a `MonitorEstimateState`; read
       it by `optax.tree.get(state, "statistics")`.
     Raises:
+      TypeError: In `update`, if no estimator stands around it.
       TypeError, ValueError: If `decay` is not a number in [0, 1).
-      ValueError: In `update`, if no estimator stands around it.
     Cost:
       No function values; one pass over the gradient, and a few scalars of state.
     Example:
@@ -143,11 +154,8 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
     def init(params: base.Params) -> MonitorEstimateState:
         del params
         zero = jnp.zeros((), jnp.result_type(float))
-        return MonitorEstimateState(
-            jnp.zeros((), jnp.int32),
-            (zero, zero, zero),
-            EstimateStatistics(zero, zero, zero),
-        )
+        zeros = jnp.zeros(3, zero.dtype)
+        return MonitorEstimateState(zeros, zeros, EstimateStatistics(zero, zero, zero))
 
     def update(
         updates: Any,
@@ -155,19 +163,21 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
         params: base.Params | None = None,
         *,
         estimate_info: base.EstimateInfo | None = None,
+        grad: base.Params | None = None,
         **extra: Any,
     ) -> tuple[Any, Any]:
         del params, extra
-        seen = _moments("monitor_estimate(...).update", updates, estimate_info)
-        averages = tuple(
+        where = "monitor_estimate(...).update"
+        estimate = updates if grad is None else grad
+        seen = jnp.stack(_moments(where, estimate, estimate_info))
+        known = jnp.isfinite(seen)
+        seen = jnp.where(known, seen, jnp.zeros_like(seen))
+        averages, shares = (
             decay * old + (1 - decay) * new.astype(old.dtype)
-            for old, new in zip(state.averages, seen, strict=True)
+            for old, new in ((state.averages, seen), (state.shares, known))
         )
-        count = jnp.asarray(optax.safe_increment(state.count))
-        dtype = averages[0].dtype
-        missing = 1 - jnp.asarray(decay, dtype) ** count.astype(dtype)
-        statistics = _statistics(*(average / missing for average in averages))
-        return updates, MonitorEstimateState(count, averages, statistics)
+        statistics = _statistics(*(averages / shares))
+        return updates, MonitorEstimateState(averages, shares, statistics)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -212,16 +222,19 @@ def slope_errors(
 ) -> SlopeErrors:
     """Compare slopes with exact directional derivatives, to choose `smoothing`.
 
-    Along a direction let φ(s) = f(x + s · u); its derivatives at 0 come from forward
-    mode, so that the function must be differentiable, in JAX:
+    Along a direction let φ(s) = f(x + s · u). Its derivative comes from forward mode,
+    so that the function must be written in JAX, and continuous; the mean derivative
+    over the interval of a difference is that difference without rounding:
 
-      exact    = φ'
-      bias     = smoothing · φ'' / 2 + smoothing² · φ''' / 6             forward
-                 smoothing² · φ''' / 6                                   central
-      rounding = slope − exact − bias       (and what higher derivatives leave)
+      exact    = φ'(0)
+      bias     = mean φ' over [0, smoothing] − φ'(0)                  forward
+                 mean φ' over [−smoothing, smoothing] − φ'(0)         central
+      rounding = slope − exact − bias
 
-    Bias much larger than rounding: `smoothing` is too large, or take `central`.
-    Rounding much larger than bias: it is too small, or take `terms`.
+    with the mean by Gauss-Legendre quadrature of 8 points, on parameters in float32 at
+    least. Bias much larger than rounding: `smoothing` is too large, or take `central`.
+    Rounding much larger than bias: it is too small, or take `terms`. A kink leaves a
+    hundredth of its jump in `rounding`, a step all of it.
 
     Args:
       key: Step key, typed or an integer seed: the directions are those of an estimate.
@@ -232,11 +245,12 @@ def slope_errors(
     Returns:
       `SlopeErrors`, in float32 at least.
     Raises:
+      TypeError: If `value_fn` has no forward-mode derivative.
       TypeError, ValueError: As `finite_difference_estimator`, and if `difference` is
-        not `forward` or `central`, whose bias is known.
+        not `forward` or `central`, whose interval is known.
     Cost:
-      K + 1 or 2K function values, and K third derivatives along a line: about 8K more.
-      K copies of the parameters. A diagnosis, not for every step; put `jax.jit` around.
+      K + 1 or 2K function values and 9K derivatives along a line, of about two values
+      each. One direction at a time: the memory of a derivative. Put `jax.jit` around.
     Example:
       >>> for smoothing in (1e-3, 1.0):
       ...     errors = slope_errors(
@@ -247,49 +261,66 @@ def slope_errors(
       True
     """
     where = "slope_errors"
+    checks.function(where, "value_fn", value_fn, "It takes the parameters.")
+    checks.integer(where, "num_directions", num_directions, 1, "One direction or more.")
     checks.positive(where, "smoothing", smoothing, "Pass that of your estimator.")
-    known = difference in (differences.forward, differences.central)
-    if not known:
+    checks.instance(where, "terms", terms, bool, "As you give it to your estimator.")
+    checks.instance(
+        where, "distribution", distribution, directions.Distribution, _LAW_WAY_OUT
+    )
+    if difference not in (differences.forward, differences.central):
         checks.fail(
             where,
             "difference",
-            "be one whose bias is known",
+            "be one whose interval is known",
             repr(difference),
             "Pass `radazo.forward` or `radazo.central`.",
         )
-    drawn = directions.sample_directions(
-        key, params, distribution, num_directions=num_directions, mask=mask
-    )
+    layout = leaves.layout(where, params, mask)
     evaluate = differences.evaluation(where, value_fn, terms=terms, has_aux=False)
-    dtype = leaves.layout(where, params, mask).dtype
-    step = jnp.asarray(smoothing, dtype)
+    step = jnp.asarray(smoothing, layout.dtype)
     start = difference.start(evaluate, params)
+    wide = jax.tree.map(lambda x: _widened(x, layout.dtype), params)
+    least = 0.0 if difference is differences.forward else -1.0
+    points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
+    weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)
+    prepared = distribution.prepare(
+        threefry.key_data(where, key), num_directions, layout.dim, layout.dtype
+    )
 
-    def errors(direction: base.Params) -> SlopeErrors:
-        def line(s: jax.Array) -> base.Params:
-            return jax.tree.map(lambda x, u: _moved(x, u, s), params, direction)
+    def errors(k: jax.Array) -> SlopeErrors:
+        drawn = distribution.draw(prepared, k, layout.dim, layout.dtype)
+        if distribution.scale is not None:
+            drawn = distribution.scale(drawn) * drawn
 
-        slope, _, _ = difference.slope(evaluate, line, start, step)
-        zero = jnp.zeros((), dtype)
-        first = _derivative(lambda s: jnp.sum(evaluate(line(s))[0]))
-        second = _derivative(first)
-        bias = step**2 / 6 * _derivative(second)(zero)
-        if difference is differences.forward:
-            bias = bias + step / 2 * second(zero)
-        exact = first(zero)
-        return SlopeErrors(slope, exact, bias, slope - exact - bias)
+        def moved(params: base.Params, s: jax.Array) -> base.Params:
+            return leaves.perturb(layout, params, drawn, s, jnp.uint32(0))
 
-    return jax.vmap(errors)(drawn)
+        def value(s: jax.Array) -> jax.Array:
+            return jnp.sum(evaluate(moved(wide, s))[0])
 
+        slope, _, _ = difference.slope(
+            evaluate, lambda s: moved(params, s), start, step
+        )
+        exact = _derivative(where, value, jnp.zeros_like(step))
+        mean = weights @ lax.map(lambda s: _derivative(where, value, s), points)
+        return SlopeErrors(slope, exact, mean - exact, slope - mean)
 
-def _moved(leaf: Any, direction: Any, step: jax.Array) -> Any:
-    if not base.is_floating(leaf):
-        return leaf
-    return (leaf + step.astype(direction.dtype) * direction).astype(leaf.dtype)
+    return lax.map(errors, jnp.arange(num_directions, dtype=jnp.uint32))
 
 
-def _derivative(function: Any) -> Any:
-    return lambda s: jax.jvp(function, (s,), (jnp.ones_like(s),))[1]
+def _widened(leaf: Any, dtype: Any) -> Any:
+    return leaf.astype(dtype) if base.is_floating(leaf) else leaf
+
+
+def _derivative(where: str, function: Any, s: jax.Array) -> jax.Array:
+    try:
+        return jax.jvp(function, (s,), (jnp.ones_like(s),))[1]
+    except (TypeError, ValueError, NotImplementedError) as error:
+        got = f"one that has none ({str(error).splitlines()[0]})"
+        rule = "have a derivative in forward mode"
+        way_out = "Only functions written in JAX can be compared with their derivative."
+        return checks.fail(where, "value_fn", rule, got, way_out, TypeError)
 
 
 def cosine_similarity(gradient: base.Params, reference: base.Params) -> jax.Array:
@@ -350,12 +381,13 @@ def second_moment_error(second_moment: base.Params, reference: base.Params) -> A
 
 def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any, Any]]:
     """The floating-point leaves of both, and the type to compute in."""
-    if jax.tree.structure(tree) != jax.tree.structure(reference):
+    mine, other = (jax.tree.map(jnp.shape, x) for x in (tree, reference))
+    if mine != other or jax.tree.structure(tree) != jax.tree.structure(reference):
         checks.fail(
             where,
             "reference",
-            f"have the structure {jax.tree.structure(tree)}",
-            str(jax.tree.structure(reference)),
+            f"have the structure and the shapes {mine}",
+            str(other),
             "Compare what belongs to the same parameters.",
         )
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)

@@ -241,7 +241,8 @@ def attached(
         offered = {
             "value": value,
             "grad": gradient,
-            "value_fn": lambda p: jnp.sum(bound(p)),
+            # Line searches hand on to `value_fn` what they do not know.
+            "value_fn": lambda p, estimate_info=None: jnp.sum(bound(p)),
             "estimate_info": info,
             **rest,
         }

@@ -120,6 +120,18 @@ def test_lines_are_found_again(tmp_path):
     assert records.find([older], [1, 2], settings) is None
 
 
+def test_a_line_that_was_cut_off_is_left_out(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    whole = records.append(path, "a", [1], {}, {"f": 1})
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"command": "a", "see')
+    assert records.read(path) == [whole]
+    assert "no whole line" in capsys.readouterr().out
+    later = records.append(path, "a", [2], {}, {"f": 2})
+    assert records.read(path) == [whole, later]
+    assert records.newest([whole, later, whole]) == [whole, later]
+
+
 def test_curves_are_rounded_to_four_digits():
     found = records.rounded([[12345.6, 1.23456e-9], [np.inf, 0.0]])
     assert found.tolist() == [[12350.0, 1.235e-9], [math.inf, 0.0]]

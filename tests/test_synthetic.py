@@ -248,12 +248,38 @@ def test_report_of_lines_made_by_hand():
         line_of("shared", "zo_adamm", [4.0, 5.0, 6.0], [400, 330, None]),
         line_of("shared", "zo_adamm_matched", [0.5, 0.75, 0.9], [90, 110, 96]),
     ]
-    text = synthetic_report.markdown(lines)
-    best = "`zo_adamm (matched)` 0.75 (0.5 – 0.9) | `radazo` 2 (1 – 3) | 2 (1 – 3)"
-    assert f"| quadratic | shared | {best} |" in text
+    older = line_of("shared", "radazo", [9.0, 9.0, 9.0], [1, 1, 1])
+    more = line_of("shared", "radazo", [9.0, 9.0, 9.0], [1, 1, 1])
+    more["settings"]["num_directions"] = 7
+    text = synthetic_report.markdown([older, *lines, more])
+    assert "K = 7" in text
+    best = "`zo_adamm (matched)` 0.75 (0.5 – 0.9) | `radazo` 2 (1 – 3)"
+    assert f"| {best} | 2.67 (2.00 – 3.33) | 2 (1 – 3) |" in text
     assert "| quadratic | 10% | > 4.00 | 0.90 (0.80 – 1.00) | – | – |" in text
     assert "| quadratic | 1% " not in text
     assert "| radazo | 0.1 | 2 (1 – 3) | 110 | 110 | – |" in text
+
+
+def test_a_ratio_that_is_not_known_is_bounded():
+    fast = line_of("shared", "radazo", [1.0] * 3, [100, 100, 100])
+    slow = line_of("shared", "zo_adamm", [1.0] * 3, [None, None, None])
+    assert synthetic_report.ratio(slow, fast, "0.1") == "> 10.00"
+    assert synthetic_report.ratio(fast, slow, "0.1") == "< 0.10"
+    assert synthetic_report.ratio(slow, slow, "0.1") == "–"
+
+
+def test_regret_is_the_value_over_that_of_the_best():
+    lines = [
+        line_of("tuned", method, [end] * 3, [1] * 3, function)
+        for method, ends in (("radazo", (2.0, 9.0)), ("zo_sgd", (4.0, 3.0)))
+        for function, end in zip(("quadratic", "cubic"), ends, strict=True)
+    ]
+    found = synthetic_report.regrets(lines, "tuned")
+    assert {k: sorted(x) for k, x in found.items()} == {
+        "radazo": [1.0, 3.0],
+        "zo_sgd": [1.0, 2.0],
+    }
+    assert "| `zo_sgd` | 1.41 (2.00) |" in synthetic_report.regret_table(lines)
 
 
 def test_options_are_checked(capsys):
