@@ -202,11 +202,15 @@ def ratio_table(lines: Lines) -> str:
 
 def ratio_of(lines: Lines, rival: str, level: str) -> str:
     """Of the longest runs that there are of both."""
-    for steps in sorted({x["settings"]["steps"] for x in lines}, reverse=True):
-        pair = [select(lines, steps=steps, method=m) for m in (rival, "radazo")]
-        if all(pair):
-            return ratio(pair[0][-1], pair[1][-1], level)
-    return "–"
+    pairs = []
+    for _, group in groups(lines):
+        slow, fast = select(group, method=rival), select(group, method="radazo")
+        if slow and fast:
+            pairs.append((group[0]["settings"]["steps"], len(group), slow[0], fast[0]))
+    if not pairs:
+        return "–"
+    _, _, slow, fast = max(pairs, key=lambda pair: pair[:2])
+    return ratio(slow, fast, level)
 
 
 REGRET = (

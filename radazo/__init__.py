@@ -11,8 +11,9 @@ Floors, from the bottom up; a module imports only from floors below its own.
   1  threefry, moments                 random bits of (key, counter); update rules
      differences, leaves               one slope along one line; pytrees as flat vectors
      boxes, console                    bounds; what a run shows and hears
+     diagnostics                       how good an estimate is
   2  directions                        laws of directions
-  3  averaging, diagnostics            the mean of slope times direction; how good it is
+  3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators                        values to gradient
   5  forms                             three ways into a training loop
   6  optimizers, loop                  complete optimizers; a whole run
@@ -21,14 +22,14 @@ Floors, from the bottom up; a module imports only from floors below its own.
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
+from radazo.derivatives import SlopeErrors as SlopeErrors
+from radazo.derivatives import slope_errors as slope_errors
 from radazo.diagnostics import EstimateStatistics as EstimateStatistics
 from radazo.diagnostics import MonitorEstimateState as MonitorEstimateState
-from radazo.diagnostics import SlopeErrors as SlopeErrors
 from radazo.diagnostics import cosine_similarity as cosine_similarity
 from radazo.diagnostics import estimate_statistics as estimate_statistics
 from radazo.diagnostics import monitor_estimate as monitor_estimate
 from radazo.diagnostics import second_moment_error as second_moment_error
-from radazo.diagnostics import slope_errors as slope_errors
 from radazo.differences import Difference as Difference
 from radazo.differences import central as central
 from radazo.differences import forward as forward

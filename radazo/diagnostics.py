@@ -9,15 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax import lax
 
-from radazo import base, checks, differences, directions, leaves, threefry
-
-# Of the quadrature along a line: exact for polynomials up to degree 15.
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_LAW_WAY_OUT = "Pass `radazo.sphere`, say."
+from radazo import base, checks
 
 
 class EstimateStatistics(NamedTuple):
@@ -47,22 +41,6 @@ class MonitorEstimateState(NamedTuple):
     averages: jax.Array
     shares: jax.Array
     statistics: EstimateStatistics
-
-
-class SlopeErrors(NamedTuple):
-    """Slopes beside exact directional derivatives, (num_directions,) each.
-
-    Attributes:
-      slopes: As the estimator takes them, by differences.
-      exact: Derivatives along the directions, by forward mode.
-      bias: By how much a difference without rounding is off, `smoothing` not being 0.
-      rounding: The rest of slopes − exact: digits lost in the difference.
-    """
-
-    slopes: jax.Array
-    exact: jax.Array
-    bias: jax.Array
-    rounding: jax.Array
 
 
 def estimate_statistics(
@@ -206,121 +184,6 @@ def _statistics(
     squared: jax.Array, variance: jax.Array, signal: jax.Array
 ) -> EstimateStatistics:
     return EstimateStatistics(jnp.sqrt(squared), variance, signal / variance)
-
-
-def slope_errors(
-    key: base.Key,
-    value_fn: base.ValueFn,
-    params: base.Params,
-    distribution: directions.Distribution = directions.sphere,
-    *,
-    num_directions: int = 10,
-    smoothing: float = 5e-3,
-    difference: differences.Difference = differences.forward,
-    terms: bool = False,
-    mask: base.Mask = None,
-) -> SlopeErrors:
-    """Compare slopes with exact directional derivatives, to choose `smoothing`.
-
-    Along a direction let φ(s) = f(x + s · u). Its derivative comes from forward mode,
-    so that the function must be written in JAX, and continuous; the mean derivative
-    over the interval of a difference is that difference without rounding:
-
-      exact    = φ'(0)
-      bias     = mean φ' over [0, smoothing] − φ'(0)                  forward
-                 mean φ' over [−smoothing, smoothing] − φ'(0)         central
-      rounding = slope − exact − bias
-
-    with the mean by Gauss-Legendre quadrature of 8 points, on parameters in float32 at
-    least. Bias much larger than rounding: `smoothing` is too large, or take `central`.
-    Rounding much larger than bias: it is too small, or take `terms`. A kink leaves a
-    hundredth of its jump in `rounding`, a step all of it.
-
-    Args:
-      key: Step key, typed or an integer seed: the directions are those of an estimate.
-      value_fn: `value_fn(params)`, a real scalar, or terms.
-      params: Pytree whose floating-point leaves are perturbed.
-      distribution, num_directions, smoothing, difference, terms, mask: As in
-        `finite_difference_estimator`; `smoothing` is a number.
-    Returns:
-      `SlopeErrors`, in float32 at least.
-    Raises:
-      TypeError: If `value_fn` has no forward-mode derivative.
-      TypeError, ValueError: As `finite_difference_estimator`, and if `difference` is
-        not `forward` or `central`, whose interval is known.
-    Cost:
-      K + 1 or 2K function values and 9K derivatives along a line, of about two values
-      each. One direction at a time: the memory of a derivative. Put `jax.jit` around.
-    Example:
-      >>> for smoothing in (1e-3, 1.0):
-      ...     errors = slope_errors(
-      ...         0, lambda x: x @ x, jnp.ones(1000), smoothing=smoothing
-      ...     )
-      ...     print(jnp.all(jnp.abs(errors.rounding) < jnp.abs(errors.bias)))
-      False
-      True
-    """
-    where = "slope_errors"
-    checks.function(where, "value_fn", value_fn, "It takes the parameters.")
-    checks.integer(where, "num_directions", num_directions, 1, "One direction or more.")
-    checks.positive(where, "smoothing", smoothing, "Pass that of your estimator.")
-    checks.instance(where, "terms", terms, bool, "As you give it to your estimator.")
-    checks.instance(
-        where, "distribution", distribution, directions.Distribution, _LAW_WAY_OUT
-    )
-    if difference not in (differences.forward, differences.central):
-        checks.fail(
-            where,
-            "difference",
-            "be one whose interval is known",
-            repr(difference),
-            "Pass `radazo.forward` or `radazo.central`.",
-        )
-    layout = leaves.layout(where, params, mask)
-    evaluate = differences.evaluation(where, value_fn, terms=terms, has_aux=False)
-    step = jnp.asarray(smoothing, layout.dtype)
-    start = difference.start(evaluate, params)
-    wide = jax.tree.map(lambda x: _widened(x, layout.dtype), params)
-    least = 0.0 if difference is differences.forward else -1.0
-    points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
-    weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)
-    prepared = distribution.prepare(
-        threefry.key_data(where, key), num_directions, layout.dim, layout.dtype
-    )
-
-    def errors(k: jax.Array) -> SlopeErrors:
-        drawn = distribution.draw(prepared, k, layout.dim, layout.dtype)
-        if distribution.scale is not None:
-            drawn = distribution.scale(drawn) * drawn
-
-        def moved(params: base.Params, s: jax.Array) -> base.Params:
-            return leaves.perturb(layout, params, drawn, s, jnp.uint32(0))
-
-        def value(s: jax.Array) -> jax.Array:
-            return jnp.sum(evaluate(moved(wide, s))[0])
-
-        slope, _, _ = difference.slope(
-            evaluate, lambda s: moved(params, s), start, step
-        )
-        exact = _derivative(where, value, jnp.zeros_like(step))
-        mean = weights @ lax.map(lambda s: _derivative(where, value, s), points)
-        return SlopeErrors(slope, exact, mean - exact, slope - mean)
-
-    return lax.map(errors, jnp.arange(num_directions, dtype=jnp.uint32))
-
-
-def _widened(leaf: Any, dtype: Any) -> Any:
-    return leaf.astype(dtype) if base.is_floating(leaf) else leaf
-
-
-def _derivative(where: str, function: Any, s: jax.Array) -> jax.Array:
-    try:
-        return jax.jvp(function, (s,), (jnp.ones_like(s),))[1]
-    except (TypeError, ValueError, NotImplementedError) as error:
-        got = f"one that has none ({str(error).splitlines()[0]})"
-        rule = "have a derivative in forward mode"
-        way_out = "Only functions written in JAX can be compared with their derivative."
-        return checks.fail(where, "value_fn", rule, got, way_out, TypeError)
 
 
 def cosine_similarity(gradient: base.Params, reference: base.Params) -> jax.Array:
