@@ -104,13 +104,20 @@ def row(line: dict[str, Any]) -> Sequence[str]:
     low, high = wilson_interval(images, len(steps))
     return (
         METHODS[line["settings"]["method"]].label,
-        f"{line['numbers']['rate']:.3g}",
+        rate_of(line),
         f"{images} of {len(steps)}",
         f"{low:.0%} to {high:.0%}",
         f"{runs.sum()} of {runs.size}",
         interval(steps),
         interval(values),
     )
+
+
+def rate_of(line: dict[str, Any]) -> str:
+    """Marked if it is the largest or the smallest of those that were tried."""
+    rate, tried = line["numbers"]["rate"], line["settings"].get("rates", [])
+    at_edge = bool(tried) and rate in (min(tried), max(tried))
+    return f"{rate:.3g}{' (edge)' if at_edge else ''}"
 
 
 def throughput_rows(line: dict[str, Any]) -> list[Sequence[str]]:
@@ -122,10 +129,14 @@ def throughput_rows(line: dict[str, Any]) -> list[Sequence[str]]:
             f"{1000 * wall:.2f}",
             f"{1000 * used:.2f}",
             f"{1000 * wall * size:.1f}",
-            f"{seconds[0] / wall:.2f}",
+            f"{times:.2f}",
         )
-        for size, wall, used in zip(
-            line["settings"]["sizes"], seconds, processor, strict=True
+        for size, wall, used, times in zip(
+            line["settings"]["sizes"],
+            seconds,
+            processor,
+            line["numbers"]["times_one_by_one"],
+            strict=True,
         )
     ]
 

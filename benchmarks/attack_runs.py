@@ -26,7 +26,8 @@ from benchmarks.victim import Victim
 
 STEPS_PER_CALL = 100
 SECONDS_PER_CHECKPOINT = 30.0
-# Each at most 1.5 times the one before: about a fifth of the work is padding, at most.
+ROUNDS = 3
+# Steps of at most 1.5 from 2 on: at most a third of a batch is padding.
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -333,27 +334,33 @@ def _restored(path: Path, identity: str, runs: Runs) -> tuple[Runs, int, list, f
 
 def throughput(
     program: Program, rows: Plan, sizes: list[int], steps: int, bar: tqdm
-) -> tuple[list[float], list[float]]:
-    """Seconds per step and run for each size of a batch, and those of processor.
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rounds, sizes) seconds per step and run, and those of processor.
 
     The work is equal: all runs take `steps` steps each, `size` of them at a time, and
-    none stops early.
+    none stops early. Sizes take turns, so that a busy machine is busy for all of them.
     """
-    found = []
-    clocks = time.perf_counter, time.process_time
     runs, n = program.start(rows), len(rows.rates)
-    bar.reset(len(sizes) * n)
-    for size in sizes:
-        # The last batch is filled up, so that one program is timed.
-        order = np.resize(np.arange(n), -(-n // size) * size)
-        batches = order.reshape(-1, size)
-        first = _take(runs, batches[0]), _take(rows, batches[0])
-        program.advance(*first, 1, -np.inf)  # Compiled, and warm.
-        started = [clock() for clock in clocks]
-        for chosen in batches:
-            program.advance(_take(runs, chosen), _take(rows, chosen), steps, -np.inf)
-            bar.update(min(size, n))
-        ended = [clock() for clock in clocks]
-        found.append(np.subtract(ended, started) / (steps * len(order)))
-    wall, processor = np.transpose(found).tolist()
+    bar.reset((ROUNDS + 1) * len(sizes) * n)
+    found = []
+    for turn in range(ROUNDS + 1):
+        # The first turn compiles and warms up.
+        num = steps if turn else 1
+        timed = [_timed(program, runs, rows, size, num, bar) for size in sizes]
+        found += [timed] if turn else []
+    wall, processor = np.moveaxis(np.array(found), -1, 0)
     return wall, processor
+
+
+def _timed(
+    program: Program, runs: Runs, rows: Plan, size: int, steps: int, bar: tqdm
+) -> np.ndarray:
+    """Wall and processor seconds per step and run, of all runs by batches of a size."""
+    n, clocks = len(rows.rates), (time.perf_counter, time.process_time)
+    # The last batch is filled up, so that one program is timed.
+    order = np.resize(np.arange(n), -(-n // size) * size)
+    started = [clock() for clock in clocks]
+    for chosen in order.reshape(-1, size):
+        program.advance(_take(runs, chosen), _take(rows, chosen), steps, -np.inf)
+        bar.update(min(size, n))
+    return np.subtract([clock() for clock in clocks], started) / (steps * len(order))

@@ -61,6 +61,9 @@ def scale_by_scalar_second_moment(
     """MEAZO: ZO-SGD divided by the root of one second moment of all coordinates.
 
     nu ← b2 · nu + (1 − b2) · mean gᵢ²;  update = g / √(nu + eps_root)
+
+    After Dbouk et al., On adaptivity in zeroth-order optimization, 2026, of which we
+    know that a scalar second moment is enough; constants are those of the others here.
     """
 
     def init(params: Any) -> ScalarSecondMomentState:

@@ -140,6 +140,7 @@ def piece(
     names = ("budget", "trials", "tuning_seed", "dtype")
     settings = {key: getattr(args, key) for key in names}
     settings |= {"function": function, "dim": dim, "method": name}
+    settings |= {"package_version": module.VERSION}
     path, what = args.output / "peers.jsonl", f"{function}, d = {dim:,}, {label(name)}"
     # Read anew each time: another process may be writing to the same file.
     line = records.find(records.read(path), args.seeds, settings)
@@ -153,7 +154,6 @@ def piece(
         one_run, module, name, TWINS[function], dim, args.dtype, args.budget, bar
     )
     numbers = measured(run, METHODS[name].center, dim, args)
-    numbers["package_version"] = module.VERSION
     line = records.append(path, "peers", args.seeds, settings, numbers)
     bar.write(
         f"{what}: {report.number(report.final(line))}, "

@@ -124,7 +124,10 @@ def _advance(
 def _step(
     plan: Plan, rates: dict[str, jax.Array], key: jax.Array, runs: Any, t: jax.Array
 ) -> Any:
-    """One step of all runs of a seed: as `radazo.with_estimator` would take it."""
+    """One step of all runs of a seed, as `radazo.with_estimator` would take it.
+
+    But for a step in which no value is finite: here moments decay then.
+    """
     value_and_grad = radazo.value_and_grad(plan.value_fn, plan.estimator)
     # The key is not mapped over: the directions are drawn once for all runs.
     values, gradients = jax.vmap(value_and_grad, in_axes=(None, 0))(

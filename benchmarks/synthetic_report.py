@@ -323,7 +323,8 @@ def draw_arm(lines: Lines, text: str, path: Path) -> None:
         panel.set_title(name)
     given = lines[0]["settings"]
     sizes = f"d = {given['dim']:,}, K = {given['num_directions']}"
-    figure.suptitle(f"{sizes}: {text}", fontsize="medium")
+    bands = "median, and range over seeds"
+    figure.suptitle(f"{sizes}: {text} ({bands})", fontsize="medium")
     figures.save(figure, drawn, path)
 
 

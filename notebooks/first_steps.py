@@ -5,16 +5,18 @@
 # mistakes: a metric that is a staircase, whose gradient is zero wherever it exists.
 # radazo needs its values alone.
 #
-# The first cell installs radazo where it is not: the rest runs as it is in a cloud
-# notebook.
+# The first cell installs what is missing: radazo from the checkout that this notebook
+# lies in, or else from the package index.
 
 # %%
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
 if importlib.util.find_spec("radazo") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "radazo"], check=True)
+    source = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
 
 # %%
 import jax

@@ -6,17 +6,20 @@
 # **momentum** instead. This notebook shows what that changes where gradients are
 # estimated from function values, what it is worth, and what it is not.
 #
-# The first cell installs radazo where it is not: the rest runs as it is in a cloud
-# notebook.
+# The first cell installs what is missing: radazo from the checkout that this notebook
+# lies in, or else from the package index.
 
 # %%
 import importlib.util
+import pathlib
 import subprocess
 import sys
 
-for name in ("radazo", "matplotlib"):
+checkout = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
+for name, source in (("radazo", checkout), ("matplotlib", "matplotlib")):
     if importlib.util.find_spec(name) is None:
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", name], check=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, source], check=True)
 
 # %%
 import os

@@ -161,7 +161,7 @@ def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(
 def test_throughput_does_not_stop_early(program, rows):
     with tqdm(disable=True) as bar:
         found = attack_runs.throughput(program, rows, [1, 4, 6], 30, bar)
-    assert np.shape(found) == (2, 3)
+    assert np.shape(found) == (2, attack_runs.ROUNDS, 3)
     assert np.min(found) > 0
     runs = program.advance(program.start(rows), rows, 700, -np.inf)
     assert runs.state.count.tolist() == [700] * 6

@@ -52,6 +52,7 @@ LINES = [
         "numbers": {
             "seconds_per_step_and_run": [0.002, 0.0005],
             "processor_seconds_per_step_and_run": [0.003, 0.001],
+            "times_one_by_one": [1.0, 4.0],
         },
     },
     {"command": "attack", "seeds": [1], "settings": {"dataset": "digits"}},
