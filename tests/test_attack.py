@@ -262,7 +262,8 @@ def test_images_that_are_wrong_or_missing_are_named(quick, victim, tmp_path, cap
 def test_full_is_the_table_of_the_paper():
     args = attack.arguments(["--full", "--data-dir", "x", "--seeds", "2"])
     assert (args.dataset, args.num_images, args.seeds) == ("mnist", 21, 2)
-    assert args.methods == ["radazo", "zo_adamm", "zo_adamm_matched"]
+    rules = ["radazo", "zo_adamm", "zo_adamm_matched", "zo_rmsprop"]
+    assert args.methods == rules
     assert args.tuned == ["radazo", "zo_adamm", "zo_sgd"]
     assert (args.bound, args.num_directions, args.smoothing) == (0.2, 2, 0.5)
     assert (args.learning_rate, args.steps, args.start) == (0.01, 20000, "normal")
