@@ -105,3 +105,31 @@ def test_the_moments_are_those_that_are_known():
         names = ("cos_g", "cos_m", "error_g", "error_m")
         found = [np.mean(lines[b1][name]) for name in names]
         np.testing.assert_allclose(found, expected, rtol=0.1)
+
+
+def test_the_advice_of_the_readme_is_what_the_lines_say():
+    lines = synthetic_report.select(lines_of("synthetic"), dim=10_000)
+    found = synthetic_report.regrets(lines, "cosine")
+    assert len(found) == 7
+    assert {len(x) for x in found.values()} == {6}
+    assert found["zo_adamm"].max() < 1.02
+    assert abs(np.exp(np.log(found["radazo"]).mean()) - 1.06) < 0.005
+    assert found["radazo"].max() < 1.11
+
+    def at_end(arm, method, function):
+        (line,) = synthetic_report.select(
+            lines, arm=arm, method=method, function=function
+        )
+        return np.median(line["numbers"]["value_at_end"])
+
+    for function, ratio in (("quadratic", 0.39), ("cubic", 0.53)):
+        constant = at_end("tuned", "zo_sgd", function)
+        cosine = at_end("cosine", "zo_adamm", function)
+        assert abs(constant / cosine - ratio) < 0.01
+
+
+@pytest.mark.parametrize("arm", ["tuned", "cosine"])
+def test_no_tuned_rate_is_at_the_edge_of_those_tried(arm):
+    for line in synthetic_report.select(lines_of("synthetic"), arm=arm):
+        tried = line["numbers"]["rates_tried"]
+        assert min(tried) < line["numbers"]["rate"] < max(tried), line["settings"]
