@@ -213,7 +213,7 @@ def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
 def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
     """The factor of the law, and its mean of ‖u‖²."""
     factor = law.factor(dim)
-    squared_norm = dim / factor if law.independent else math.nan
+    squared_norm = dim / factor if law.independent and dim else math.nan
     return jnp.asarray(factor, dtype), jnp.asarray(squared_norm, dtype)
 
 
