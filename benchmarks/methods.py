@@ -92,7 +92,7 @@ _MEAZO = functools.partial(scale_by_scalar_second_moment, b2=B2, eps_root=EPS_RO
 # The step of a normalized rule is about its rate in each coordinate; that of ZO-SGD is
 # as long as the gradient is.
 _NORMALIZED = tuple(10.0**k for k in range(-4, 1))
-_PLAIN = tuple(10.0**k for k in range(-7, 0))
+_PLAIN = tuple(10.0**k for k in range(-7, 2))
 _DOTS = (0, (1, 3))
 
 METHODS = {
