@@ -133,3 +133,21 @@ def test_no_tuned_rate_is_at_the_edge_of_those_tried(arm):
     for line in synthetic_report.select(lines_of("synthetic"), arm=arm):
         tried = line["numbers"]["rates_tried"]
         assert min(tried) < line["numbers"]["rate"] < max(tried), line["settings"]
+
+
+@pytest.mark.parametrize("function", ["quadratic", "rosenbrock"])
+def test_terms_repair_what_float32_ruins(function):
+    found = {}
+    for line in synthetic_report.select(
+        lines_of("synthetic"), arm="precision", function=function
+    ):
+        given = line["settings"]
+        steps = synthetic_report.finite(line["numbers"]["steps_to"]["0.5"])
+        found[given["smoothing"], given["dtype"], given["terms"]] = np.median(steps)
+    for smoothing in (1e-4, 1e-3, 5e-3):
+        double = found[smoothing, "float64", False]
+        assert abs(found[smoothing, "float32", True] / double - 1) < 0.01
+    assert found[1e-4, "float32", False] > 1.5 * found[1e-4, "float64", False]
+    if function == "quadratic":
+        slower = found[1e-3, "float32", False] / found[1e-3, "float64", False]
+        assert abs(slower - 1.6) < 0.05
