@@ -11,8 +11,13 @@ marked (edge).
 Compared is the lowest value that a run has seen, at the points that it evaluated or at
 the one that it would return: for evolution strategies that is the mean of the
 distribution, for nevergrad its recommendation, for the others the last point. So no
-package is at a disadvantage by what it returns. The value of the returned point stands
-beside it in the result lines. Looking at returned points, 40 times in a run, is free.
+package is at a disadvantage by what it returns. radazo's own rows show only the values
+at their points, not those at the perturbed ones, which may be lower by a hair. The
+value of the returned point stands beside it in the result lines. Looking at returned
+points, 40 times in a run, is free.
+
+A knob is known to a factor of √10 at best, and radazo has five rows where most packages
+have one or two: read a difference of a few per cent between two methods as none.
 
 JAX and PyTorch compute in float32, or both in float64 (`--dtype`); packages of NumPy
 know float64 only. JAX's loops are compiled, which is not in the seconds of a run. BLAS
@@ -23,7 +28,7 @@ Each (function, dim, method) is a result line once it is finished, and is left o
 the command is started again. It takes more than an hour of one core, much of it for
 nevergrad, which comes last: all else is finished before, and Ctrl-C shows it. Since a
 run keeps to one thread, `--methods nevergrad` can work on the same folder in a second
-terminal.
+terminal; seconds are then those of a machine with company.
 """
 
 import argparse

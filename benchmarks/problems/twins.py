@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from benchmarks.problems.synthetic import PROBLEMS
 
@@ -25,6 +26,10 @@ class Twin(NamedTuple):
 
     value_fn: Callable[[jax.Array], jax.Array]
     array_fn: Callable[[Any, Any], Any]
+
+    def numpy_fn(self, x: np.ndarray) -> float:
+        """The value at one vector, for packages that know NumPy only."""
+        return float(self.array_fn(np, x))
 
 
 def sin_squared(library: Any, x: Any) -> Any:

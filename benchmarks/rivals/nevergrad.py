@@ -29,11 +29,8 @@ def run(
 ) -> Trace:
     start = start.astype(np.float64)  # The package knows no other type.
 
-    def value_fn(x: np.ndarray) -> float:
-        return float(problem.array_fn(np, x))
-
     def recommended() -> float:
-        return value_fn(optimizer.provide_recommendation().value)
+        return problem.numpy_fn(optimizer.provide_recommendation().value)
 
     with (
         np.errstate(all="ignore"),
@@ -49,10 +46,10 @@ def run(
         optimizer = make(parametrization=parameter, budget=num_values, num_workers=1)
         if algorithm == "SPSA":
             optimizer.a = knob
-        recorder = Recorder(value_fn(start), num_values)
+        recorder = Recorder(problem.numpy_fn(start), num_values)
         for _ in range(num_values):
             candidate = optimizer.ask()
-            value = value_fn(candidate.value)
+            value = problem.numpy_fn(candidate.value)
             optimizer.tell(candidate, value)
             recorder.step([value], recommended)
         return recorder.finish(recommended)

@@ -30,22 +30,19 @@ def run(
 
     start = start.astype(np.float64)  # The package knows no other type.
 
-    def value_fn(x: np.ndarray) -> float:
-        return float(problem.array_fn(np, x))
-
     seen: list[float] = []
 
     def counted(x: np.ndarray) -> float:
-        seen.append(value_fn(x))
+        seen.append(problem.numpy_fn(x))
         return seen[-1]
 
     def after_step(x: np.ndarray) -> None:
-        recorder.step(seen, lambda: value_fn(x))
+        recorder.step(seen, lambda: problem.numpy_fn(x))
         seen.clear()
 
     # A rate that is too large overflows, which is an answer and no accident.
     with np.errstate(all="ignore"):
-        recorder = Recorder(value_fn(start), num_values)
+        recorder = Recorder(problem.numpy_fn(start), num_values)
         np.random.seed(seed)  # The package draws from the global generator.
         result = minimizeSPSA(
             counted,
@@ -56,5 +53,5 @@ def run(
             c=DISTANCE,
             callback=after_step,
         )
-        recorder.step(seen, lambda: value_fn(result.x))
-        return recorder.finish(lambda: value_fn(result.x))
+        recorder.step(seen, lambda: problem.numpy_fn(result.x))
+        return recorder.finish(lambda: problem.numpy_fn(result.x))

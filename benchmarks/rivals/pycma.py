@@ -26,16 +26,13 @@ def run(
 ) -> Trace:
     start = start.astype(np.float64)  # The package knows no other type.
 
-    def value_fn(x: np.ndarray) -> float:
-        return float(problem.array_fn(np, x))
-
     options = {"seed": seed, "verbose": -9, "CMA_diagonal": algorithm == "sep-CMA"}
     with np.errstate(all="ignore"):
-        recorder = Recorder(value_fn(start), num_values)
+        recorder = Recorder(problem.numpy_fn(start), num_values)
         strategy = cma.CMAEvolutionStrategy(start, knob, options)
         while recorder.taken + strategy.popsize <= num_values:
             points = strategy.ask()
-            values = [value_fn(x) for x in points]
+            values = [problem.numpy_fn(x) for x in points]
             strategy.tell(points, values)
-            recorder.step(values, lambda: value_fn(strategy.mean))
-        return recorder.finish(lambda: value_fn(strategy.mean))
+            recorder.step(values, lambda: problem.numpy_fn(strategy.mean))
+        return recorder.finish(lambda: problem.numpy_fn(strategy.mean))
