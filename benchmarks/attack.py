@@ -173,8 +173,7 @@ def main(argv: list[str]) -> None:
     for table in attack_report.tables(lines):
         console.print(table)
     console.print(CAVEAT, style="dim")
-    path = args.output / f"attack_{args.dataset}.png"
-    attack_report.draw_curves(lines, path)
+    path = attack_report.draw(lines, args.output / f"attack_{args.dataset}.png")
     console.print(f"Figure: {path}\nResult lines: {lines_path(work)}")
 
 
@@ -255,6 +254,26 @@ def program_of(work: Experiment, method: str) -> runs.Program:
     return work.programs[method]
 
 
+def outcome_of(
+    work: Experiment,
+    method: str,
+    rows: runs.Plan,
+    checkpoint: Path,
+    identity: str,
+    decided: Callable[[int, np.ndarray], bool] | None = None,
+) -> runs.Outcome:
+    return runs.run(
+        program_of(work, method),
+        rows,
+        work.bar,
+        # Steps on the digits take less time than compiling another program.
+        compact=work.args.dataset != "digits",
+        checkpoint=checkpoint,
+        identity=identity,
+        decided=decided,
+    )
+
+
 def attack_at(
     work: Experiment, arm: str, method: str, rate: float
 ) -> Callable[[Path, str], dict[str, Any]]:
@@ -262,14 +281,7 @@ def attack_at(
 
     def do(checkpoint: Path, identity: str) -> dict[str, Any]:
         rows, (_, *shape) = runs.plan(work.victim, work.indices, work.seeds, [rate])
-        outcome = runs.run(
-            program_of(work, method),
-            rows,
-            work.bar,
-            compact=compact(work),
-            checkpoint=checkpoint,
-            identity=identity,
-        )
+        outcome = outcome_of(work, method, rows, checkpoint, identity)
         picture = f"attack_{work.args.dataset}_{arm}_{method}.png"
         attack_report.draw_pictures(
             work.victim,
@@ -291,11 +303,6 @@ def attack_at(
         }
 
     return do
-
-
-def compact(work: Experiment) -> bool:
-    """Steps on the digits take less time than compiling another program."""
-    return work.args.dataset != "digits"
 
 
 def curve(outcome: runs.Outcome) -> dict[str, np.ndarray]:
@@ -346,14 +353,13 @@ def tune(
 
     def do(checkpoint: Path, identity: str) -> dict[str, Any]:
         rows, (*shape, _) = runs.plan(work.victim, others, [seed], rates)
-        outcome = runs.run(
-            program_of(work, method),
+        outcome = outcome_of(
+            work,
+            method,
             rows,
-            work.bar,
-            compact=compact(work),
-            checkpoint=checkpoint,
-            identity=identity,
-            decided=lambda taken, steps: tuning.is_decided(taken, steps.reshape(shape)),
+            checkpoint,
+            identity,
+            lambda taken, steps: tuning.is_decided(taken, steps.reshape(shape)),
         )
         counts = outcome.num_values.reshape(shape)
         values = outcome.values.reshape(shape)

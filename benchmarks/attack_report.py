@@ -180,7 +180,7 @@ def tables(lines: list[dict[str, Any]]) -> list[Table]:
     return found
 
 
-def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+def draw(lines: list[dict[str, Any]], path: Path) -> Path:
     """Median and quartiles of the last f against function values: a panel a group."""
     groups = grouped(lines, ("shared", "tuned"))
     figure = Figure(figsize=(5.6 * len(groups), 4.2), layout="constrained")
@@ -200,6 +200,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         panel.set_ylabel("f(θ); below 0 is success")
         panel.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=150)
+    return path
 
 
 def draw_pictures(

@@ -27,8 +27,8 @@ def draw_band(
 
     The logarithm of 0 or infinity cannot be drawn: those lie far outside of the panel.
     """
-    curves = np.array([[np.nan if y is None else y for y in curve] for curve in curves])
-    curves = np.clip(np.nan_to_num(curves.astype(float), nan=1e30), 1e-30, 1e30)
+    curves = np.nan_to_num(np.array(curves, float), nan=1e30)  # None becomes NaN.
+    curves = np.clip(curves, 1e-30, 1e30)
     low, high = curves.min(axis=0), curves.max(axis=0)
     panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     (line,) = panel.plot(x, np.median(curves, axis=0), color=color, label=label)

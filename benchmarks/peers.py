@@ -128,8 +128,7 @@ def main(argv: list[str]) -> None:
         console.print(report.heading(key, lines))
         console.print(report.table(lines))
     console.print(f"{report.AHEAD} ends lower than the best method of radazo.")
-    path = args.output / "peers.png"
-    draw(finished, path)
+    path = draw(finished, args.output / "peers.png")
     console.print(f"Figure: {path}\nResult lines: {args.output / 'peers.jsonl'}")
 
 

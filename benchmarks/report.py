@@ -48,11 +48,6 @@ LONG = (
 )
 
 
-def drawn(draw: Callable[[Lines, Path], None], lines: Lines, path: Path) -> Path:
-    draw(lines, path)
-    return path
-
-
 SECTIONS = (
     Section(
         "synthetic",
@@ -73,16 +68,14 @@ SECTIONS = (
         ("", " --full --data-dir DIR"),
         "Black-box attack (table 1)",
         attack_report.markdown,
-        lambda lines, folder: [
-            drawn(attack_report.draw_curves, lines, folder / "attack.png")
-        ],
+        lambda lines, folder: [attack_report.draw(lines, folder / "attack.png")],
     ),
     Section(
         "peers",
         ("",),
         "Against what people use today",
         peers.markdown,
-        lambda lines, folder: [drawn(peers.draw, lines, folder / "peers.png")],
+        lambda lines, folder: [peers.draw(lines, folder / "peers.png")],
     ),
     Section(
         "speed", ("",), "Time and memory of one step", speed.markdown, lambda *_: []

@@ -32,9 +32,8 @@ import radazo
 from benchmarks import records, sweep, synthetic_report
 from benchmarks.methods import CAVEAT, METHODS, TUNED, chosen
 from benchmarks.problems.synthetic import OF_THE_PAPER, PROBLEMS
+from benchmarks.synthetic_report import ARMS, LEVELS
 
-ARMS = ("shared", "tuned", "cosine", "precision")
-LEVELS = (0.5, 0.1, 0.01)
 POINTS = 80
 TUNING_SEED = 1000
 # A coarser grid decides who is best: a rate off by a quarter of a power costs 25 %.
@@ -310,7 +309,7 @@ def record(
             **rates[method],
             "value_at_start": values[:, 0],
             "value_at_end": values[:, -1],
-            "steps_to": {str(level): reached(values, level) for level in LEVELS},
+            "steps_to": {level: reached(values, float(level)) for level in LEVELS},
             "curve_at_step": at,
             "curve": records.rounded(values[:, at]),
             "run_seconds": curves.run_seconds,

@@ -111,12 +111,10 @@ def slope_errors(
     )
 
     def errors(k: jax.Array) -> SlopeErrors:
-        drawn = distribution.draw(prepared, k, layout.dim, layout.dtype)
-        if distribution.scale is not None:
-            drawn = distribution.scale(drawn) * drawn
+        u = directions.direction(distribution, prepared, k, layout.dim, layout.dtype)
 
         def moved(params: base.Params, s: jax.Array) -> base.Params:
-            return leaves.perturb(layout, params, drawn, s, jnp.uint32(0))
+            return leaves.perturb(layout, params, u, s, jnp.uint32(0))
 
         def value(s: jax.Array) -> jax.Array:
             return jnp.sum(evaluate(moved(wide, s))[0])

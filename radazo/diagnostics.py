@@ -208,9 +208,8 @@ def cosine_similarity(gradient: base.Params, reference: base.Params) -> jax.Arra
       0.70710677
     """
     pairs = _pairs("cosine_similarity", gradient, reference)
-    wide = [(a.astype(t), b.astype(t)) for a, b, t in pairs]
-    dot = sum(jnp.vdot(a, b) for a, b in wide)
-    norms = sum(jnp.vdot(a, a) for a, _ in wide), sum(jnp.vdot(b, b) for _, b in wide)
+    dot = sum(jnp.vdot(a, b) for a, b in pairs)
+    norms = sum(jnp.vdot(a, a) for a, _ in pairs), sum(jnp.vdot(b, b) for _, b in pairs)
     return jnp.asarray(dot / (jnp.sqrt(norms[0]) * jnp.sqrt(norms[1])))
 
 
@@ -236,14 +235,13 @@ def second_moment_error(second_moment: base.Params, reference: base.Params) -> A
       1.0
     """
     pairs = _pairs("second_moment_error", second_moment, reference)
-    wide = [(a.astype(t), b.astype(t)) for a, b, t in pairs]
-    off = sum(jnp.sum(jnp.square(a - b)) for a, b in wide)
-    whole = sum(jnp.sum(jnp.square(b)) for _, b in wide)
+    off = sum(jnp.sum(jnp.square(a - b)) for a, b in pairs)
+    whole = sum(jnp.sum(jnp.square(b)) for _, b in pairs)
     return jnp.sqrt(off) / jnp.sqrt(whole)
 
 
-def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any, Any]]:
-    """The floating-point leaves of both, and the type to compute in."""
+def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
+    """The floating-point leaves of both, in the widest type of them all."""
     mine, other = (jax.tree.map(jnp.shape, x) for x in (tree, reference))
     if mine != other or jax.tree.structure(tree) != jax.tree.structure(reference):
         checks.fail(
@@ -256,7 +254,7 @@ def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any, Any]]:
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)
     kept = [(a, b) for a, b in pairs if base.is_floating(a) and base.is_floating(b)]
     dtype = base.wide(*(x.dtype for pair in kept for x in pair))
-    return [(a, b, dtype) for a, b in kept]
+    return [(a.astype(dtype), b.astype(dtype)) for a, b in kept]
 
 
 def _squared_norm(tree: Any, dtype: Any) -> jax.Array:

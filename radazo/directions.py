@@ -103,6 +103,14 @@ orthogonal = Distribution(
 """K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
 
 
+def direction(
+    distribution: Distribution, prepared: Any, k: jax.Array, dim: int, dtype: Any
+) -> jax.Array:
+    """Direction k itself, (dim,): what was drawn times its scale."""
+    drawn = distribution.draw(prepared, k, dim, dtype)
+    return drawn if distribution.scale is None else distribution.scale(drawn) * drawn
+
+
 def sample_directions(
     key: Any,
     params: base.Params,
@@ -153,9 +161,7 @@ def sample_directions(
     )
 
     def draw(k: jax.Array) -> base.Params:
-        flat = distribution.draw(prepared, k, layout.dim, layout.dtype)
-        if distribution.scale is not None:
-            flat = distribution.scale(flat) * flat
-        return leaves.unravel(layout, params, flat, jnp.uint32(0))
+        u = direction(distribution, prepared, k, layout.dim, layout.dtype)
+        return leaves.unravel(layout, params, u, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))

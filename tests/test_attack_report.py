@@ -76,7 +76,7 @@ def test_markdown_of_lines_made_by_hand():
 
 def test_curves_are_drawn_of_lines_alone(tmp_path):
     path = tmp_path / "curves.png"
-    attack_report.draw_curves(LINES, path)
+    attack_report.draw(LINES, path)
     assert path.stat().st_size > 10_000
 
 

@@ -1,6 +1,5 @@
 """The benchmarks at toy sizes, and the problems against NumPy."""
 
-import json
 import math
 from pathlib import Path
 
@@ -14,16 +13,6 @@ from benchmarks.methods import MATCHED, METHODS
 from benchmarks.problems.synthetic import PROBLEMS, sin_squared
 
 ROOT = Path(__file__).parents[1]
-FIELDS = {
-    "command",
-    "date",
-    "commit",
-    "versions",
-    "device",
-    "seeds",
-    "settings",
-    "numbers",
-}
 
 
 def quadratic(x):
@@ -63,10 +52,6 @@ def rastrigin(x):
 BY_HAND = {
     f.__name__: f for f in (quadratic, cubic, levy, rosenbrock, ackley, rastrigin)
 }
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from benchmarks.figures import markdown_table
 from benchmarks.rivals import METHODS, PACKAGES, label
 
 AHEAD = "◀"
+COLUMNS = ("method", "tuned", "lowest f, median (range)", "s", "compile s")
 LOWEST = 1e-16  # Below it a figure shows no difference.
 
 
@@ -117,13 +119,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     for key, found in cells(lines).items():
         parts += [
             f"**{heading(key, found)}**",
-            "\n".join(
-                [
-                    "| method | tuned | lowest f, median (range) | s | compile s |",
-                    "| --- | --- | --- | --- | --- |",
-                    *(f"| {' | '.join(row(line))} |" for line in found),
-                ]
-            ),
+            markdown_table(COLUMNS, [row(line) for line in found]).rstrip("\n"),
             verdict(found),
         ]
     return "\n\n".join(parts)
@@ -147,7 +143,7 @@ def verdict(lines: list[dict[str, Any]]) -> str:
     )
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
+def draw(lines: list[dict[str, Any]], path: Path) -> Path:
     """A row of panels for each function, a column for each number of parameters."""
     found = cells(lines)
     functions = list(dict.fromkeys(function for function, _ in found))
@@ -163,6 +159,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
             panel.set_title(f"{function}, d = {dim:,}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    return path
 
 
 def draw_panel(panel: Any, lines: list[dict[str, Any]]) -> None:
