@@ -25,7 +25,6 @@ the command goes on where it was.
 """
 
 import argparse
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ from tqdm import tqdm
 from benchmarks import attack_report, records
 from benchmarks import attack_runs as runs
 from benchmarks import attack_tuning as tuning
+from benchmarks.checkpoints import Checkpoint
 from benchmarks.methods import CAVEAT, METHODS, chosen
 from benchmarks.problems import mnist
 from benchmarks.victim import BOUNDS, Victim, victim_of
@@ -215,9 +215,9 @@ def finished(
     work: Experiment,
     seeds: list[int],
     settings: dict[str, Any],
-    do: Callable[[Path, str], dict[str, Any]],
+    do: Callable[[Checkpoint], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result line of a piece: one that is found, or `do(checkpoint, identity)`.
+    """The result line of a piece: one that is found, or `do(checkpoint)`.
 
     Folders are no settings: they differ from machine to machine. What tuning found is
     none either: it is an outcome.
@@ -236,12 +236,10 @@ def finished(
         work.bar.write(f"{name}: finished before")
         return line
     identity = records.identity(seeds, settings)
-    # Of this piece alone: another one may be unfinished in the same folder.
-    tail = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    checkpoint = work.args.output / f"attack_{tail}.npz"
-    found = do(checkpoint, identity)
+    checkpoint = Checkpoint(work.args.output, "attack", identity)
+    found = do(checkpoint)
     line = records.append(lines_path(work), "attack", seeds, settings, found)
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.remove()
     work.bar.write(f"{name}: {found['run_seconds']:.0f} s")
     return line
 
@@ -258,8 +256,7 @@ def outcome_of(
     work: Experiment,
     method: str,
     rows: runs.Plan,
-    checkpoint: Path,
-    identity: str,
+    checkpoint: Checkpoint,
     decided: Callable[[int, np.ndarray], bool] | None = None,
 ) -> runs.Outcome:
     return runs.run(
@@ -269,19 +266,18 @@ def outcome_of(
         # Steps on the digits take less time than compiling another program.
         compact=work.args.dataset != "digits",
         checkpoint=checkpoint,
-        identity=identity,
         decided=decided,
     )
 
 
 def attack_at(
     work: Experiment, arm: str, method: str, rate: float
-) -> Callable[[Path, str], dict[str, Any]]:
+) -> Callable[[Checkpoint], dict[str, Any]]:
     """`do` of all reported runs of a method at one rate."""
 
-    def do(checkpoint: Path, identity: str) -> dict[str, Any]:
+    def do(checkpoint: Checkpoint) -> dict[str, Any]:
         rows, (_, *shape) = runs.plan(work.victim, work.indices, work.seeds, [rate])
-        outcome = outcome_of(work, method, rows, checkpoint, identity)
+        outcome = outcome_of(work, method, rows, checkpoint)
         picture = f"attack_{work.args.dataset}_{arm}_{method}.png"
         attack_report.draw_pictures(
             work.victim,
@@ -347,18 +343,17 @@ def attack_tuned(work: Experiment, method: str) -> dict[str, Any]:
 
 def tune(
     work: Experiment, method: str, others: np.ndarray, seed: int
-) -> Callable[[Path, str], dict[str, Any]]:
+) -> Callable[[Checkpoint], dict[str, Any]]:
     """`do` of the choice of a rate."""
     rates = work.args.rates
 
-    def do(checkpoint: Path, identity: str) -> dict[str, Any]:
+    def do(checkpoint: Checkpoint) -> dict[str, Any]:
         rows, (*shape, _) = runs.plan(work.victim, others, [seed], rates)
         outcome = outcome_of(
             work,
             method,
             rows,
             checkpoint,
-            identity,
             lambda taken, steps: tuning.is_decided(taken, steps.reshape(shape)),
         )
         counts = outcome.num_values.reshape(shape)
@@ -380,7 +375,7 @@ def measure_throughput(work: Experiment, method: str) -> dict[str, Any]:
     steps, total = work.args.throughput, len(work.indices) * len(work.seeds)
     sizes = sorted({x for x in (1, 8, len(work.indices), total) if x <= total})
 
-    def do(_checkpoint: Path, _identity: str) -> dict[str, Any]:
+    def do(_: Checkpoint) -> dict[str, Any]:
         rows, _ = runs.plan(work.victim, work.indices, work.seeds, [rate])
         program = program_of(work, method)
         wall, processor = runs.throughput(program, rows, sizes, steps, work.bar)

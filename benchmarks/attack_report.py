@@ -18,7 +18,16 @@ from benchmarks.statistics import median_interval, wilson_interval
 from benchmarks.victim import Victim
 
 SHOWN = 4
-HEADER = ("method", "rate", "images", "95 %", "runs", "iterations", "function values")
+HEADER = (
+    "method",
+    "rate",
+    "images",
+    "95 %",
+    "runs",
+    "iterations",
+    "function values",
+    "s",
+)
 TIMED = (
     "batch",
     "ms per step and run",
@@ -29,7 +38,8 @@ TIMED = (
 NOTE = (
     "Images: those that fall for most seeds, with Wilson's 95 % interval. Iterations "
     "and function values to success: median over images of the median over seeds, and "
-    "between brackets order statistics around it; ∞ is not within the budget."
+    "between brackets order statistics around it; ∞ is not within the budget. s: wall "
+    "time of all runs, without compiling."
 )
 
 
@@ -106,10 +116,11 @@ def row(line: dict[str, Any]) -> Sequence[str]:
         METHODS[line["settings"]["method"]].label,
         rate_of(line),
         f"{images} of {len(steps)}",
-        f"{low:.0%} to {high:.0%}",
+        f"{100 * low:.0f} – {high:.0%}",
         f"{runs.sum()} of {runs.size}",
         interval(steps),
         interval(values),
+        f"{line['numbers']['run_seconds']:,.0f}",
     )
 
 

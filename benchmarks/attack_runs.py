@@ -9,7 +9,6 @@ with it: which batch it is in changes the last digits of its values, and nothing
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +20,11 @@ from tqdm import tqdm
 
 import radazo
 from benchmarks import methods
+from benchmarks.checkpoints import Checkpoint
 from benchmarks.problems import attack as problem
 from benchmarks.victim import Victim
 
 STEPS_PER_CALL = 100
-SECONDS_PER_CHECKPOINT = 30.0
 ROUNDS = 3
 # Steps of at most 1.5 from 2 on: at most a third of a batch is padding.
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -226,23 +225,21 @@ def run(
     bar: tqdm,
     *,
     compact: bool,
-    checkpoint: Path | None = None,
-    identity: str = "",
+    checkpoint: Checkpoint | None = None,
     decided: Callable[[int, np.ndarray], bool] | None = None,
 ) -> Outcome:
     """Advance all runs until each has succeeded or the steps are spent.
 
-    `compact` says whether finished runs leave the batch. The file `checkpoint` keeps
-    what was reached; one that is there is gone on from, if its `identity` is this one.
-    `decided(taken, steps)` ends the batch early.
+    `compact` says whether finished runs leave the batch. What `checkpoint` keeps is
+    gone on from. `decided(taken, steps)` ends the batch early.
     """
     total = program.protocol.steps
-    runs, taken, curve, seconds = program.start(rows), 0, [], 0.0
+    runs, taken, seconds = program.start(rows), 0, 0.0
+    curve = np.zeros((0, *runs.value.shape), runs.value.dtype)
     if checkpoint is not None:
-        runs, taken, curve, seconds = _restored(checkpoint, identity, runs)
+        runs, taken, seconds, curve = checkpoint.restored((runs, taken, seconds, curve))
     compiled = sum(program.compile_seconds.values())
     bar.reset(total)
-    saved = time.perf_counter()
     while taken < total and not runs.done.all():
         if decided is not None and decided(taken, steps_of(runs)):
             break
@@ -255,16 +252,13 @@ def run(
         compiling -= sum(program.compile_seconds.values())
         seconds += time.perf_counter() - started + compiling
         taken += num
-        curve.append(runs.value.copy())
+        curve = np.concatenate([curve, runs.value[None]])
         bar.set_postfix_str(f"{runs.done.sum()} of {runs.done.size}", refresh=False)
         bar.update(taken - bar.n)
-        if checkpoint is not None and (
-            time.perf_counter() - saved >= SECONDS_PER_CHECKPOINT
-        ):
-            _save(checkpoint, identity, runs, taken, curve, seconds)
-            saved = time.perf_counter()
+        if checkpoint is not None:
+            checkpoint.keep((runs, taken, seconds, curve))
     compiled = sum(program.compile_seconds.values()) - compiled
-    return _outcome(program.protocol, runs, np.array(curve), seconds, compiled)
+    return _outcome(program.protocol, runs, curve, float(seconds), compiled)
 
 
 def batch_of(done: np.ndarray, compact: bool) -> np.ndarray:
@@ -304,32 +298,6 @@ def _outcome(
 
 def _take(rows: Any, chosen: np.ndarray) -> Any:
     return jax.tree.map(lambda x: x[chosen], rows)
-
-
-def _save(
-    path: Path, identity: str, runs: Runs, taken: int, curve: list, seconds: float
-) -> None:
-    leaves = {f"leaf_{i}": x for i, x in enumerate(jax.tree.leaves(runs))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez(
-            file, identity=identity, taken=taken, curve=curve, seconds=seconds, **leaves
-        )
-    # Renamed when it is whole: an interruption leaves the file before, or this one.
-    partial.replace(path)
-
-
-def _restored(path: Path, identity: str, runs: Runs) -> tuple[Runs, int, list, float]:
-    if not path.exists():
-        return runs, 0, [], 0.0
-    with np.load(path) as file:
-        if str(file["identity"]) != identity:
-            return runs, 0, [], 0.0
-        leaves, tree = jax.tree.flatten(runs)
-        leaves = [file[f"leaf_{i}"] for i in range(len(leaves))]
-        runs = jax.tree.unflatten(tree, leaves)
-        return runs, int(file["taken"]), [*file["curve"]], float(file["seconds"])
 
 
 def throughput(

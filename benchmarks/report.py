@@ -46,12 +46,12 @@ LONG = (
     " --dim 10000 --steps 26000 --seeds 5 --functions quadratic "
     "--methods radazo,zo_adamm,zo_rmsprop"
 )
-
+ONE = " --dataset mnist --methods radazo,zo_adamm,zo_adamm_matched --data-dir DIR"
 
 SECTIONS = (
     Section(
         "synthetic",
-        ("", " --full", LONG),
+        (" --full", LONG),
         "Synthetic functions (figure 1 of the paper)",
         synthetic_report.markdown,
         synthetic_report.draw,
@@ -65,7 +65,7 @@ SECTIONS = (
     ),
     Section(
         "attack",
-        ("", " --full --data-dir DIR"),
+        ("", " --methods zo_adamm_matched", ONE, " --full --data-dir DIR"),
         "Black-box attack (table 1)",
         attack_report.markdown,
         lambda lines, folder: [attack_report.draw(lines, folder / "attack.png")],

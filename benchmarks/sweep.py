@@ -17,6 +17,7 @@ from jax import lax
 from tqdm import tqdm
 
 import radazo
+from benchmarks.checkpoints import Checkpoint
 from benchmarks.methods import METHODS
 
 NUM_CALLS = 20
@@ -59,13 +60,16 @@ class Curves(NamedTuple):
     compile_seconds: float
 
 
-def run(plan: Plan, bar: tqdm) -> Curves:
-    """All runs of a plan. The bar moves by one for a step of all."""
+def run(plan: Plan, bar: tqdm, checkpoint: Checkpoint | None = None) -> Curves:
+    """All runs of a plan. The bar moves by one for a step of all.
+
+    What `checkpoint` keeps is gone on from.
+    """
     with jax.enable_x64(plan.dtype == "float64"):
-        return _run(plan, bar)
+        return _run(plan, bar, checkpoint)
 
 
-def _run(plan: Plan, bar: tqdm) -> Curves:
+def _run(plan: Plan, bar: tqdm, checkpoint: Checkpoint | None) -> Curves:
     rates = {name: jnp.asarray(x, plan.dtype) for name, x in plan.rates.items()}
     size = -(-plan.steps // NUM_CALLS)
     started = time.perf_counter()
@@ -73,20 +77,27 @@ def _run(plan: Plan, bar: tqdm) -> Curves:
     advance = jax.jit(lambda *args: _advance(plan, size, *args))
     first, num = jnp.int32(0), jnp.int32(size)
     call = advance.lower(carry, rates, first, num).compile()
-    compiled = time.perf_counter()
-    parts = []
-    for done in range(0, plan.steps, size):
-        num = min(size, plan.steps - done)
+    compile_seconds = time.perf_counter() - started
+    num_runs = sum(len(x) for x in plan.rates.values())
+    curves = np.zeros((0, len(plan.seeds), num_runs), _value_dtype(plan))
+    seconds = 0.0
+    if checkpoint is not None:
+        carry, curves, seconds = checkpoint.restored((carry, curves, seconds))
+        bar.update(len(curves))
+    while (done := len(curves)) < plan.steps:
+        started, num = time.perf_counter(), min(size, plan.steps - done)
         carry, values = call(carry, rates, jnp.int32(done), jnp.int32(num))
-        parts.append(np.asarray(values)[:num])
+        curves = np.concatenate([curves, np.asarray(values)[:num]])
+        seconds += time.perf_counter() - started
         bar.update(num)
-    run_seconds = time.perf_counter() - compiled
+        if checkpoint is not None:
+            checkpoint.keep((carry, curves, seconds))
     last = _values(plan, _joined(plan, carry[1]))
-    steps_first = np.concatenate([*parts, np.asarray(last)[None]])
+    steps_first = np.concatenate([curves, np.asarray(last)[None]])
     values = np.moveaxis(steps_first, 0, -1).swapaxes(0, 1)  # (runs, seeds, steps + 1)
     ends = np.cumsum([len(x) for x in plan.rates.values()])[:-1]
     by_method = dict(zip(plan.rates, np.split(values, ends), strict=True))
-    return Curves(by_method, run_seconds, compiled - started)
+    return Curves(by_method, float(seconds), compile_seconds)
 
 
 def _start(plan: Plan, seed: jax.Array) -> Any:
@@ -97,7 +108,7 @@ def _start(plan: Plan, seed: jax.Array) -> Any:
     for name, rates in plan.rates.items():
         points = jnp.tile(x, (len(rates), 1))
         runs[name] = points, jax.vmap(METHODS[name].rule().init)(points)
-    return run_key, runs
+    return jax.random.key_data(run_key), runs  # Numbers, which a file can keep.
 
 
 def _advance(
@@ -131,7 +142,7 @@ def _step(
     value_and_grad = radazo.value_and_grad(plan.value_fn, plan.estimator)
     # The key is not mapped over: the directions are drawn once for all runs.
     values, gradients = jax.vmap(value_and_grad, in_axes=(None, 0))(
-        jax.random.fold_in(key, t), _joined(plan, runs)
+        jax.random.fold_in(jax.random.wrap_key_data(key), t), _joined(plan, runs)
     )
     schedule = optax.cosine_decay_schedule(1.0, plan.steps)
     decay = schedule(t.astype(plan.dtype)) if plan.cosine else 1.0

@@ -12,13 +12,14 @@ Arms, each run from the same starts along the same directions for all methods:
   precision   R-AdaZO in float64, float32, and float32 with differences term by term
 
 A piece of work is an arm on a function; its result lines are written when it is
-finished. Started again, the command goes on with the first piece that is not there.
+finished. Started again, the command goes on where it was, within a piece too.
 Double precision but for the last arm, since a difference over 0.005 loses digits.
 Starts and directions are drawn in single precision for all, so that runs of two
 precisions are the same runs.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 import radazo
 from benchmarks import records, sweep, synthetic_report
+from benchmarks.checkpoints import Checkpoint
 from benchmarks.methods import CAVEAT, METHODS, TUNED, chosen
 from benchmarks.problems.synthetic import OF_THE_PAPER, PROBLEMS
 from benchmarks.synthetic_report import ARMS, LEVELS
@@ -152,12 +154,15 @@ def main(argv: list[str]) -> None:
         try:
             for piece in todo:
                 bar.set_description(str(piece))
-                curves, rates = run(piece, args, bar)
+                kept: list[Checkpoint] = []
+                curves, rates = run(piece, args, bar, kept)
                 lines += record(piece, curves, rates, args, path)
+                for checkpoint in kept:
+                    checkpoint.remove()
                 seconds = curves.run_seconds + curves.compile_seconds
                 bar.write(f"{piece}: {len(piece.methods)} methods in {seconds:.0f} s")
         except KeyboardInterrupt:
-            bar.write("Interrupted: started again, it goes on with what is missing.")
+            bar.write("Interrupted: started again, it goes on where it was.")
     if not lines:
         console.print("Nothing was finished.")
         return
@@ -236,25 +241,36 @@ def missing(
 
 
 def run(
-    piece: Piece, args: argparse.Namespace, bar: tqdm
+    piece: Piece, args: argparse.Namespace, bar: tqdm, kept: list[Checkpoint]
 ) -> tuple[sweep.Curves, dict[str, dict]]:
     """The curves of the seeds that are reported, and the rates with how they were
-    found."""
+    found. `kept` is given a checkpoint of each sweep, needed until all is recorded."""
+
+    def swept(rates: dict[str, np.ndarray], seeds: list[int]) -> sweep.Curves:
+        given = [settings(piece, method, args) for method in piece.methods]
+        identity = records.identity(seeds, {"settings": given, "rates": rates})
+        kept.append(Checkpoint(args.output, "synthetic", identity))
+        return sweep.run(plan(piece, args, rates, seeds), bar, kept[-1])
+
     if tuned(piece):
-        rates = tune(piece, args, bar)
+        rates = tune(swept, piece.methods, tuning_seeds_of(args))
     else:
         shared = args.learning_rate
         rates = {m: {"rate": shared * METHODS[m].factor} for m in piece.methods}
     single = {m: np.array([found["rate"]]) for m, found in rates.items()}
-    return sweep.run(plan(piece, args, single, seeds_of(args)), bar), rates
+    return swept(single, seeds_of(args)), rates
 
 
-def tune(piece: Piece, args: argparse.Namespace, bar: tqdm) -> dict[str, dict]:
+def tune(
+    swept: Callable[[dict[str, np.ndarray], list[int]], sweep.Curves],
+    methods: tuple[str, ...],
+    seeds: list[int],
+) -> dict[str, dict]:
     """For each method the rate with the lowest value at the end, median over seeds."""
-    tried: dict[str, dict[float, float]] = {method: {} for method in piece.methods}
-    rates = {method: np.array(METHODS[method].rates) for method in piece.methods}
+    tried: dict[str, dict[float, float]] = {method: {} for method in methods}
+    rates = {method: np.array(METHODS[method].rates) for method in methods}
     for finer in (*RATES_PER_POWER[1:], None):
-        curves = sweep.run(plan(piece, args, rates, tuning_seeds_of(args)), bar)
+        curves = swept(rates, seeds)
         for method, values in curves.values.items():
             at_end = np.median(np.nan_to_num(values[..., -1], nan=np.inf), axis=1)
             found = zip(rates[method].tolist(), at_end.tolist(), strict=True)

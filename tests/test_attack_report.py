@@ -30,6 +30,7 @@ def made_line(method, rate, steps, arm="shared", **settings):
             "steps": steps,
             "function_values": values,
             "curve": curve,
+            "run_seconds": 1234.4,
         },
     }
 
@@ -63,7 +64,7 @@ def test_markdown_of_lines_made_by_hand():
     text = attack_report.markdown(LINES)
     # Medians over seeds: 1001, 2000, ∞ (of 3000 and ∞), ∞, 55, 70: the median of these
     # is (1001 + 2000) / 2, and six of them are needed for 95 %.
-    row = "4 of 6 | 30% to 90% | 9 of 12 | 1,500 [55 – ∞] | 4,502 [166 – ∞] |"
+    row = "4 of 6 | 30 – 90% | 9 of 12 | 1,500 [55 – ∞] | 4,502 [166 – ∞] | 1,234 |"
     assert f"| radazo | 0.01 | {row}" in text
     assert f"| zo_sgd | 0.02 | {row}" in text
     assert "6 images x 2 seeds, learning rate 0.01 for all" in text

@@ -8,7 +8,7 @@ import house
 import numpy as np
 import pytest
 
-from benchmarks import records, report, synthetic_report
+from benchmarks import attack_report, figures, records, report, synthetic_report
 
 RESULTS = house.ROOT / "benchmarks" / "results"
 README = (house.ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +47,13 @@ def test_rows_of_tables_in_the_results_of_the_readme_are_of_the_report():
     rows = re.findall(r"^\| (?!---).*\|$", results, re.MULTILINE)
     assert len(rows) >= 6
     assert [row for row in rows if row not in text] == []
+
+
+def test_what_diverged_is_drawn_far_above_the_panel():
+    _, (panel,) = figures.figure_of(1)
+    curves = [[1.0, 2.0], [3.0, None], [5.0, None]]
+    line = figures.draw_band(panel, np.arange(2), curves, "a", "k", "-")
+    np.testing.assert_allclose(line.get_ydata(), [3, 1e30])
 
 
 def test_no_lines_no_report(tmp_path):
@@ -126,6 +133,40 @@ def test_the_advice_of_the_readme_is_what_the_lines_say():
         constant = at_end("tuned", "zo_sgd", function)
         cosine = at_end("cosine", "zo_adamm", function)
         assert abs(constant / cosine - ratio) < 0.01
+
+
+def attack_lines(arm):
+    """Of the experiment in full, by method."""
+    lines = (x for x in lines_of("attack") if len(x["seeds"]) == 3)
+    return {x["settings"]["method"]: x for x in lines if x["settings"]["arm"] == arm}
+
+
+def test_the_attack_of_three_rules_takes_less_than_40_minutes():
+    lines = attack_lines("shared")
+    seconds = 0
+    for method in ("radazo", "zo_adamm", "zo_rmsprop"):
+        settings, numbers = lines[method]["settings"], lines[method]["numbers"]
+        assert len(settings["images"]) >= 21
+        assert 1 in settings["images"]
+        assert settings["steps"] == 20_000
+        assert np.shape(numbers["steps"]) == (len(settings["images"]), 3)
+        seconds += numbers["run_seconds"] + numbers["compile_seconds"]
+    assert seconds < 40 * 60
+
+
+def test_a_batch_of_attacks_is_faster_than_one_after_another():
+    line = attack_lines("throughput")["radazo"]
+    times = line["numbers"]["times_one_by_one"]
+    assert dict(zip(line["settings"]["sizes"], times, strict=True))[63] > 1.5
+
+
+def test_what_the_readme_says_of_the_attack():
+    found = {
+        method: np.median(attack_report.to_success(line, "function_values"))
+        for method, line in attack_lines("shared").items()
+    }
+    for method in ("radazo", "zo_adamm", "zo_adamm_matched"):
+        assert f"{found[method]:,.0f}" in README
 
 
 @pytest.mark.parametrize("arm", ["tuned", "cosine"])

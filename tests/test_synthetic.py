@@ -10,7 +10,7 @@ import pytest
 from tqdm import tqdm
 
 import radazo
-from benchmarks import methods, records, sweep, synthetic, synthetic_report
+from benchmarks import checkpoints, methods, records, sweep, synthetic, synthetic_report
 from benchmarks.methods import METHODS
 from benchmarks.problems.synthetic import PROBLEMS
 
@@ -27,12 +27,12 @@ FIELDS = {
 ESTIMATOR = radazo.sphere_estimator(num_directions=3)
 
 
-def swept(rates, **changes):
+def swept(rates, checkpoint=None, **changes):
     plan = sweep.Plan(
         PROBLEMS["levy"].value_fn, ESTIMATOR, 6, "float64", rates, [456, 9], 40
     )
     with tqdm(disable=True) as bar:
-        return sweep.run(plan._replace(**changes), bar).values
+        return sweep.run(plan._replace(**changes), bar, checkpoint).values
 
 
 def run_alone(rate, steps=40):
@@ -53,6 +53,44 @@ def run_alone(rate, steps=40):
         return jnp.append(values, value_fn(last))
 
     return jax.jit(lambda: {name: of_method(x) for name, x in METHODS.items()})()
+
+
+def test_an_interrupted_sweep_goes_on_as_if_it_had_not_been(x64, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    rates = {name: np.array([1e-3, 2e-3]) for name in ("radazo", "zo_amsgrad")}
+    expected, kept = swept(rates), checkpoints.Checkpoint(tmp_path, "a", "this")
+    keep, calls = kept.keep, []
+
+    def interrupted(tree):
+        keep(tree)
+        calls.append(tree)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        swept(rates, kept)
+    found = swept(rates, kept)
+    assert len(calls) == sweep.NUM_CALLS, "what was kept is not done again"
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_a_checkpoint_is_of_one_piece_of_work(tmp_path, monkeypatch):
+    nothing, tree = {"a": np.zeros(2)}, {"a": np.array([1.0, 2.0])}
+    kept = checkpoints.Checkpoint(tmp_path, "a", "this")
+    kept.keep(tree)
+    assert kept.restored(nothing) is nothing, "not each time: writing takes a while"
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    kept.keep(tree)
+    again = checkpoints.Checkpoint(tmp_path, "a", "this")
+    np.testing.assert_array_equal(again.restored(nothing)["a"], tree["a"])
+    other = checkpoints.Checkpoint(tmp_path, "a", "other")
+    assert other.restored(nothing) is nothing
+    other.path = kept.path  # As if by accident the names were the same.
+    assert other.restored(nothing) is nothing
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -141,10 +179,10 @@ def test_a_second_start_runs_nothing(shared_run, capsys, monkeypatch):
 def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
     run = synthetic.run
 
-    def interrupted(piece, args, bar):
+    def interrupted(piece, *args):
         if piece.function == "cubic":
             raise KeyboardInterrupt
-        return run(piece, args, bar)
+        return run(piece, *args)
 
     only = ("--methods", "zo_signsgd", "--functions", "quadratic,cubic")
     monkeypatch.setattr(synthetic, "run", interrupted)
@@ -155,6 +193,30 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(synthetic, "run", run)
     lines = command(tmp_path, *only)
     assert [x["settings"]["function"] for x in lines] == ["quadratic", "cubic"]
+
+
+def test_an_interrupted_piece_goes_on_within_itself(tmp_path, monkeypatch):
+    only = ("--functions", "quadratic", "--methods", "radazo")
+    only += ("--arms", "tuned", "--tuning-seeds", "1")
+    (expected,) = command(tmp_path / "whole", *only)
+    keep, calls = checkpoints.Checkpoint.keep, []
+
+    def interrupted(checkpoint, tree):
+        keep(checkpoint, tree)
+        calls.append(tree)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints.Checkpoint, "keep", interrupted)
+    folder = tmp_path / "parts"
+    assert command(folder, *only) == []
+    assert len(list(folder.glob("*.npz"))) == 2, "the first sweep and half the second"
+    (found,) = command(folder, *only)
+    assert len(calls) == 4 * sweep.NUM_CALLS
+    assert not list(folder.glob("*.npz"))
+    for name in ("rate", "values_tried", "value_at_end", "curve"):
+        assert found["numbers"][name] == expected["numbers"][name]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,55 @@
+"""What an unfinished piece of work has reached, kept in a file.
+
+A command that was interrupted, or killed, goes on from there when it is started again.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+SECONDS = 30.0
+
+
+class Checkpoint:
+    """A pytree of arrays in a file of `folder`, for one piece of work.
+
+    What was kept is taken up by a piece of the same `identity` alone: its seeds and all
+    settings, as a text.
+    """
+
+    def __init__(self, folder: Path, name: str, identity: str) -> None:
+        # A file for each piece: others may be unfinished in the same folder.
+        tail = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        self.path = folder / f"{name}_{tail}.npz"
+        self.identity, self.written = identity, time.perf_counter()
+
+    def restored(self, tree: Any) -> Any:
+        """What was kept, in the structure of `tree`; `tree` if nothing was."""
+        if not self.path.exists():
+            return tree
+        with np.load(self.path) as file:
+            if str(file["identity"]) != self.identity:
+                return tree
+            structure = jax.tree.structure(tree)
+            leaves = [file[f"leaf_{i}"] for i in range(structure.num_leaves)]
+            return jax.tree.unflatten(structure, leaves)
+
+    def keep(self, tree: Any) -> None:
+        """Write `tree`, unless that was done less than `SECONDS` ago."""
+        if time.perf_counter() - self.written < SECONDS:
+            return
+        leaves = {f"leaf_{i}": x for i, x in enumerate(jax.tree.leaves(tree))}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, identity=self.identity, **leaves)
+        # Renamed when it is whole: a kill leaves the file before, or this one.
+        partial.replace(self.path)
+        self.written = time.perf_counter()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
