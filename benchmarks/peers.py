@@ -3,10 +3,11 @@
   python -m benchmarks peers                    needs pip install '.[benchmarks,peers]'
 
 The same functions, the same start, N(0, I), the same number of function values, and
-each method tuned by the same rule: one knob, six runs on a seed that is not reported.
+each method tuned by the same rule: one knob, eight runs on a seed that is not reported.
 Tuning starts at a value given before and goes up or down by factors of ten, then of
-√10, towards what ended lowest; a knob that is the largest or smallest of those tried is
-marked (edge).
+half and of a quarter of a power, towards what ended lowest; a knob that is the largest
+or smallest of those tried is marked (edge). A run that ends above its start counts as
+infinite, however low the first points that it tried happen to be.
 
 Compared is the lowest value that a run has seen, at the points that it evaluated or at
 the one that it would return: for evolution strategies that is the mean of the
@@ -16,8 +17,9 @@ at their points, not those at the perturbed ones, which may be lower by a hair. 
 value of the returned point stands beside it in the result lines. Looking at returned
 points, 40 times in a run, is free.
 
-A knob is known to a factor of √10 at best, and radazo has five rows where most packages
-have one or two: read a difference of a few per cent between two methods as none.
+A knob is known to half or a quarter of a power of ten, and radazo has five rows where
+most packages have one or two: a difference of a few per cent between two methods is
+none.
 
 JAX and PyTorch compute in float32, or both in float64 (`--dtype`); packages of NumPy
 know float64 only. JAX's loops are compiled, which is not in the seconds of a run. BLAS
@@ -68,7 +70,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--dims", default="100,10000", help="numbers of parameters")
     add("--methods", default=",".join(PACKAGES), help="packages or methods of them")
     add("--budget", type=int, default=55_000, help="function values of a run")
-    add("--trials", type=int, default=6, help="runs that tune a method")
+    add("--trials", type=int, default=8, help="runs that tune a method")
     add("--tuning-seed", type=int, default=1, help="seed of those runs")
     add("--seeds", type=int, default=3, help="runs that are reported")
     add("--seed", type=int, default=456, help="the first of their seeds")
@@ -211,8 +213,8 @@ def measured(
 
 
 def improved(trace: Trace) -> float:
-    """The lowest value of a run; infinity if the start was never left for a lower."""
-    return trace.best[-1] if trace.best[-1] < trace.best[0] else math.inf
+    """The lowest value of a run; infinity if it does not end below its start."""
+    return trace.best[-1] if trace.current[-1] < trace.current[0] else math.inf
 
 
 def tune(

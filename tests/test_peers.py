@@ -161,6 +161,15 @@ def test_tuning_leaves_what_diverges():
     assert math.inf in tried.values()
 
 
+@pytest.mark.parametrize("end", [5.0, 9.0, math.inf, math.nan])
+def test_what_ends_above_its_start_has_not_improved(end):
+    recorder = Recorder(5.0, 400)
+    recorder.step([4.0] * 400, lambda: end)  # Perturbed points may be lower by a hair.
+    assert peers.improved(recorder.finish(lambda: end)) == math.inf
+    recorder.step([6.0], lambda: 4.5)
+    assert peers.improved(recorder.finish(lambda: 4.5)) == 4.0
+
+
 def test_tuning_keeps_the_first_of_those_that_reach_zero():
     tried = peers.tune(lambda knob: 0.0, 3.0, 4)
     assert peers.lowest(tried) == 3.0
