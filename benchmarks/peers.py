@@ -22,22 +22,25 @@ most packages have one or two: a difference of a few per cent between two method
 none.
 
 JAX and PyTorch compute in float32, or both in float64 (`--dtype`); packages of NumPy
-know float64 only. JAX's loops are compiled, which is not in the seconds of a run. BLAS
-and PyTorch keep to one thread: these arrays are small, and while anything else runs on
-the machine a second thread makes PyTorch and CMA-ES 20 times slower.
+know float64 only. JAX's loops are compiled, which is not in the seconds of a run. The
+process keeps to one core, where the system lets it, and libraries to one thread: these
+arrays are small, and while anything else runs on the machine a second thread makes
+PyTorch and CMA-ES 20 times slower.
 
 Each (function, dim, method) is a result line once it is finished, and is left out when
-the command is started again. It takes more than an hour of one core, much of it for
-nevergrad, which comes last: all else is finished before, and Ctrl-C shows it. Since a
-run keeps to one thread, `--methods nevergrad` can work on the same folder in a second
-terminal; seconds are then those of a machine with company.
+the command is started again. It takes more than an hour, much of it for nevergrad,
+which comes last: all else is finished before, and Ctrl-C shows it. On another core
+`taskset -c 1 python -m benchmarks peers --methods nevergrad` can work on the same
+folder.
 """
 
 import argparse
+import contextlib
 import functools
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,6 +115,7 @@ def main(argv: list[str]) -> None:
     finished: list[dict[str, Any]] = []
     total = len(pieces) * (args.trials + len(args.seeds))
     with (
+        one_core(),
         # Only libraries that are loaded by now are limited.
         threadpoolctl.threadpool_limits(1),
         # A bar on terminals only (disable=None); elsewhere a line for each piece.
@@ -132,6 +136,20 @@ def main(argv: list[str]) -> None:
     console.print(f"{report.AHEAD} ends lower than the best method of radazo.")
     path = draw(finished, args.output / "peers.png")
     console.print(f"Figure: {path}\nResult lines: {args.output / 'peers.jsonl'}")
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keep to the first core; only Linux lets a process choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def piece(

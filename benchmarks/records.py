@@ -125,8 +125,15 @@ def _device() -> dict[str, Any]:
         "platform": device.platform,
         "kind": device.device_kind,
         "machine": platform.machine(),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": _num_cores(),
     }
+
+
+def _num_cores() -> int | None:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _commit() -> str | None:

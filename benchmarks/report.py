@@ -125,14 +125,14 @@ def provenance(section: Section, lines: Lines) -> str:
     """By which command, with what, where and when the lines were made."""
     versions = sorted({str_of(line["versions"]) for line in lines})
     devices = sorted(
-        {f"{x['device']['kind']} ({x['device']['cpu_cores']} cores)" for x in lines}
+        {f"{x['device']['kind']}, {x['device']['cpu_cores']} core(s)" for x in lines}
     )
     dates = sorted(line["date"][:10] for line in lines)
     commits = sorted({str(line["commit"]) for line in lines})
     commands = [f"`python -m benchmarks {section.name}{x}`" for x in section.options]
     return (
         f"To make it again: {', '.join(commands)}. {len(lines)} lines, "
-        f"{dates[0]} to {dates[-1]}; {'; '.join(versions)}; {', '.join(devices)}; "
+        f"{dates[0]} to {dates[-1]}; {'; '.join(versions)}; {'; '.join(devices)}; "
         f"commits {', '.join(commits)}.\n"
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import jax
@@ -202,6 +203,14 @@ def test_end_to_end(tmp_path, capsys, lenient):
         )
     starts = {tuple(line["numbers"]["value_at_start"]) for line in lines}
     assert len(starts) == 1, "every method starts from the same points"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux lets choose")
+def test_a_comparison_keeps_to_one_core():
+    before = os.sched_getaffinity(0)
+    with peers.one_core():
+        assert os.sched_getaffinity(0) == {min(before)}
+    assert os.sched_getaffinity(0) == before
 
 
 def test_what_is_finished_is_not_run_again(tmp_path, capsys, monkeypatch, lenient):
