@@ -133,7 +133,9 @@ def main(argv: list[str]) -> None:
     for key, lines in report.cells(finished).items():
         console.print(report.heading(key, lines))
         console.print(report.table(lines))
-    console.print(f"{report.AHEAD} ends lower than the best method of radazo.")
+    console.print(
+        f"{report.AHEAD} ends lower, in all runs, than radazo's best method in any."
+    )
     path = draw(finished, args.output / "peers.png")
     console.print(f"Figure: {path}\nResult lines: {args.output / 'peers.jsonl'}")
 

@@ -35,8 +35,13 @@ def cells(lines: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, A
     }
 
 
+def ends(line: dict[str, Any]) -> list[float]:
+    """The lowest value of each run."""
+    return line["numbers"]["best_at_end"]
+
+
 def final(line: dict[str, Any]) -> float:
-    return float(np.median(line["numbers"]["best_at_end"]))
+    return float(np.median(ends(line)))
 
 
 def seconds(line: dict[str, Any]) -> float:
@@ -57,11 +62,12 @@ def best_of(lines: list[dict[str, Any]], wanted: str) -> dict[str, Any] | None:
 
 
 def ahead(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of rivals that end lower than the best of radazo; none without radazo."""
+    """Lines of rivals all runs of which end lower than any of radazo's best method."""
     own = best_of(lines, "radazo")
     if own is None:
         return []
-    return [x for x in lines if package(x) != "radazo" and final(x) < final(own)]
+    bar = min(ends(own))
+    return [x for x in lines if package(x) != "radazo" and max(ends(x)) < bar]
 
 
 def number(x: float | None) -> str:
@@ -73,7 +79,7 @@ def number(x: float | None) -> str:
 def row(line: dict[str, Any]) -> list[str]:
     """Method, its knob, value at the end with its range, seconds of run and compile."""
     numbers = line["numbers"]
-    values = numbers["best_at_end"]
+    values = ends(line)
     edge = " (edge)" if numbers["tuned_at_edge"] else ""
     knob = METHODS[line["settings"]["method"]].knob
     spread = f"{number(min(values))} – {number(max(values))}"
@@ -138,7 +144,7 @@ def verdict(lines: list[dict[str, Any]]) -> str:
     mine = f"{name(own)} ({number(final(own))}, {seconds(own):.2f} s)"
     return (
         f"The best of radazo here is {mine}. "
-        f"Rivals that end lower: {', '.join(lower) or 'none'}. "
+        f"Rivals that end lower in all runs: {', '.join(lower) or 'none'}. "
         f"Rivals that take less time: {', '.join(faster) or 'none'}."
     )
 
@@ -165,7 +171,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> Path:
 def draw_panel(panel: Any, lines: list[dict[str, Any]]) -> None:
     """The best algorithm of each package, named at the end of its line."""
     shown = [line for p in PACKAGES if (line := best_of(lines, p)) is not None]
-    ends = {}
+    labels = {}
     for line in shown:
         points = line["numbers"]["points"]
         values = np.clip(np.array(line["numbers"]["best"], float), LOWEST, None)
@@ -174,21 +180,21 @@ def draw_panel(panel: Any, lines: list[dict[str, Any]]) -> None:
         panel.plot(points, middle, color=color, zorder=front, linewidth=front - 0.8)
         band = values.min(axis=0), values.max(axis=0)
         panel.fill_between(points, *band, color=color, alpha=0.2, linewidth=0)
-        ends[name(line)] = (middle[-1], color)
+        labels[name(line)] = (middle[-1], color)
     panel.set_yscale("log")
     panel.set_xlabel("function values")
     panel.set_ylabel("lowest f so far")
     panel.set_xlim(left=0)
     panel.margins(x=0)
     low, high = np.log10(panel.get_ylim())
-    names = sorted(ends, key=lambda key: ends[key][0])
-    heights = [(np.log10(ends[key][0]) - low) / (high - low) for key in names]
+    names = sorted(labels, key=lambda key: labels[key][0])
+    heights = [(np.log10(labels[key][0]) - low) / (high - low) for key in names]
     for key, height in zip(names, apart(heights, 0.075), strict=True):
         panel.text(
             1.02,
             height,
             key,
-            color=ends[key][1],
+            color=labels[key][1],
             transform=panel.transAxes,
             va="center",
             fontsize=8,
