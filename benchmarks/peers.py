@@ -47,6 +47,7 @@ from typing import Any
 
 import numpy as np
 import threadpoolctl
+from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks import records
@@ -99,34 +100,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = arguments(argv)
     console = records.console()
-    packages = dict.fromkeys(METHODS[name].package for name in args.methods)
-    loaded = {package: load(package) for package in packages}
-    for module in loaded.values():
-        if isinstance(module, str):
-            console.print(module, style="yellow", markup=False)
-    pieces = [
-        (name, dim, function)
-        for name in args.methods
-        if not isinstance(loaded[METHODS[name].package], str)
-        for dim in args.dims
-        if dim <= METHODS[name].max_dim
-        for function in args.functions
-    ]
-    finished: list[dict[str, Any]] = []
-    total = len(pieces) * (args.trials + len(args.seeds))
-    with (
-        one_core(),
-        # Only libraries that are loaded by now are limited.
-        threadpoolctl.threadpool_limits(1),
-        # A bar on terminals only (disable=None); elsewhere a line for each piece.
-        tqdm(total=total, unit="run", disable=None, leave=False) as bar,
-    ):
-        try:
-            for name, dim, function in pieces:
-                module = loaded[METHODS[name].package]
-                finished.append(piece(module, name, dim, function, args, bar))
-        except KeyboardInterrupt:
-            bar.write("Interrupted: what follows are the pieces that were finished.")
+    # JAX counts cores when it is first used: evosax does so while it is imported.
+    with one_core():
+        finished = compared(args, console)
     if not finished:
         console.print("Nothing was finished.")
         return
@@ -138,6 +114,41 @@ def main(argv: list[str]) -> None:
     )
     path = draw(finished, args.output / "peers.png")
     console.print(f"Figure: {path}\nResult lines: {args.output / 'peers.jsonl'}")
+
+
+def compared(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """The result lines of all methods that can be run."""
+    packages = dict.fromkeys(METHODS[name].package for name in args.methods)
+    modules = {}
+    for package in packages:
+        module = load(package)
+        if isinstance(module, str):
+            console.print(module, style="yellow", markup=False)
+        else:
+            modules[package] = module
+    pieces = [
+        (name, dim, function)
+        for name in args.methods
+        if METHODS[name].package in modules
+        for dim in args.dims
+        if dim <= METHODS[name].max_dim
+        for function in args.functions
+    ]
+    finished: list[dict[str, Any]] = []
+    total = len(pieces) * (args.trials + len(args.seeds))
+    with (
+        # Only libraries that are loaded by now are limited.
+        threadpoolctl.threadpool_limits(1),
+        # A bar on terminals only (disable=None); elsewhere a line for each piece.
+        tqdm(total=total, unit="run", disable=None, leave=False) as bar,
+    ):
+        try:
+            for name, dim, function in pieces:
+                module = modules[METHODS[name].package]
+                finished.append(piece(module, name, dim, function, args, bar))
+        except KeyboardInterrupt:
+            bar.write("Interrupted: what follows are the pieces that were finished.")
+    return finished
 
 
 @contextlib.contextmanager
