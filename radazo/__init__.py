@@ -12,7 +12,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
      differences, leaves               one slope along one line; pytrees as flat vectors
      boxes, console                    bounds; what a run shows and hears
      diagnostics                       how good an estimate is
-  2  directions                        laws of directions
+  2  directions, steps                 laws of directions; what estimators share
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators                        values to gradient
   5  forms                             three ways into a training loop

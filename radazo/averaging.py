@@ -9,22 +9,18 @@ directions are the same; the estimate differs in its last places, since a chunk 
 summed before it is added, and since a batched function may round differently.
 """
 
-import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
-from jax.core import Tracer
 
-from radazo import base, checks, differences, directions, leaves, threefry
+from radazo import base, checks, differences, directions, leaves, steps
 
-_SMOOTHING_WAY_OUT = (
-    "It is the distance moved along a direction, or a schedule of it: "
-    "for float32 and a function of order one, 1e-3 is a good start."
-)
+# weigh(slope, scale, drawn) -> (weight, vector): a direction adds weight · vector.
+Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class EstimatorState(NamedTuple):
@@ -37,81 +33,55 @@ class EstimatorState(NamedTuple):
     count: jax.Array
 
 
+def _slope_times_direction(
+    slope: jax.Array, scale: jax.Array, drawn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What a direction adds to an estimate of the gradient."""
+    return slope.astype(drawn.dtype) * scale, drawn
+
+
 class Options(NamedTuple):
-    """The arguments of `finite_difference_estimator`."""
+    """How a mean over directions is taken: arguments of most estimators.
+
+    `num_directions` may be None for as many as there are dimensions.
+    """
 
     distribution: directions.Distribution
-    num_directions: int
+    num_directions: int | None
     smoothing: Any
     difference: differences.Difference
     chunk_size: int
     terms: bool
     mask: base.Mask
+    weigh: Weigh = _slope_times_direction
 
 
 def estimator(where: str, options: Options) -> base.Estimator:
     """The estimator of these options, whose messages say `where`."""
-    _check(where, options)
+    check(where, options)
 
-    def init(params: base.Params) -> EstimatorState:
-        leaves.layout(where, params, options.mask)
+    def fresh(layout: leaves.Layout, params: base.Params) -> EstimatorState:
+        del layout, params
         return EstimatorState(jnp.zeros((), jnp.int32))
 
-    def estimate(
-        key: base.Key,
-        value_fn: base.ValueFn,
-        params: base.Params,
-        state: EstimatorState,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, base.Params, EstimatorState, base.EstimateInfo]:
-        layout = leaves.layout(where, params, options.mask)
-        words = threefry.key_data(where, key)
-        inputs = jax.tree.leaves((words, params, state))
-        traced = any(isinstance(x, Tracer) for x in inputs)
-        config: Any = jax.config  # Its flags are not in its type.
-        outside = config.jax_disable_jit
-        schedule = options.smoothing
-        smoothing = schedule(state.count) if callable(schedule) else schedule
+    def estimate(step: steps.Step, state: EstimatorState) -> steps.Estimated:
+        value, gradient, turn, info = mean(step, options)
+        return steps.Estimated(value, gradient, state, info, turn)
 
-        def called(params: base.Params) -> Any:
-            with jax.disable_jit(outside):
-                return value_fn(params)
-
-        # Outside of any jit the loops run in Python: compiled anew for each call they
-        # would take longer, and compiled once they would freeze what `value_fn` reads.
-        with contextlib.nullcontext() if traced else jax.disable_jit():
-            value, total, turn, info = _sum_over_directions(
-                options,
-                layout,
-                words,
-                differences.evaluation(
-                    where, called, terms=options.terms, has_aux=has_aux
-                ),
-                params,
-                jnp.asarray(smoothing, layout.dtype),
-            )
-            num_kept = jnp.maximum(jnp.sum(info.kept, dtype=jnp.int32), 1)
-            factor = options.distribution.factor(layout.dim)
-            scale = factor / num_kept.astype(layout.dtype)
-            gradient = leaves.unravel(layout, params, scale * total, turn)
-        state = EstimatorState(jnp.asarray(optax.safe_increment(state.count)))
-        return value, gradient, state, info
-
-    return base.Estimator(init, estimate, memoryless=not callable(options.smoothing))
+    settings = steps.Settings(options.smoothing, options.terms, options.mask)
+    return steps.estimator(where, settings, fresh, estimate, memoryless=True)
 
 
-def _check(where: str, options: Options) -> None:
-    checks.integer(
-        where,
-        "num_directions",
-        options.num_directions,
-        1,
-        "The variance of the estimate falls as one over it; 10 is a good start.",
-    )
-    checks.positive(
-        where, "smoothing", options.smoothing, _SMOOTHING_WAY_OUT, schedule=True
-    )
+def check(where: str, options: Options) -> None:
+    """Say what is wrong with the options that `steps.estimator` does not know."""
+    if options.num_directions is not None:
+        checks.integer(
+            where,
+            "num_directions",
+            options.num_directions,
+            1,
+            "The variance of the estimate falls as one over it; 10 is a good start.",
+        )
     checks.instance(
         where,
         "difference",
@@ -126,26 +96,15 @@ def _check(where: str, options: Options) -> None:
         1,
         "1 takes one direction after the other, `num_directions` all at once.",
     )
-    checks.instance(
-        where,
-        "terms",
-        options.terms,
-        bool,
-        "True says that `value_fn` returns terms whose sum is the objective.",
-    )
 
 
-def _sum_over_directions(
-    options: Options,
-    layout: leaves.Layout,
-    key: jax.Array,
-    evaluate: differences.Evaluate,
-    params: base.Params,
-    smoothing: jax.Array,
+def mean(
+    step: steps.Step, options: Options
 ) -> tuple[jax.Array, jax.Array, jax.Array, base.EstimateInfo]:
-    """The value, Σₖ slopeₖ · uₖ over kept directions, chunks done, what was seen."""
+    """The value, the mean over kept directions, chunks done, and what was seen."""
+    key, layout, evaluate, params, smoothing = step
     distribution, difference = options.distribution, options.difference
-    num_directions = options.num_directions
+    num_directions = options.num_directions or max(layout.dim, 1)
     chunk_size = min(options.chunk_size, num_directions)
     # Slopes beyond the largest number over this would make the gradient infinite; an
     # element of u is below 16.
@@ -168,14 +127,13 @@ def _sum_over_directions(
         largest = min(float(jnp.finfo(dtype).max) for dtype in types) / share
         kept = jnp.abs(slope) <= largest
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
-        weight = slope.astype(layout.dtype) * scale
-        return (weight, drawn), (slope, kept, value, aux)
+        return options.weigh(slope, scale, drawn), (slope, kept, value, aux)
 
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
         total, turn = carry
         if chunk_size == 1:
-            (weight, drawn), seen = one(ks[0], turn)
-            total = total + weight * drawn
+            (weight, vector), seen = one(ks[0], turn)
+            total = total + weight * vector
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
             (weights, block), seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
@@ -200,14 +158,22 @@ def _sum_over_directions(
     else:
         value, aux = jnp.sum(start[0]), start[1]
     constants = _constants(distribution, layout.dim, slopes.dtype)
-    return value, *carry, base.EstimateInfo(slopes, kept, num_values, aux, *constants)
+    info = base.EstimateInfo(slopes, kept, num_values, aux, *constants)
+    total, turn = carry
+    gradient = distribution.factor(layout.dim) / num_kept(kept, layout.dtype) * total
+    return value, gradient, turn, info
+
+
+def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
+    """By how many to divide a sum over kept directions: 1 where there is none."""
+    return jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1).astype(dtype)
 
 
 def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
     """The mean value over kept directions; where there is none, the first value."""
-    num_kept = jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
     sum_kept = jnp.sum(jnp.where(kept, values, jnp.zeros_like(values)))
-    return jnp.where(jnp.any(kept), sum_kept / num_kept.astype(values.dtype), values[0])
+    mean_kept = sum_kept / num_kept(kept, values.dtype)
+    return jnp.where(jnp.any(kept), mean_kept, values[0])
 
 
 def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:

@@ -1,0 +1,137 @@
+"""What every estimator does around its own idea: read a step, wrap it, count it.
+
+`estimator` makes an `Estimator` of two functions that differ from one to the next:
+
+  fresh(layout, params) -> state            a NamedTuple with a field `count`
+  estimate(step, state) -> Estimated        within a program that JAX traces
+
+and does for all of them what does not differ: the key is read, `value_fn` is checked
+and evaluated in float32 at least, `smoothing` follows its schedule, the flat gradient
+is cut into leaves, and `count` grows by one.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from radazo import base, checks, differences, leaves, threefry
+
+_SMOOTHING_WAY_OUT = (
+    "It is the distance moved along a direction, or a schedule of it: "
+    "for float32 and a function of order one, 1e-3 is a good start."
+)
+
+
+class Step(NamedTuple):
+    """What there is to work with in one step.
+
+    Attributes:
+      key: (2,) uint32, the words of the key of the step.
+      layout: Which leaves are perturbed; directions are flat vectors of (layout.dim,).
+      evaluate: `evaluate(params) -> (terms in float32 at least, aux)`.
+      params: The parameters, as they came.
+      smoothing: Scalar of type layout.dtype.
+    """
+
+    key: jax.Array
+    layout: leaves.Layout
+    evaluate: differences.Evaluate
+    params: base.Params
+    smoothing: jax.Array
+
+    def moved(self, vector: jax.Array, turn: jax.Array) -> base.Params:
+        """params + vector, (dim,)."""
+        one = jnp.ones((), self.layout.dtype)
+        return leaves.perturb(self.layout, self.params, vector, one, turn)
+
+
+class Estimated(NamedTuple):
+    """What comes out of one step.
+
+    Attributes:
+      value: Scalar, the value of the step.
+      gradient: (dim,) the gradient estimate.
+      state: The state, whose `count` is not yet that of the next step.
+      info: What was seen.
+      turn: uint32 that is not known when the program is compiled; see `leaves.unravel`.
+    """
+
+    value: jax.Array
+    gradient: jax.Array
+    state: Any
+    info: base.EstimateInfo
+    turn: jax.Array
+
+
+class Settings(NamedTuple):
+    """The arguments that all estimators have."""
+
+    smoothing: base.Schedule | float
+    terms: bool = False
+    mask: base.Mask = None
+
+
+def estimator(
+    where: str,
+    settings: Settings,
+    fresh: Callable[[leaves.Layout, base.Params], Any],
+    estimate: Callable[[Step, Any], Estimated],
+    *,
+    memoryless: bool = False,
+) -> base.Estimator:
+    """The estimator made of `fresh` and `estimate`, whose messages say `where`."""
+    checks.positive(
+        where, "smoothing", settings.smoothing, _SMOOTHING_WAY_OUT, schedule=True
+    )
+    checks.instance(
+        where,
+        "terms",
+        settings.terms,
+        bool,
+        "True says that `value_fn` returns terms whose sum is the objective.",
+    )
+
+    def init(params: base.Params) -> Any:
+        return fresh(leaves.layout(where, params, settings.mask), params)
+
+    def whole_estimate(
+        key: base.Key,
+        value_fn: base.ValueFn,
+        params: base.Params,
+        state: Any,
+        *,
+        has_aux: bool = False,
+    ) -> tuple[jax.Array, base.Params, Any, base.EstimateInfo]:
+        layout = leaves.layout(where, params, settings.mask)
+        words = threefry.key_data(where, key)
+        inputs = jax.tree.leaves((words, params, state))
+        traced = any(isinstance(x, Tracer) for x in inputs)
+        config: Any = jax.config  # Its flags are not in its type.
+        outside = config.jax_disable_jit
+        schedule = settings.smoothing
+        smoothing = schedule(state.count) if callable(schedule) else schedule
+
+        def called(params: base.Params) -> Any:
+            with jax.disable_jit(outside):
+                return value_fn(params)
+
+        # Outside of any jit the loops run in Python: compiled anew for each call they
+        # would take longer, and compiled once they would freeze what `value_fn` reads.
+        with contextlib.nullcontext() if traced else jax.disable_jit():
+            evaluate = differences.evaluation(
+                where, called, terms=settings.terms, has_aux=has_aux
+            )
+            smoothing = jnp.asarray(smoothing, layout.dtype)
+            step = Step(words, layout, evaluate, params, smoothing)
+            value, flat, new, info, turn = estimate(step, state)
+            gradient = leaves.unravel(layout, params, flat, turn)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return value, gradient, new._replace(count=count), info
+
+    memoryless = memoryless and not callable(settings.smoothing)
+    return base.Estimator(init, whole_estimate, memoryless=memoryless)
