@@ -25,10 +25,10 @@ JAX and PyTorch compute in float32, or both in float64 (`--dtype`); packages of 
 know float64 only. JAX's loops are compiled, which is not in the seconds of a run. The
 process keeps to one core, where the system lets it, and libraries to one thread: these
 arrays are small, and while anything else runs on the machine a second thread makes
-PyTorch and CMA-ES 20 times slower.
+PyTorch and CMA-ES 20 times slower. Seconds are those of the processor.
 
 Each (function, dim, method) is a result line once it is finished, and is left out when
-the command is started again. It takes more than an hour, much of it for nevergrad,
+the command is started again. It takes some three hours, half of it for nevergrad,
 which comes last: all else is finished before, and Ctrl-C shows it. On another core
 `taskset -c 1 python -m benchmarks peers --methods nevergrad` can work on the same
 folder.

@@ -1,9 +1,8 @@
-"""nevergrad: DiagonalCMA, OnePlusOne and SPSA, one value at a time.
+"""nevergrad: OnePlusOne and SPSA, one value at a time.
 
 The scale of the parameter's mutation is tuned (`set_mutation(sigma=...)`). SPSA does
 not use it: its gain `a`, 1e-5 by default, is tuned in its place. A run returns what the
-package recommends. DiagonalCMA is pycma's separable CMA-ES behind this package's
-bookkeeping. NGOpt, which chooses among its optimizers, is left out: for 10,000
+package recommends. NGOpt, which chooses among its optimizers, is left out: for 10,000
 parameters it takes OnePlusOne with a model, and the model fails with NumPy 2.4.
 """
 

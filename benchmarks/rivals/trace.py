@@ -27,7 +27,8 @@ class Trace(NamedTuple):
       points: (records,) function values taken up to each record; the first is 0.
       current: (records,) f at the point that would be returned.
       best: (records,) lowest value seen so far.
-      seconds: Wall time of the run without compiling.
+      seconds: Processor time of the run without compiling: on the one core that it
+        keeps to the same as wall time, whatever else runs on the machine.
       compile_seconds: Wall time of compiling, 0 if nothing was compiled.
     """
 
@@ -45,7 +46,7 @@ class Recorder:
         self.taken, self.lowest = 0, float(start_value)
         self.every, self.due = num_values / NUM_RECORDS, 0.0
         self.rows: list[tuple[int, float, float]] = []
-        self.started = time.perf_counter()
+        self.started = time.process_time()
         self._keep(start_value)
 
     def step(self, values: Sequence[float], current: Callable[[], float]) -> None:
@@ -65,7 +66,7 @@ class Recorder:
     def finish(
         self, current: Callable[[], float], compile_seconds: float = 0.0
     ) -> Trace:
-        seconds = time.perf_counter() - self.started
+        seconds = time.process_time() - self.started
         if self.rows[-1][0] < self.taken:
             self._keep(current())
         points, values, best = map(np.array, zip(*self.rows, strict=True))
