@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
+from conftest import counting, quick_jit
 
 import radazo
 
@@ -21,22 +21,6 @@ PARAMS = {
 
 def total(params):
     return sum((jnp.sum(x**2) for x in jax.tree.leaves(params)), start=jnp.float32(0))
-
-
-def counting(value_fn):
-    """`value_fn`, and a list that grows by one for each value taken as it runs."""
-    calls = []
-
-    def on_the_host(value):
-        calls.append(float(value))
-        return value
-
-    def counted(params):
-        value = value_fn(params)
-        shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
-        return jax.pure_callback(on_the_host, shape, value, vmap_method="sequential")
-
-    return counted, calls
 
 
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS.keys())
@@ -57,16 +41,6 @@ def test_a_step_takes_as_many_function_values_as_it_says(
     expected = {radazo.forward: num_directions + 1, radazo.central: 2 * num_directions}
     assert len(calls) == expected[difference]
     assert int(info.num_values) == expected[difference]
-
-
-def test_every_estimator_takes_k_plus_one_values_by_default(make_estimator):
-    counted, calls = counting(total)
-    estimator = make_estimator()
-    params = PARAMS["one leaf"]
-    out = estimator.estimate(0, counted, params, estimator.init(params))
-    jax.block_until_ready(out)
-    assert len(calls) == 11
-    assert int(out[3].num_values) == 11
 
 
 def test_an_optimizer_takes_no_values_beside_those_of_its_estimator(make_optimizer):

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ESTIMATORS, quick_jit
+from conftest import quick_jit
+from contracts import LAWS
 from optax import perturbations
 
 import radazo
 
 D = 11
-DISTRIBUTIONS = {name: getattr(radazo, name) for name in ESTIMATORS}
+DISTRIBUTIONS = {name: getattr(radazo, name) for name in LAWS}
 DIFFERENCES = {"forward": radazo.forward, "central": radazo.central}
 EPS = np.finfo(np.float32).eps
 # Rounding of a slope in float64: values of order ten over a smoothing of a third, and
@@ -75,11 +76,11 @@ def slopes_in_numpy(x, us, smoothing, difference):
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES)
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", LAWS)
 @pytest.mark.usefixtures("x64")
 def test_an_estimate_is_the_mean_of_slope_times_direction(name, difference):
     params, num_directions, smoothing = make_params(), 4, 0.3
-    estimator = ESTIMATORS[name](
+    estimator = LAWS[name](
         num_directions=num_directions,
         smoothing=smoothing,
         difference=DIFFERENCES[difference],
@@ -149,12 +150,10 @@ def test_the_aux_of_a_central_difference_is_that_of_the_first_point(chunk_size):
 # Where the answer is known without the directions.
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", LAWS)
 def test_a_central_estimate_of_a_linear_function_is_unbiased(name):
     a = np.linspace(-2, 3, D)
-    estimator = ESTIMATORS[name](
-        num_directions=2, smoothing=0.5, difference=radazo.central
-    )
+    estimator = LAWS[name](num_directions=2, smoothing=0.5, difference=radazo.central)
     value_and_grad = radazo.value_and_grad(
         lambda p: jnp.sum(ravel(p) * jnp.asarray(a, jnp.float32)), estimator
     )
@@ -187,7 +186,7 @@ def test_a_central_slope_of_a_quadratic_is_exact_at_any_smoothing(name, smoothin
     h = np.random.default_rng(0).normal(size=(D, D))
     h = h + h.T
     quadratic = lambda p: ravel(p) @ jnp.asarray(h) @ ravel(p) / 2
-    estimator = ESTIMATORS[name](
+    estimator = LAWS[name](
         num_directions=3, smoothing=smoothing, difference=radazo.central
     )
     _, _, info = estimate(estimator, quadratic, params)
@@ -341,7 +340,7 @@ def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
     params = jax.tree.map(jnp.zeros_like, make_params(jnp.float32))
 
     def coordinates(size):
-        estimator = ESTIMATORS[name](num_directions=7, smoothing=0.5, chunk_size=size)
+        estimator = LAWS[name](num_directions=7, smoothing=0.5, chunk_size=size)
 
         def of(i):
             pick = lambda p: jnp.sum(

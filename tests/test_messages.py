@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ESTIMATORS, OPTIMIZERS, Mistake, explained, raises
+from conftest import OPTIMIZERS, Mistake, explained, raises
+from contracts import LAWS
 
 import radazo
 
@@ -324,13 +325,13 @@ def test_a_mistake_is_explained_when_it_is_made(mistake):
     explained(mistake)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("smoothing", [0.0, -1, float("nan"), float("inf")])
 def test_every_estimator_needs_a_smoothing_above_zero(name, smoothing):
     rule = "be finite and greater than 0"
     explained(
         Mistake(
-            lambda: ESTIMATORS[name](smoothing=smoothing),
+            lambda: LAWS[name](smoothing=smoothing),
             ValueError,
             f"{name}_estimator(smoothing",
             rule,

@@ -1,0 +1,191 @@
+"""What estimators remember, what they cost, and the forms that carry their state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import counting, half_sum_of_squares, quick_jit
+
+import radazo
+
+RESERVED = {"value", "grad", "mu", "nu", "learning_rate"}
+DIM = 2000
+
+
+def start():
+    return {
+        "a": jnp.array([2.0, -1.5, 1.0], jnp.float32),
+        "b": (jnp.ones((1, 2)), jnp.asarray(0.5)),
+    }
+
+
+def described(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def fast(smoothing):
+    return lambda count: smoothing * 0.9 ** count.astype(jnp.float32)
+
+
+# Arguments that all estimators have, and of which no type of a state depends.
+FLAGS = {
+    "terms": {"terms": True},
+    "schedule": {"smoothing": fast(0.01)},
+    "mask": {"mask": True},
+}
+
+
+def test_the_state_is_arrays_of_the_same_types_in_and_out(row):
+    estimator = row.make(num_directions=3)
+    state = estimator.init(start())
+    step = lambda: estimator.estimate(1, half_sum_of_squares, start(), state)
+    _, _, after, _ = jax.eval_shape(step)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert described(after) == described(state)
+
+
+@pytest.mark.parametrize("options", FLAGS.values(), ids=FLAGS)
+def test_the_type_of_a_state_depends_on_no_flag(row, options):
+    plain, flagged = (
+        row.make(num_directions=3, **more).init(start()) for more in ({}, options)
+    )
+    assert described(plain) == described(flagged)
+
+
+def test_no_field_of_a_state_has_a_name_that_tree_get_finds_elsewhere(row):
+    state = radazo.estimate_gradient(row.make(), 0).init(start())
+    assert RESERVED.isdisjoint(state._fields)
+    assert RESERVED.isdisjoint(state.estimator._fields)
+
+
+@pytest.mark.parametrize("num_directions", [3, 5])
+def test_the_state_holds_as_many_copies_of_the_parameters_as_it_says(
+    row, num_directions
+):
+    state = row.make(num_directions=num_directions).init(jnp.ones(DIM))
+    copies = sum(x.nbytes for x in jax.tree.leaves(state)) / (4 * DIM)
+    promised = row.copies(num_directions)
+    # What does not grow with the parameters is little beside them.
+    assert promised <= copies < promised + 0.25
+
+
+def test_a_fresh_state_shares_no_memory_with_the_parameters(row):
+    estimator, params = row.make(num_directions=3), start()
+    state = estimator.init(params)
+    jax.jit(lambda x: jax.tree.map(jnp.zeros_like, x), donate_argnums=0)(state)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params))
+
+
+def test_every_function_value_is_counted(row):
+    num_directions = 4
+    counted, calls = counting(half_sum_of_squares)
+    estimator = row.make(num_directions=num_directions)
+
+    @quick_jit
+    def step(key, params, state):
+        _, gradient, state, info = estimator.estimate(key, counted, params, state)
+        params = jax.tree.map(lambda x, g: x - 0.01 * g, params, gradient)
+        return params, state, info.num_values
+
+    params, state, taken = start(), estimator.init(start()), []
+    for key in range(4):
+        before = len(calls)
+        params, state, num_values = step(key, params, state)
+        jax.block_until_ready((params, state))
+        jax.effects_barrier()
+        assert int(num_values) == len(calls) - before
+        taken.append(int(num_values))
+    assert taken[0] == row.num_values(num_directions)
+
+
+def test_an_update_that_closes_over_a_tracer_leaks_none(row):
+    optimizer = radazo.with_estimator(row.make(num_directions=2), optax.sgd(0.1), key=0)
+    state = optimizer.init(jnp.ones(3))
+
+    @jax.jit
+    def step(params, state, batch):
+        return optimizer.update(
+            None, state, params, value_fn=lambda x: jnp.sum(batch * x)
+        )
+
+    with jax.checking_leaks():
+        for size in (1, 3):
+            updates, _ = step(jnp.ones(3), state, jnp.ones(size))
+            assert np.all(np.isfinite(updates))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_hundreds_of_steps_of_learning_rate_zero_leave_every_bit(row, dtype):
+    params = {"a": jnp.array([0.1, -3.0, 7e-3], dtype), "b": jnp.asarray(1 / 3, dtype)}
+    optimizer = radazo.zo_sgd(0.0, row.make(num_directions=2), key=0)
+
+    @quick_jit
+    def run(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(
+                None, state, params, value_fn=half_sum_of_squares
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=300)[0]
+
+    reached, state = run(params)
+    assert state.count == state.estimator.count == 300
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), reached, params
+    )
+
+
+def bits(x):
+    return np.atleast_1d(np.asarray(x)).view(np.uint8)
+
+
+def forms(row, key, num_steps=3):
+    """Steps of a loop of one's own and of both forms: values and parameters."""
+    estimator = row.make(num_directions=3)
+    rate = optax.scale_by_learning_rate(0.1)
+
+    def of_transform(optimizer):
+        params, steps = start(), []
+        state = optimizer.init(params)
+        update = quick_jit(
+            lambda state, params: optimizer.update(
+                None, state, params, value_fn=half_sum_of_squares
+            )
+        )
+        for _ in range(num_steps):
+            updates, state = update(state, params)
+            params = optax.apply_updates(params, updates)
+            steps.append((optax.tree.get(state, "last_value"), params))
+        return steps
+
+    def of_a_loop():
+        params, state, steps = start(), estimator.init(start()), []
+        estimate = quick_jit(
+            lambda key, params, state: estimator.estimate(
+                key, half_sum_of_squares, params, state
+            )[:3]
+        )
+        for count in range(num_steps):
+            step_key = jax.random.fold_in(key, count)
+            value, gradient, state = estimate(step_key, params, state)
+            updates, _ = rate.update(gradient, rate.init(params))
+            params = optax.apply_updates(params, updates)
+            steps.append((value, params))
+        return steps
+
+    link = optax.chain(radazo.estimate_gradient(estimator, key), rate)
+    around = radazo.with_estimator(estimator, rate, key)
+    return of_a_loop(), of_transform(link), of_transform(around)
+
+
+def test_link_and_combinator_are_a_loop_at_fold_in_key_count(row):
+    loop, link, around = forms(row, jax.random.key(11))
+    for other in (link, around):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+            other,
+            loop,
+        )
