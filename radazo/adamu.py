@@ -99,11 +99,13 @@ def zo_adamu(
       2 function values per step; one copy of the parameters, and about four beside it
       while a step lasts.
     Example:
-      >>> optimizer = zo_adamu(0.002, 500, key=0)
-      >>> value_fn = lambda x: jnp.sum(x**2)
-      >>> result = radazo.minimize(value_fn, jnp.array([1.0, -2.0]), optimizer, 500)
-      >>> print(value_fn(result.params) < 0.1, result.state.num_values)
-      True 1000
+      >>> optimizer = zo_adamu(0.01, 500, key=0)
+      >>> params = jnp.array([3.0, -4.0])
+      >>> updates, state = optimizer.update(
+      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
+      ... )
+      >>> print(jnp.round(jnp.abs(updates / updates[0]), 3))  # signs, up to T1
+      [1. 1.]
     References:
       Jiang et al., ZO-AdaMU optimizer: adapting perturbation by the momentum and
       uncertainty in zeroth-order optimization, 2024. arXiv:2312.15184, algorithm 1.

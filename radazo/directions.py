@@ -163,7 +163,8 @@ def distribution_from(
     where = "distribution_from"
     checks.function(where, "draw", draw, "It takes a key and a dimension.")
     way_out = "It is the inverse of the mean square of an element, or a function of d."
-    checks.positive(where, "factor", factor, way_out, schedule=True)
+    if not callable(factor):
+        checks.positive(where, "factor", factor, way_out)
 
     def drawn(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
         words = threefry.fold_in(key, k)
