@@ -125,10 +125,9 @@ def test_the_boundaries_follow_the_number_of_steps():
     jax.tree.map(np.testing.assert_array_equal, last(), last(boundaries=(2, 11)))
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_short_runs_have_boundaries(num_steps):
-    optimizer = radazo.zo_adamu(ETA, num_steps, key=0)
-    (params, _), _ = run(optimizer, start(), num_steps=num_steps)
+def test_a_run_of_one_step_has_boundaries():
+    optimizer = radazo.zo_adamu(ETA, 1, key=0)
+    (params, _), _ = run(optimizer, start(), num_steps=1)
     assert np.all(np.isfinite(flat_of(params)))
 
 

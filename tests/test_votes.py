@@ -61,7 +61,7 @@ def test_a_vote_is_counted_as_written(law):
 
 @pytest.mark.parametrize("law", [radazo.sphere, radazo.gaussian])
 def test_the_mean_vote_is_an_arcsine(law):
-    # The chance that ⟨a, u⟩ and uᵢ have one sign, of two normals correlated as aᵢ / ‖a‖.
+    # Of two normals correlated as aᵢ / ‖a‖, the mean product of signs.
     num = 20_000
     estimator = radazo.majority_vote_estimator(law, num_directions=num, chunk_size=2000)
     slope = SLOPE.astype(np.float32)
