@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 import radazo
@@ -49,45 +47,12 @@ class Method(NamedTuple):
     rates: tuple[float, ...]
 
 
-class ScalarSecondMomentState(NamedTuple):
-    """State of `scale_by_scalar_second_moment`: a float scalar."""
-
-    nu: jax.Array
-
-
-def scale_by_scalar_second_moment(
-    b2: float, eps_root: float
-) -> optax.GradientTransformation:
-    """MEAZO: ZO-SGD divided by the root of one second moment of all coordinates.
-
-    nu ← b2 · nu + (1 − b2) · mean gᵢ²;  update = g / √(nu + eps_root)
-
-    After Dbouk et al., On adaptivity in zeroth-order optimization, 2026, of which we
-    know that a scalar second moment is enough; constants are those of the others here.
-    """
-
-    def init(params: Any) -> ScalarSecondMomentState:
-        del params
-        return ScalarSecondMomentState(jnp.zeros((), jnp.result_type(float)))
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        del params
-        dim = sum(leaf.size for leaf in jax.tree.leaves(updates))
-        square = optax.tree.norm(updates, squared=True) / dim
-        nu = b2 * state.nu + (1 - b2) * square.astype(state.nu.dtype)
-        scale = jax.lax.rsqrt(nu + eps_root)
-        scaled = jax.tree.map(lambda g: g * scale.astype(g.dtype), updates)
-        return scaled, ScalarSecondMomentState(nu)
-
-    return optax.GradientTransformation(init, update)
-
-
 _AVERAGES = {"b1": B1, "b2": B2, "eps_root": EPS_ROOT}
 _RADAZO = functools.partial(radazo.scale_by_radazo, **_AVERAGES)
 _ZO_ADAMM = functools.partial(radazo.scale_by_zo_adamm, **_AVERAGES)
 _AMSGRAD = functools.partial(_ZO_ADAMM, amsgrad=True)
 _RMSPROP = functools.partial(radazo.scale_by_second_moment, b2=B2, eps_root=EPS_ROOT)
-_MEAZO = functools.partial(scale_by_scalar_second_moment, b2=B2, eps_root=EPS_ROOT)
+_MEAZO = functools.partial(_RMSPROP, granularity=radazo.scalar)
 
 # The step of a normalized rule is about its rate in each coordinate; that of ZO-SGD is
 # as long as the gradient is.

@@ -3,22 +3,27 @@
 `minimize(value_fn, params, radazo(0.01, key=0), num_steps)` is a whole run. Estimators
 (`sphere_estimator`, ...) turn function values into a gradient; `with_estimator` puts
 one around any optax optimizer, `value_and_grad` stands in for that of JAX, and
-`radazo`, `zo_adamm`, `zo_rmsprop`, `zo_sgd`, `zo_signsgd` are complete optimizers.
+`radazo`, `zo_adamm`, `zo_rmsprop`, `zo_sgd`, `zo_signsgd`, `meazo` and `zo_adamu` are
+complete optimizers.
 
 Floors, from the bottom up; a module imports only from floors below its own.
 
   0  base, checks, trees               what an estimator is; what an argument must be
-  1  threefry, moments                 random bits of (key, counter); update rules
+  1  threefry, granularities           random bits of (key, counter); shared moments
      differences, leaves               one slope along one line; pytrees as flat vectors
      boxes, console                    bounds; what a run shows and hears
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
+     moments                           update rules
   3  averaging, derivatives            the mean of slope times direction; exact slopes
-  4  estimators                        values to gradient
+  4  estimators, votes                 values to gradient; values to votes
   5  forms                             three ways into a training loop
-  6  optimizers, loop                  complete optimizers; a whole run
+  6  assembly, loop                    what optimizers are made of; a whole run
+  7  optimizers, adamu                 complete optimizers
 """
 
+from radazo.adamu import ZoAdamuState as ZoAdamuState
+from radazo.adamu import zo_adamu as zo_adamu
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
@@ -32,9 +37,13 @@ from radazo.diagnostics import monitor_estimate as monitor_estimate
 from radazo.diagnostics import second_moment_error as second_moment_error
 from radazo.differences import Difference as Difference
 from radazo.differences import central as central
+from radazo.differences import exact as exact
 from radazo.differences import forward as forward
+from radazo.differences import one_point as one_point
 from radazo.directions import Distribution as Distribution
+from radazo.directions import basis as basis
 from radazo.directions import coordinate as coordinate
+from radazo.directions import distribution_from as distribution_from
 from radazo.directions import gaussian as gaussian
 from radazo.directions import orthogonal as orthogonal
 from radazo.directions import rademacher as rademacher
@@ -50,6 +59,12 @@ from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad
 from radazo.forms import with_estimator as with_estimator
+from radazo.granularities import Granularity as Granularity
+from radazo.granularities import RowsAndColumns as RowsAndColumns
+from radazo.granularities import factored as factored
+from radazo.granularities import per_coordinate as per_coordinate
+from radazo.granularities import per_leaf as per_leaf
+from radazo.granularities import scalar as scalar
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -59,11 +74,13 @@ from radazo.moments import first_moment as first_moment
 from radazo.moments import scale_by_radazo as scale_by_radazo
 from radazo.moments import scale_by_second_moment as scale_by_second_moment
 from radazo.moments import scale_by_zo_adamm as scale_by_zo_adamm
+from radazo.optimizers import meazo as meazo
 from radazo.optimizers import radazo as radazo
 from radazo.optimizers import zo_adamm as zo_adamm
 from radazo.optimizers import zo_rmsprop as zo_rmsprop
 from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
+from radazo.votes import majority_vote_estimator as majority_vote_estimator
 
 __version__ = "0.1.0"

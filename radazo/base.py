@@ -35,7 +35,8 @@ class EstimateInfo(NamedTuple):
         the gradient would not be.
       num_values: int32 scalar, function values taken.
       aux: What `value_fn` returned beside its value, or None.
-      factor: Float scalar c: the gradient is c times the mean of slope times direction.
+      factor: Float scalar c: the gradient is c times the mean of slope times direction;
+        NaN where it is something else.
       squared_norm: Float scalar, the mean of ‖u‖²; NaN where the directions of a step
         depend on each other, so that their spread says nothing of the variance.
     """

@@ -113,6 +113,11 @@ def decay(where: str, argument: str, value: Any) -> None:
     )
 
 
+def share(where: str, argument: str, value: Any, way_out: str) -> None:
+    """`value` is a share, in [0, 1]."""
+    _number(where, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, way_out)
+
+
 def moments(
     where: str, b1: Any, b2: Any, eps: Any, eps_root: Any, mu_dtype: Any = None
 ) -> None:

@@ -116,14 +116,18 @@ def slope_errors(
         def moved(params: base.Params, s: jax.Array) -> base.Params:
             return leaves.perturb(layout, params, u, s, jnp.uint32(0))
 
-        def value(s: jax.Array) -> jax.Array:
-            return jnp.sum(evaluate(moved(wide, s))[0])
+        def value(s: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.sum(evaluate(moved(wide, s))[0]), None
 
         slope, _, _ = difference.slope(
             evaluate, lambda s: moved(params, s), start, step
         )
-        exact = _derivative(where, value, jnp.zeros_like(step))
-        mean = weights @ lax.map(lambda s: _derivative(where, value, s), points)
+
+        def derivative(s: jax.Array) -> jax.Array:
+            return differences.derivative(where, value, s)[1]
+
+        exact = derivative(jnp.zeros_like(step))
+        mean = weights @ lax.map(derivative, points)
         return SlopeErrors(slope, exact, mean - exact, slope - mean)
 
     return lax.map(errors, jnp.arange(num_directions, dtype=jnp.uint32))
@@ -131,13 +135,3 @@ def slope_errors(
 
 def _widened(leaf: Any, dtype: Any) -> Any:
     return leaf.astype(dtype) if base.is_floating(leaf) else leaf
-
-
-def _derivative(where: str, function: Any, s: jax.Array) -> jax.Array:
-    try:
-        return jax.jvp(function, (s,), (jnp.ones_like(s),))[1]
-    except (TypeError, ValueError, NotImplementedError) as error:
-        got = f"one that has none ({str(error).splitlines()[0]})"
-        rule = "have a derivative in forward mode"
-        way_out = "Only functions written in JAX can be compared with their derivative."
-        return checks.fail(where, "value_fn", rule, got, way_out, TypeError)

@@ -1,4 +1,4 @@
-"""One slope from function values along one direction.
+"""One slope along one direction: from function values, or by forward mode.
 
 A `Difference` is what is evaluated once a step and what for each direction.
 Differences are taken in float32 at least, whatever the type of the parameters, and term
@@ -22,7 +22,7 @@ Evaluate = Callable[[base.Params], tuple[jax.Array, Any]]
 
 
 class Difference(NamedTuple):
-    """A finite difference.
+    """A way to take a slope.
 
     Attributes:
       start: `start(evaluate, params)`, what is evaluated once a step and shared: the
@@ -56,13 +56,65 @@ def _central_slope(
     return slope, jnp.sum((terms[0] + terms[1]) / 2), jax.tree.map(lambda x: x[0], aux)
 
 
+def _one_point_slope(
+    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    del start
+    terms, aux = evaluate(line(smoothing))
+    value = jnp.sum(terms)
+    return value / smoothing.astype(value.dtype), value, aux
+
+
+def _exact_slope(
+    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    del start
+
+    def summed(step: jax.Array) -> tuple[jax.Array, Any]:
+        terms, aux = evaluate(line(step))
+        return jnp.sum(terms), aux
+
+    value, slope, aux = derivative("exact", summed, jnp.zeros_like(smoothing))
+    return slope, value, aux
+
+
+def derivative(
+    where: str, function: Any, point: jax.Array
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Value, derivative and aux of `function(number) -> (value, aux)` at a number."""
+    try:
+        return jax.jvp(function, (point,), (jnp.ones_like(point),), has_aux=True)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        jax.eval_shape(function, point)  # An error that has to do with no derivative.
+        got = f"one that has none ({str(error).splitlines()[0]})"
+        rule = "have a derivative in forward mode"
+        way_out = "Only functions written in JAX have one."
+        return checks.fail(where, "value_fn", rule, got, way_out, TypeError)
+
+
 forward = Difference(
     lambda evaluate, params: evaluate(params), _forward_slope, lambda k: k + 1
 )
 """(f(x + smoothing · u) − f(x)) / smoothing: K + 1 values, f(x) shared by all."""
 
 central = Difference(lambda evaluate, params: None, _central_slope, lambda k: 2 * k)
-"""(f(x + smoothing · u) − f(x − smoothing · u)) / (2 · smoothing): 2K values."""
+"""(f(x + smoothing · u) − f(x − smoothing · u)) / (2 · smoothing): 2K values.
+
+The antithetic form of natural evolution strategies (NES)."""
+
+one_point = Difference(lambda evaluate, params: None, _one_point_slope, lambda k: k)
+"""f(x + smoothing · u) / smoothing: K values, where none can be asked for twice.
+
+The estimator of bandits. In the mean it is `forward`, since E u = 0; but the value
+itself goes into the slope, f(x)² / smoothing² into its variance, and no number of
+directions that one can pay for averages that out: take another where there is one."""
+
+exact = Difference(lambda evaluate, params: None, _exact_slope, lambda k: k)
+"""⟨∇f(x), u⟩ by forward mode: the reference, without an error of the difference.
+
+`smoothing` is not used. K values, each with its derivative along u, which together cost
+as much as two to three values. The function must be written in JAX; the derivative is
+taken in the types of the parameters."""
 
 
 def evaluation(

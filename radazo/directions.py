@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from radazo import base, checks, leaves, threefry
@@ -63,6 +64,24 @@ def _draw_coordinate(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.
     return (lax.iota(jnp.uint32, dim) == index).astype(dtype)
 
 
+def _each_once(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> None:
+    del key, dtype
+    if num_directions != max(dim, 1):
+        checks.fail(
+            "basis",
+            "num_directions",
+            f"be the number of perturbed elements, {dim}",
+            num_directions,
+            "None takes every coordinate once; for some of them, chosen at random, "
+            "take `radazo.coordinate`.",
+        )
+
+
+def _draw_basis(prepared: None, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    del prepared
+    return (lax.iota(jnp.uint32, dim) == k).astype(dtype)
+
+
 def _orthonormal_rows(
     key: jax.Array, num_directions: int, dim: int, dtype: Any
 ) -> jax.Array:
@@ -94,6 +113,9 @@ rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
 coordinate = Distribution(_step_key, _draw_coordinate, float)
 """A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
 
+basis = Distribution(_each_once, _draw_basis, float, independent=False)
+"""The d unit vectors in their order, each once: K = d, and nothing is random."""
+
 orthogonal = Distribution(
     _orthonormal_rows,
     lambda rows, k, dim, dtype: rows[k],
@@ -101,6 +123,80 @@ orthogonal = Distribution(
     independent=False,
 )
 """K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
+
+
+def distribution_from(
+    draw: Callable[[jax.Array, int], jax.Array],
+    *,
+    factor: Callable[[int], float] | float = 1.0,
+) -> Distribution:
+    """A law of your own, from a function that draws one direction.
+
+      uₖ = draw(fold_in(step key, k), d),  all perturbed leaves as one vector
+      g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
+
+    The estimate has no bias on linear functions if E[u uᵀ] = I / factor: every element
+    has the mean square 1 / factor, and no two are correlated. A law whose E[u uᵀ] is
+    another matrix C gives the gradient times factor · C, as if by a preconditioner.
+
+    Args:
+      draw: `draw(key, dim) -> (dim,) array` of real numbers, written in JAX, with a
+        typed key of its own. Elements that are not finite are taken as 0; they should
+        be of order one, since slopes times elements are added up.
+      factor: The inverse of E[uᵢ²], greater than 0, or a function of d: d itself,
+        `float`, where ‖u‖ = 1.
+    Returns:
+      A `Distribution`, for `finite_difference_estimator`.
+    Raises:
+      TypeError: If `draw` cannot be called or `factor` is no number; and at the first
+        estimate if `draw` returns anything but a real array of shape (d,).
+      ValueError: If `factor` is not greater than 0.
+    Cost:
+      No function values.
+    Example:
+      >>> law = distribution_from(lambda key, dim: jax.random.rademacher(key, (dim,)))
+      >>> estimator = radazo.finite_difference_estimator(law, num_directions=3)
+      >>> value_and_grad = radazo.value_and_grad(lambda x: 3 * x[0], estimator)
+      >>> print(jnp.round(value_and_grad(0, jnp.zeros(1))[1], 2))
+      [3.]
+    """
+    where = "distribution_from"
+    checks.function(where, "draw", draw, "It takes a key and a dimension.")
+    way_out = "It is the inverse of the mean square of an element, or a function of d."
+    if not callable(factor):
+        checks.positive(where, "factor", factor, way_out)
+
+    def drawn(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+        words = threefry.fold_in(key, k)
+        typed = jax.random.wrap_key_data(words, impl="threefry2x32")
+        vector = _real_vector(where, draw(typed, dim), dim).astype(dtype)
+        return jnp.where(jnp.isfinite(vector), vector, jnp.zeros_like(vector))
+
+    def inverse_mean_square(dim: int) -> float:
+        number = factor(dim) if callable(factor) else factor
+        checks.positive(where, "factor", number, way_out)
+        return float(number)
+
+    return Distribution(_step_key, drawn, inverse_mean_square)
+
+
+def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
+    named = f"a {type(drawn).__name__}"
+    if isinstance(drawn, jax.Array | np.ndarray):
+        vector = jnp.asarray(drawn)
+        kinds = (jnp.integer, jnp.floating)
+        real = any(jnp.issubdtype(vector.dtype, kind) for kind in kinds)
+        if real and vector.shape == (dim,):
+            return vector
+        named = f"an array of type {vector.dtype} and shape {vector.shape}"
+    return checks.fail(
+        where,
+        "draw",
+        f"return a real array of shape ({dim},)",
+        named,
+        "All perturbed leaves are one vector: `jax.random.normal(key, (dim,))`.",
+        TypeError,
+    )
 
 
 def direction(
@@ -129,8 +225,8 @@ def sample_directions(
     Args:
       key: Step key, typed or an integer seed.
       params: Pytree whose floating-point leaves are perturbed.
-      distribution: `sphere`, `gaussian`, `rademacher`, `coordinate`, `orthogonal`, or
-        a `Distribution` of your own.
+      distribution: `sphere`, `gaussian`, `rademacher`, `coordinate`, `basis`,
+        `orthogonal`, or one made by `distribution_from`.
       num_directions: K, at least 1.
       mask: Which leaves are perturbed: a pytree of bools, a prefix of one, or a
         function of `params`.

@@ -1,4 +1,4 @@
-"""Estimators that remember nothing but the time: one function, five laws of directions.
+"""Estimators that remember nothing but the time: one function, six laws of directions.
 
 The estimate is the mean of slope times direction, taken in `averaging`; what tells the
 estimators apart is the law of directions, and with it what `smoothing` means.
@@ -10,7 +10,7 @@ from radazo import averaging, base, checks, differences, directions
 def finite_difference_estimator(
     distribution: directions.Distribution,
     *,
-    num_directions: int = 10,
+    num_directions: int | None = 10,
     smoothing: base.Schedule | float = 5e-3,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
@@ -23,17 +23,21 @@ def finite_difference_estimator(
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing              forward
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)  central
+      slopeₖ = f(x + smoothing · uₖ) / smoothing                       one_point
+      slopeₖ = ⟨∇f(x), uₖ⟩, by forward mode                            exact
       g = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
 
     `kept` are the directions whose values are finite. If there is none, g is zero.
 
     Args:
-      distribution: Law of the directions, as `sphere`; see `Distribution`.
-      num_directions: K, at least 1. The variance of the estimate falls as 1/K.
+      distribution: Law of the directions, as `sphere`; see `distribution_from`.
+      num_directions: K, at least 1, or None for d, as many as there are perturbed
+        elements. The variance of the estimate falls as 1/K.
       smoothing: Distance moved along a direction, in units of ‖u‖; greater than 0, or
         a schedule of the number of estimates so far. Larger is more bias (in smoothing
         for forward, in smoothing² for central) and less rounding.
-      difference: `forward` or `central`.
+      difference: `forward`, `central`, `one_point`, `exact`, or a `Difference` of your
+        own.
       chunk_size: Directions evaluated in one batch, at least 1.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective,
         and differences are taken term by term: one to two digits more in float32.
@@ -41,17 +45,18 @@ def finite_difference_estimator(
         function of the parameters. Other leaves, and those that are not floating
         point, stay as they are and get a gradient of zero.
     Returns:
-      An `Estimator`. Its value is f(x) for `forward`, and for `central` the mean of the
-      compared values. With `has_aux`, `info.aux` is that of f(x) for `forward` and of
-      the first compared point, f(x + smoothing · u₀), for `central`, which holds the
-      aux of all 2K points on the way.
+      An `Estimator`. Its value is f(x) for `forward` and `exact`, for `central` and
+      `one_point` the mean of the values taken. With `has_aux`, `info.aux` is that of
+      f(x) for `forward` and `exact`, and for the others of the first point beside it,
+      f(x + smoothing · u₀); all but `forward` hold the aux of all points on the way.
     Raises:
       TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
-        real number.
+        real number, or has no derivative in forward mode for `exact`.
       ValueError: If an argument is out of its range, `value_fn` returns an array where
         `terms` is False, or nothing in the parameters can be perturbed.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
+      K + 1 function values (`forward`), 2K (`central`) or K (`one_point`; and `exact`,
+      each with a derivative, two to three values' time) per step. Beside the gradient
       a direction and a perturbed point, one to three copies of the parameters, for each
       of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
@@ -81,7 +86,7 @@ def finite_difference_estimator(
 
 def sphere_estimator(
     *,
-    num_directions: int = 10,
+    num_directions: int | None = 10,
     smoothing: base.Schedule | float = 5e-3,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
@@ -138,7 +143,7 @@ def sphere_estimator(
 
 def gaussian_estimator(
     *,
-    num_directions: int = 10,
+    num_directions: int | None = 10,
     smoothing: base.Schedule | float = 5e-3,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
@@ -195,7 +200,7 @@ def gaussian_estimator(
 
 def rademacher_estimator(
     *,
-    num_directions: int = 10,
+    num_directions: int | None = 10,
     smoothing: base.Schedule | float = 5e-3,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
@@ -251,31 +256,37 @@ def rademacher_estimator(
 
 def coordinate_estimator(
     *,
-    num_directions: int = 10,
+    num_directions: int | None = 10,
     smoothing: base.Schedule | float = 5e-3,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
 ) -> base.Estimator:
-    """Finite differences along K coordinates, chosen at random with replacement.
+    """Finite differences along K random coordinates, or along each of them once.
 
-      slopeₖ = (f(x + smoothing · eᵢ) − f(x)) / smoothing,  i = i(k) uniform in 1..d
+      slopeₖ = (f(x + smoothing · eᵢ) − f(x)) / smoothing
+      i = i(k) uniform in 1..d, with replacement;  i = k if `num_directions` is None
       g = (d / K) · Σₖ slopeₖ · eᵢ
 
-    On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K.
+    On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K, and 0 with
+    each coordinate once: the ordinary gradient by differences, which no key changes.
 
     Args:
-      num_directions, smoothing, difference, chunk_size, terms, mask: As in
+      num_directions: K, at least 1, of `radazo.coordinate`; None takes each coordinate
+        once, K = d, of `radazo.basis`. If a value is not finite, its coordinate gets 0
+        and the others are multiplied by d / |kept|, as always.
+      smoothing, difference, chunk_size, terms, mask: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
-      a direction and a perturbed point, one to three copies of the parameters, for each
-      of the `chunk_size` directions in work; more where many leaves are batched.
+      K + 1 function values (`forward`) or 2K (`central`) per step, K = d for each once,
+      whose slopes are a further copy of the parameters. Beside the gradient a direction
+      and a perturbed point, one to three copies of the parameters, for each of the
+      `chunk_size` directions in work; more where many leaves are batched.
     Example:
       >>> estimator = coordinate_estimator(num_directions=5000)
       >>> fn = lambda x: x[0] - 2 * x[1]
@@ -285,12 +296,15 @@ def coordinate_estimator(
       [ 1. -2.]
     References:
       Lian et al., A comprehensive linear speedup analysis for asynchronous stochastic
-      parallel optimization from zeroth-order to first-order, 2016.
+      parallel optimization from zeroth-order to first-order, 2016. Each once: Liu et
+      al., Zeroth-order stochastic variance reduction for nonconvex optimization, 2018
+      (CoordGradEst).
     """
+    each_once = num_directions is None
     return averaging.estimator(
         "coordinate_estimator",
         averaging.Options(
-            directions.coordinate,
+            directions.basis if each_once else directions.coordinate,
             num_directions,
             smoothing,
             difference,
@@ -303,7 +317,7 @@ def coordinate_estimator(
 
 def orthogonal_estimator(
     *,
-    num_directions: int = 10,
+    num_directions: int | None = 10,
     smoothing: base.Schedule | float = 5e-3,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,

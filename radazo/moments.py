@@ -7,7 +7,8 @@ They differ by what is averaged and what is squared:
   scale_by_zo_adamm              both of g                          mu / √nu
   scale_by_radazo                nu of mu instead of g              mu / √nu
 
-so that R-AdaZO is `chain(first_moment(b1), scale_by_second_moment(b2))`. No moment is
+so that R-AdaZO is `chain(first_moment(b1), scale_by_second_moment(b2))`. Whether each
+element has a nu of its own is the `granularity` of all three. No moment is
 corrected for its start at zero: the correction would undo the averaging in the first
 steps, where a single estimate is mostly noise. The first steps are therefore long, up
 to 1 / √(1 − b2) per parameter; warm the learning rate up if that matters.
@@ -19,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import base, checks
+from radazo import base, checks, granularities
 
 
 class ScaleBySecondMomentState(NamedTuple):
     """State of `scale_by_second_moment`.
 
     Attributes:
-      nu: Like the parameters, in float32 at least: mean square of what came in.
+      nu: As the granularity has it, in float32 at least: mean square of what came in.
     """
 
-    nu: base.Params
+    nu: Any
 
 
 class ScaleByRadazoState(NamedTuple):
@@ -38,12 +39,12 @@ class ScaleByRadazoState(NamedTuple):
     Attributes:
       count: int32 scalar, steps so far.
       mu: Like the parameters: mean of the gradients.
-      nu: Like the parameters, in float32 at least: mean square of `mu`.
+      nu: As the granularity has it, in float32 at least: mean square of `mu`.
     """
 
     count: jax.Array
     mu: base.Params
-    nu: base.Params
+    nu: Any
 
 
 class ScaleByZoAdammState(NamedTuple):
@@ -52,14 +53,14 @@ class ScaleByZoAdammState(NamedTuple):
     Attributes:
       count: int32 scalar, steps so far.
       mu: Like the parameters: mean of the gradients.
-      nu: Like the parameters, in float32 at least: mean square of the gradients.
+      nu: As the granularity has it, in float32 at least: mean square of the gradients.
       nu_max: The largest `nu` so far if `amsgrad`, else None, which holds nothing.
     """
 
     count: jax.Array
     mu: base.Params
-    nu: base.Params
-    nu_max: base.Params | None
+    nu: Any
+    nu_max: Any
 
 
 def first_moment(b1: float = 0.9, mu_dtype: Any = None) -> optax.GradientTransformation:
@@ -95,7 +96,11 @@ def first_moment(b1: float = 0.9, mu_dtype: Any = None) -> optax.GradientTransfo
 
 
 def scale_by_second_moment(
-    b2: float = 0.99, eps: float = 0.0, eps_root: float = 1e-8
+    b2: float = 0.99,
+    eps: float = 0.0,
+    eps_root: float = 1e-8,
+    *,
+    granularity: granularities.Granularity = granularities.per_coordinate,
 ) -> optax.GradientTransformation:
     """Divide what comes in by the root of its mean square.
 
@@ -112,12 +117,16 @@ def scale_by_second_moment(
       b2: Decay rate in [0, 1); larger averages longer.
       eps: Constant beside the root, at least 0: the form of the authors' code.
       eps_root: Constant inside the root, at least 0: the form of the paper (ζ).
+      granularity: Which elements share a second moment: `per_coordinate`, `factored`,
+        `per_leaf` or `scalar`. Those that share get the mean of their squares, and
+        with it one step size.
     Returns:
       A `GradientTransformation` with a `ScaleBySecondMomentState`.
     Raises:
       TypeError, ValueError: If an argument is not a number in its range.
     Cost:
-      No function values; one copy of the parameters, in float32 at least.
+      No function values; one copy of the parameters, in float32 at least. Next to
+      nothing if `factored`: rows and columns; a number a leaf `per_leaf`, one `scalar`.
     Example:
       >>> link = scale_by_second_moment(b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -129,14 +138,17 @@ def scale_by_second_moment(
       arXiv:2502.01014, equations 5 and 6.
     """
     checks.moments("scale_by_second_moment", 0.0, b2, eps, eps_root)
+    granularities.check("scale_by_second_moment", granularity)
 
     def init(params: base.Params) -> Any:
-        return ScaleBySecondMomentState(_zeros(params))
+        return ScaleBySecondMomentState(granularity.zeros(params))
 
     def update(updates: base.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        nu = _mean(updates, state.nu, b2, jnp.square)
-        return _ratio(updates, nu, eps, eps_root, updates), ScaleBySecondMomentState(nu)
+        nu = _mean_square(updates, state.nu, b2, granularity)
+        each = granularity.each(nu, updates)
+        scaled = _ratio(updates, each, eps, eps_root, updates)
+        return scaled, ScaleBySecondMomentState(nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -147,6 +159,8 @@ def scale_by_radazo(
     eps: float = 0.0,
     eps_root: float = 1e-8,
     mu_dtype: Any = None,
+    *,
+    granularity: granularities.Granularity = granularities.per_coordinate,
 ) -> optax.GradientTransformation:
     """R-AdaZO's rule: momentum over the root of the momentum's own mean square.
 
@@ -165,12 +179,14 @@ def scale_by_radazo(
       eps_root: Constant inside the root, at least 0: the form of the paper (ζ).
       mu_dtype: Type in which mu is kept; None is that of the parameters, in float32 at
         least. The arithmetic is in float32 at least.
+      granularity: As in `scale_by_second_moment`.
     Returns:
       A `GradientTransformation` with a `ScaleByRadazoState`.
     Raises:
       TypeError, ValueError: If an argument is not a number in its range.
     Cost:
-      No function values; two copies of the parameters, in float32 at least.
+      No function values; two copies of the parameters, in float32 at least; one if the
+      granularity is not `per_coordinate`.
     Example:
       >>> link = scale_by_radazo(b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -182,16 +198,18 @@ def scale_by_radazo(
       arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
     """
     checks.moments("scale_by_radazo", b1, b2, eps, eps_root, mu_dtype)
+    granularities.check("scale_by_radazo", granularity)
 
     def init(params: base.Params) -> Any:
-        count = jnp.zeros((), jnp.int32)
-        return ScaleByRadazoState(count, _zeros(params, mu_dtype), _zeros(params))
+        count, mu = jnp.zeros((), jnp.int32), _zeros(params, mu_dtype)
+        return ScaleByRadazoState(count, mu, granularity.zeros(params))
 
     def update(updates: base.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
-        nu = _mean(mu, state.nu, b2, jnp.square)
-        scaled = _ratio(mu, nu, eps, eps_root, updates)
+        moved = jax.tree.map(lambda g, m: m if base.is_floating(g) else g, updates, mu)
+        nu = _mean_square(moved, state.nu, b2, granularity)
+        scaled = _ratio(mu, granularity.each(nu, moved), eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByRadazoState(count, _like(mu, state.mu), nu)
 
@@ -206,6 +224,7 @@ def scale_by_zo_adamm(
     mu_dtype: Any = None,
     *,
     amsgrad: bool = False,
+    granularity: granularities.Granularity = granularities.per_coordinate,
 ) -> optax.GradientTransformation:
     """ZO-AdaMM's rule: momentum over the root of the gradient's mean square.
 
@@ -224,14 +243,16 @@ def scale_by_zo_adamm(
       eps_root: Constant inside the root, at least 0.
       mu_dtype: Type in which mu is kept; None is that of the parameters, in float32 at
         least. The arithmetic is in float32 at least.
-      amsgrad: Whether the second moment never falls.
+      amsgrad: Whether the second moment never falls; if `factored`, its rows and its
+        columns, each for itself.
+      granularity: As in `scale_by_second_moment`.
     Returns:
       A `GradientTransformation` with a `ScaleByZoAdammState`.
     Raises:
       TypeError, ValueError: If an argument is not a number in its range.
     Cost:
       No function values; two copies of the parameters, three with `amsgrad`, in
-      float32 at least.
+      float32 at least; one if the granularity is not `per_coordinate`.
     Example:
       >>> link = scale_by_zo_adamm(b1=0.9, b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -248,29 +269,31 @@ def scale_by_zo_adamm(
     checks.instance(
         where, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
     )
+    granularities.check(where, granularity)
 
     def init(params: base.Params) -> Any:
         return ScaleByZoAdammState(
             jnp.zeros((), jnp.int32),
             _zeros(params, mu_dtype),
-            _zeros(params),
-            _zeros(params) if amsgrad else None,
+            granularity.zeros(params),
+            granularity.zeros(params) if amsgrad else None,
         )
 
     def update(updates: base.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
-        nu = _mean(updates, state.nu, b2, jnp.square)
+        nu = _mean_square(updates, state.nu, b2, granularity)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
-        scaled = _ratio(mu, nu_max if amsgrad else nu, eps, eps_root, updates)
+        each = granularity.each(nu_max if amsgrad else nu, updates)
+        scaled = _ratio(mu, each, eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByZoAdammState(count, _like(mu, state.mu), nu, nu_max)
 
     return optax.GradientTransformation(init, update)
 
 
-def _zeros(params: base.Params, dtype: Any = None) -> base.Params:
-    """A moment at its start: float32 at least; other leaves have none but a place."""
+def _zeros(params: base.Params, dtype: Any) -> base.Params:
+    """A first moment at its start; leaves that do not move have none but a place."""
 
     def zeros(leaf: Any) -> jax.Array:
         if not base.is_floating(leaf):
@@ -280,19 +303,27 @@ def _zeros(params: base.Params, dtype: Any = None) -> base.Params:
     return jax.tree.map(zeros, params)
 
 
-def _mean(
-    updates: base.Params, moment: base.Params, decay: Any, power: Any = lambda x: x
-) -> base.Params:
-    """decay · moment + (1 − decay) · power(updates), in float32 at least."""
+def _mean(updates: base.Params, moment: base.Params, decay: Any) -> base.Params:
+    """decay · moment + (1 − decay) · updates, in float32 at least."""
 
     def mean(update: Any, old: jax.Array) -> jax.Array:
         if not base.is_floating(update):
             return old
         wide = base.wide(update.dtype, old.dtype)
         rate = _typed(decay, wide)
-        return rate * old.astype(wide) + (1 - rate) * power(update.astype(wide))
+        return rate * old.astype(wide) + (1 - rate) * update.astype(wide)
 
     return jax.tree.map(mean, updates, moment)
+
+
+def _mean_square(
+    updates: base.Params,
+    nu: Any,
+    decay: Any,
+    granularity: granularities.Granularity,
+) -> Any:
+    """decay · nu + (1 − decay) · squares of the updates, like nu."""
+    return _mean(granularity.squares(updates, nu), nu, decay)
 
 
 def _ratio(

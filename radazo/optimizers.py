@@ -6,10 +6,9 @@ optax has is taken from optax: they differ in the one link named `rule`.
 
 from typing import Any
 
-import jax
 import optax
 
-from radazo import base, checks, estimators, forms, leaves, moments
+from radazo import assembly, base, checks, granularities, moments
 
 
 def radazo(
@@ -22,6 +21,7 @@ def radazo(
     eps: float = 0.0,
     eps_root: float = 1e-8,
     mu_dtype: Any = None,
+    granularity: granularities.Granularity = granularities.per_coordinate,
     weight_decay: float = 0.0,
     weight_decay_mask: base.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -40,7 +40,7 @@ def radazo(
       learning_rate: Step size, at least 0, or a schedule.
       estimator: An `Estimator`; None is the paper's, `sphere_estimator()`.
       key: Typed key or integer seed of the run.
-      b1, b2, eps, eps_root, mu_dtype: As in `scale_by_radazo`.
+      b1, b2, eps, eps_root, mu_dtype, granularity: As in `scale_by_radazo`.
       weight_decay: Share of the parameters taken off per unit of learning rate, at
         least 0, beside the rule (decoupled).
       weight_decay_mask: Which leaves decay: a pytree of bools or a function of params.
@@ -51,7 +51,8 @@ def radazo(
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
     Cost:
-      K + 1 function values per step by default; two copies of the parameters.
+      K + 1 function values per step by default; two copies of the parameters, one if
+      the granularity is not `per_coordinate`.
     Example:
       >>> optimizer = radazo(0.03, key=0)
       >>> params = jnp.array([3.0, -4.0])
@@ -71,10 +72,13 @@ def radazo(
     """
     where = "radazo"
     checks.moments(where, b1, b2, eps, eps_root, mu_dtype)
-    return _optimizer(
+    granularities.check(where, granularity)
+    return assembly.optimizer(
         where,
         estimator,
-        moments.scale_by_radazo(b1, b2, eps, eps_root, mu_dtype),
+        moments.scale_by_radazo(
+            b1, b2, eps, eps_root, mu_dtype, granularity=granularity
+        ),
         key,
         learning_rate,
         weight_decay,
@@ -93,6 +97,7 @@ def zo_adamm(
     eps_root: float = 1e-8,
     mu_dtype: Any = None,
     amsgrad: bool = False,
+    granularity: granularities.Granularity = granularities.per_coordinate,
     weight_decay: float = 0.0,
     weight_decay_mask: base.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -110,10 +115,9 @@ def zo_adamm(
       learning_rate: Step size, at least 0, or a schedule.
       estimator: An `Estimator`; None is the paper's, `sphere_estimator()`.
       key: Typed key or integer seed of the run.
-      b1, b2, eps, eps_root, mu_dtype, amsgrad: As in `scale_by_zo_adamm`.
-      weight_decay: Share of the parameters taken off per unit of learning rate, at
-        least 0, beside the rule (decoupled).
-      weight_decay_mask: Which leaves decay: a pytree of bools or a function of params.
+      b1, b2, eps, eps_root, mu_dtype, amsgrad, granularity: As in
+        `scale_by_zo_adamm`.
+      weight_decay, weight_decay_mask: As in `radazo`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
       `optimizer.update(None, state, params, value_fn=f)`; its state is a
@@ -122,7 +126,7 @@ def zo_adamm(
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
     Cost:
       K + 1 function values per step by default; two copies of the parameters, three
-      with `amsgrad`.
+      with `amsgrad`; one if the granularity is not `per_coordinate`.
     Example:
       >>> optimizer = zo_adamm(0.01, key=0)
       >>> params = jnp.array([3.0, -4.0])
@@ -137,10 +141,13 @@ def zo_adamm(
     """
     where = "zo_adamm"
     checks.moments(where, b1, b2, eps, eps_root, mu_dtype)
-    return _optimizer(
+    granularities.check(where, granularity)
+    return assembly.optimizer(
         where,
         estimator,
-        moments.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad),
+        moments.scale_by_zo_adamm(
+            b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad, granularity=granularity
+        ),
         key,
         learning_rate,
         weight_decay,
@@ -156,6 +163,7 @@ def zo_rmsprop(
     b2: float = 0.99,
     eps: float = 0.0,
     eps_root: float = 1e-8,
+    granularity: granularities.Granularity = granularities.per_coordinate,
     weight_decay: float = 0.0,
     weight_decay_mask: base.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -170,10 +178,8 @@ def zo_rmsprop(
       learning_rate: Step size, at least 0, or a schedule.
       estimator: An `Estimator`; None is the paper's, `sphere_estimator()`.
       key: Typed key or integer seed of the run.
-      b2, eps, eps_root: As in `scale_by_second_moment`.
-      weight_decay: Share of the parameters taken off per unit of learning rate, at
-        least 0, beside the rule (decoupled).
-      weight_decay_mask: Which leaves decay: a pytree of bools or a function of params.
+      b2, eps, eps_root, granularity: As in `scale_by_second_moment`.
+      weight_decay, weight_decay_mask: As in `radazo`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
       `optimizer.update(None, state, params, value_fn=f)`; its state is a
@@ -181,7 +187,8 @@ def zo_rmsprop(
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
     Cost:
-      K + 1 function values per step by default; one copy of the parameters.
+      K + 1 function values per step by default; one copy of the parameters,
+      none if the granularity is not `per_coordinate`.
     Example:
       >>> optimizer = zo_rmsprop(0.01, key=0)
       >>> params = jnp.array([3.0, -4.0])
@@ -196,10 +203,76 @@ def zo_rmsprop(
     """
     where = "zo_rmsprop"
     checks.moments(where, 0.0, b2, eps, eps_root)
-    return _optimizer(
+    granularities.check(where, granularity)
+    return assembly.optimizer(
         where,
         estimator,
-        moments.scale_by_second_moment(b2, eps, eps_root),
+        moments.scale_by_second_moment(b2, eps, eps_root, granularity=granularity),
+        key,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+    )
+
+
+def meazo(
+    learning_rate: base.Schedule | float,
+    estimator: base.Estimator | None = None,
+    *,
+    key: base.Key,
+    b2: float = 0.99,
+    eps: float = 0.0,
+    eps_root: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_mask: base.Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Memory-efficient adaptive zeroth-order optimization, MEAZO: one step size.
+
+    `zo_sgd` whose steps do not depend on the size of the function: `zo_rmsprop` with
+    one second moment for all elements. The elements of an estimate in high dimension
+    have one size, that of its noise, so that one is said to be enough.
+
+      nu ← b2 · nu + (1 − b2) · mean gᵢ²                             over all elements
+      update = − learning_rate · (g / (√(nu + eps_root) + eps) + weight_decay · x)
+
+    As published it squares the mean of the slopes, which for one Rademacher direction
+    is the same, and for K of them or of Gaussian ones has the same mean if d is large,
+    with more noise; and it corrects nu for its start at zero, as no rule does here.
+
+    Args:
+      learning_rate: Step size, at least 0, or a schedule: the root mean square of the
+        move of an element.
+      estimator: An `Estimator`; None is `sphere_estimator()`.
+      key: Typed key or integer seed of the run.
+      b2, eps, eps_root: As in `scale_by_second_moment`.
+      weight_decay, weight_decay_mask: As in `radazo`.
+    Returns:
+      A `GradientTransformationExtraArgs`, used as
+      `optimizer.update(None, state, params, value_fn=f)`; its state is a
+      `WithEstimatorState`.
+    Raises:
+      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+    Cost:
+      K + 1 function values per step by default; no copy of the parameters.
+    Example:
+      >>> optimizer = meazo(0.01, radazo.rademacher_estimator(num_directions=1), key=0)
+      >>> params = jnp.array([3.0, -4.0])
+      >>> updates, state = optimizer.update(
+      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
+      ... )
+      >>> print(jnp.round(jnp.abs(updates), 3))  # learning_rate / √(1 − b2)
+      [0.1 0.1]
+    References:
+      Dbouk et al., On adaptivity in zeroth-order optimization, 2026. arXiv:2605.03869.
+    """
+    where = "meazo"
+    checks.moments(where, 0.0, b2, eps, eps_root)
+    return assembly.optimizer(
+        where,
+        estimator,
+        moments.scale_by_second_moment(
+            b2, eps, eps_root, granularity=granularities.scalar
+        ),
         key,
         learning_rate,
         weight_decay,
@@ -231,9 +304,7 @@ def zo_sgd(
       key: Typed key or integer seed of the run.
       momentum: Decay rate in [0, 1), or None for none.
       mu_dtype: Type in which mu is kept; None is that of the parameters.
-      weight_decay: Share of the parameters taken off per unit of learning rate, at
-        least 0, beside the rule (decoupled).
-      weight_decay_mask: Which leaves decay: a pytree of bools or a function of params.
+      weight_decay, weight_decay_mask: As in `radazo`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
       `optimizer.update(None, state, params, value_fn=f)`; its state is a
@@ -255,7 +326,7 @@ def zo_sgd(
       Ghadimi and Lan, Stochastic first- and zeroth-order methods for nonconvex
       stochastic programming, 2013. arXiv:1309.5549.
     """
-    return _optimizer(
+    return assembly.optimizer(
         "zo_sgd",
         estimator,
         _momentum("zo_sgd", momentum, mu_dtype),
@@ -276,15 +347,18 @@ def zo_signsgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Zeroth-order signSGD: every parameter moves by the learning rate.
 
+    The sign is that of the mean over all K directions and over the batch that
+    `value_fn` takes the mean of (batch-sign). With `majority_vote_estimator()` it is
+    the sign that most directions vote for, ZO-M-signSGD, and with
+    `sphere_estimator(difference=radazo.central)` that of the antithetic estimate.
+
       update = − learning_rate · (sign(g) + weight_decay · x)
 
     Args:
       learning_rate: Step size, at least 0, or a schedule.
       estimator: An `Estimator`; None is the paper's, `sphere_estimator()`.
       key: Typed key or integer seed of the run.
-      weight_decay: Share of the parameters taken off per unit of learning rate, at
-        least 0, beside the rule (decoupled).
-      weight_decay_mask: Which leaves decay: a pytree of bools or a function of params.
+      weight_decay, weight_decay_mask: As in `radazo`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
       `optimizer.update(None, state, params, value_fn=f)`; its state is a
@@ -304,7 +378,7 @@ def zo_signsgd(
     References:
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
-    return _optimizer(
+    return assembly.optimizer(
         "zo_signsgd",
         estimator,
         optax.scale_by_sign(),
@@ -321,54 +395,3 @@ def _momentum(where: str, momentum: Any, mu_dtype: Any) -> optax.GradientTransfo
     checks.decay(where, "momentum", momentum)
     checks.floating(where, "mu_dtype", mu_dtype)
     return optax.trace(momentum, accumulator_dtype=mu_dtype)
-
-
-def _optimizer(
-    where: str,
-    estimator: base.Estimator | None,
-    rule: optax.GradientTransformation,
-    key: base.Key,
-    learning_rate: base.Schedule | float,
-    weight_decay: float,
-    weight_decay_mask: base.Mask,
-) -> optax.GradientTransformationExtraArgs:
-    checks.non_negative(
-        where,
-        "learning_rate",
-        learning_rate,
-        "It is the size of a step or a schedule of it; to maximize, negate `value_fn`.",
-        schedule=True,
-    )
-    checks.non_negative(
-        where, "weight_decay", weight_decay, "It pulls the parameters towards 0."
-    )
-    if weight_decay_mask is not None and not callable(weight_decay_mask):
-        for choice in jax.tree.leaves(weight_decay_mask):
-            way_out = (
-                "It says which leaves decay: bools, or a function of the parameters."
-            )
-            checks.instance(where, "weight_decay_mask", choice, bool, way_out)
-    if estimator is None:
-        estimator = estimators.sphere_estimator()
-    decay = optax.identity()
-    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-        decay = optax.masked(
-            optax.add_decayed_weights(weight_decay),
-            lambda params: _decaying(weight_decay_mask, params),
-        )
-    optimizer = optax.chain(rule, decay, optax.scale_by_learning_rate(learning_rate))
-    return forms.attached(where, estimator, optimizer, key)
-
-
-def _decaying(mask: base.Mask, params: base.Params) -> Any:
-    """Which leaves decay: those chosen, if they are floating point."""
-
-    a_function = callable(mask) and not leaves.is_tree_like(mask, params)
-    chosen = mask(params) if a_function else mask
-    return jax.tree.map(
-        lambda choice, part: jax.tree.map(
-            lambda leaf: choice and base.is_floating(leaf), part
-        ),
-        True if chosen is None else chosen,
-        params,
-    )

@@ -352,7 +352,7 @@ MISTAKES = {
         "slope_errors(value_fn",
         "have a derivative in forward mode",
         "one that has none (Pure callbacks do not support JVP.",
-        "Only functions written in JAX can be compared with their derivative.",
+        "Only functions written in JAX have one.",
     ),
     "no function": Mistake(
         lambda: radazo.slope_errors(0, None, SLOPE),

@@ -1,0 +1,72 @@
+"""An estimator that counts votes: of each direction only the signs are used."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from radazo import averaging, base, checks, differences, directions
+
+
+def majority_vote_estimator(
+    distribution: directions.Distribution = directions.sphere,
+    *,
+    num_directions: int | None = 10,
+    smoothing: base.Schedule | float = 5e-3,
+    difference: differences.Difference = differences.forward,
+    chunk_size: int = 1,
+    terms: bool = False,
+    mask: base.Mask = None,
+) -> base.Estimator:
+    """Each direction votes for the sign of each element of the gradient.
+
+    Behind `zo_signsgd` this is ZO-M-signSGD, sign descent by majority vote. A direction
+    counts the same whatever its slope, so that a few wild values do no harm.
+
+      g = 1 / |kept| · Σ_{k kept} sign(slopeₖ) · sign(uₖ)
+
+    The lead of the majority, in [−1, 1], and no estimate of the gradient: for `sphere`
+    and `gaussian` on a linear function ⟨a, x⟩ its mean is 2/π · arcsin(aᵢ / ‖a‖). In
+    high dimension that is proportional to a, and K < d votes are mostly noise.
+
+    Args:
+      distribution, num_directions, smoothing, difference, chunk_size, terms, mask: As
+        in `finite_difference_estimator`.
+    Returns:
+      An `Estimator`. `info.factor` and `info.squared_norm` are NaN: statistics of
+      slopes say nothing of votes.
+    Raises:
+      TypeError, ValueError: As `finite_difference_estimator`.
+    Cost:
+      As `finite_difference_estimator`.
+    Example:
+      >>> optimizer = radazo.zo_signsgd(0.5, majority_vote_estimator(), key=0)
+      >>> params = jnp.array([3.0])
+      >>> updates, state = optimizer.update(
+      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
+      ... )
+      >>> print(updates)  # in one dimension the vote is unanimous
+      [-0.5]
+    References:
+      Liu et al., signSGD via zeroth-order oracle, 2019.
+    """
+    where = "majority_vote_estimator"
+    way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
+    checks.instance(
+        where, "distribution", distribution, directions.Distribution, way_out
+    )
+    options = averaging.Options(
+        distribution._replace(factor=lambda dim: 1.0),
+        num_directions,
+        smoothing,
+        difference,
+        chunk_size,
+        terms,
+        mask,
+        _vote,
+    )
+    return averaging.estimator(where, options)
+
+
+def _vote(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> Any:
+    return jnp.sign(slope).astype(drawn.dtype) * jnp.sign(scale), jnp.sign(drawn)
