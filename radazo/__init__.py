@@ -14,7 +14,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
   3  averaging, derivatives            the mean of slope times direction; exact slopes
-  4  estimators                        values to gradient
+  4  estimators, guided                values to gradient
   5  forms                             three ways into a training loop
   6  optimizers, loop                  complete optimizers; a whole run
 """
@@ -50,6 +50,12 @@ from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad
 from radazo.forms import with_estimator as with_estimator
+from radazo.guided import Prior as Prior
+from radazo.guided import PriorGuidedState as PriorGuidedState
+from radazo.guided import last_estimate as last_estimate
+from radazo.guided import last_step as last_step
+from radazo.guided import momentum as momentum
+from radazo.guided import prior_guided_estimator as prior_guided_estimator
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -64,6 +70,8 @@ from radazo.optimizers import zo_adamm as zo_adamm
 from radazo.optimizers import zo_rmsprop as zo_rmsprop
 from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
+from radazo.pars import ParsState as ParsState
+from radazo.pars import pars as pars
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 
 __version__ = "0.1.0"

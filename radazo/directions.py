@@ -10,6 +10,7 @@ an unbiased estimate of `a`: E[u uᵀ] = I / factor. Direction k of a step is dr
 fold_in(step key, k), whatever is drawn beside it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,13 +64,21 @@ def _draw_coordinate(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.
     return (lax.iota(jnp.uint32, dim) == index).astype(dtype)
 
 
-def _orthonormal_rows(
-    key: jax.Array, num_directions: int, dim: int, dtype: Any
+def orthonormal_rows(
+    where: str,
+    key: jax.Array,
+    num_directions: int,
+    dim: int,
+    dtype: Any,
+    first: jax.Array | None = None,
 ) -> jax.Array:
-    """K orthonormal rows: K Gaussian directions, each made orthogonal to the former."""
+    """K orthonormal rows: K Gaussian directions, each made orthogonal to the former.
+
+    `first`, (dim,), stands in for the first of them unless it is zero or not finite.
+    """
     if num_directions > dim:
         checks.fail(
-            "orthogonal_estimator",
+            where,
             "num_directions",
             f"be at most the number of perturbed elements, {dim}",
             num_directions,
@@ -77,6 +86,12 @@ def _orthonormal_rows(
         )
     draw = jax.vmap(lambda k: _draw_gaussian(key, k, dim, dtype))
     rows = draw(jnp.arange(num_directions, dtype=jnp.uint32))
+    if first is not None:
+        largest = jnp.max(jnp.abs(first))
+        usable = jnp.isfinite(largest) & (largest > jnp.finfo(dtype).tiny)
+        # Of the size of a Gaussian, so that no square of it is lost.
+        first = first / jnp.where(usable, largest, jnp.ones_like(largest))
+        rows = rows.at[0].set(jnp.where(usable, first, rows[0]))
     q, r = jnp.linalg.qr(rows.T)
     # The signs of Gram-Schmidt: those of the decomposition are not symmetric about 0.
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
@@ -95,7 +110,7 @@ coordinate = Distribution(_step_key, _draw_coordinate, float)
 """A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
 
 orthogonal = Distribution(
-    _orthonormal_rows,
+    functools.partial(orthonormal_rows, "orthogonal_estimator"),
     lambda rows, k, dim, dtype: rows[k],
     float,
     independent=False,
