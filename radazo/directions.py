@@ -91,7 +91,8 @@ def orthonormal_rows(
         usable = jnp.isfinite(largest) & (largest > jnp.finfo(dtype).tiny)
         # Of the size of a Gaussian, so that no square of it is lost.
         first = first / jnp.where(usable, largest, jnp.ones_like(largest))
-        rows = rows.at[0].set(jnp.where(usable, first, rows[0]))
+        first = jnp.where(usable, first, rows[0])
+        rows = jnp.concatenate([first[None], rows[1:]])
     q, r = jnp.linalg.qr(rows.T)
     # The signs of Gram-Schmidt: those of the decomposition are not symmetric about 0.
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T

@@ -74,7 +74,13 @@ def pars(
       θ ← (D + (1 − D) · q / (d − 1)) / (D + (1 − D) · (d − 1) / q)
 
     Where f(y) is larger than it was in the step before, or no value is finite, the next
-    step starts from v = x and γ = 1.
+    step starts from v = x and γ = 1. With a batch of its own for each step, values rise
+    by chance and little acceleration is left.
+
+    A `smoothness` that is too small diverges, and no restart undoes a step: on quadratics
+    of condition 100 and 1000 (d = 128, K = 11), a third of L was as good as L, a tenth
+    diverged, and ten times L was slow. D is read from q slopes: from one, with K = 2, it
+    is so noisy that values rise again and again, and `prior=None` was far better there.
 
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.
@@ -151,9 +157,11 @@ def pars(
 
     settings = steps.Settings(smoothing, terms, mask)
     estimator = steps.estimator(where, settings, fresh, estimate)
-    return forms.attached(where, estimator, optax.scale(-1.0), key)
+    return forms.attached(where, estimator, _AGAINST, key)
 
 
+# A link that takes integers, too, and leaves them integers.
+_AGAINST = optax.stateless_with_tree_map(lambda gradient, _: -gradient)
 _NO_GUESS = guided.Prior(
     lambda memory, point: jnp.zeros_like(memory), lambda memory, point, gradient: memory
 )
