@@ -16,10 +16,10 @@ Floors, from the bottom up; a module imports only from floors below its own.
   2  directions, steps                 laws of directions; what estimators share
      moments                           update rules
   3  averaging, derivatives            the mean of slope times direction; exact slopes
-  4  estimators, votes                 values to gradient; values to votes
+  4  estimators, votes, guided         values to gradient
   5  forms                             three ways into a training loop
   6  assembly, loop                    what optimizers are made of; a whole run
-  7  optimizers, adamu                 complete optimizers
+  7  optimizers, adamu, pars           complete optimizers
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
@@ -65,6 +65,12 @@ from radazo.granularities import factored as factored
 from radazo.granularities import per_coordinate as per_coordinate
 from radazo.granularities import per_leaf as per_leaf
 from radazo.granularities import scalar as scalar
+from radazo.guided import Prior as Prior
+from radazo.guided import PriorGuidedState as PriorGuidedState
+from radazo.guided import last_estimate as last_estimate
+from radazo.guided import last_step as last_step
+from radazo.guided import momentum as momentum
+from radazo.guided import prior_guided_estimator as prior_guided_estimator
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -80,6 +86,8 @@ from radazo.optimizers import zo_adamm as zo_adamm
 from radazo.optimizers import zo_rmsprop as zo_rmsprop
 from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
+from radazo.pars import ParsState as ParsState
+from radazo.pars import pars as pars
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 from radazo.votes import majority_vote_estimator as majority_vote_estimator
 

@@ -10,6 +10,7 @@ an unbiased estimate of `a`: E[u uᵀ] = I / factor. Direction k of a step is dr
 fold_in(step key, k), whatever is drawn beside it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,13 +83,21 @@ def _draw_basis(prepared: None, k: jax.Array, dim: int, dtype: Any) -> jax.Array
     return (lax.iota(jnp.uint32, dim) == k).astype(dtype)
 
 
-def _orthonormal_rows(
-    key: jax.Array, num_directions: int, dim: int, dtype: Any
+def orthonormal_rows(
+    where: str,
+    key: jax.Array,
+    num_directions: int,
+    dim: int,
+    dtype: Any,
+    first: jax.Array | None = None,
 ) -> jax.Array:
-    """K orthonormal rows: K Gaussian directions, each made orthogonal to the former."""
+    """K orthonormal rows: K Gaussian directions, each made orthogonal to the former.
+
+    `first`, (dim,), stands in for the first of them unless it is zero or not finite.
+    """
     if num_directions > dim:
         checks.fail(
-            "orthogonal_estimator",
+            where,
             "num_directions",
             f"be at most the number of perturbed elements, {dim}",
             num_directions,
@@ -96,6 +105,13 @@ def _orthonormal_rows(
         )
     draw = jax.vmap(lambda k: _draw_gaussian(key, k, dim, dtype))
     rows = draw(jnp.arange(num_directions, dtype=jnp.uint32))
+    if first is not None:
+        largest = jnp.max(jnp.abs(first))
+        usable = jnp.isfinite(largest) & (largest > jnp.finfo(dtype).tiny)
+        # Of the size of a Gaussian, so that no square of it is lost.
+        first = first / jnp.where(usable, largest, jnp.ones_like(largest))
+        first = jnp.where(usable, first, rows[0])
+        rows = jnp.concatenate([first[None], rows[1:]])
     q, r = jnp.linalg.qr(rows.T)
     # The signs of Gram-Schmidt: those of the decomposition are not symmetric about 0.
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
@@ -117,7 +133,7 @@ basis = Distribution(_each_once, _draw_basis, float, independent=False)
 """The d unit vectors in their order, each once: K = d, and nothing is random."""
 
 orthogonal = Distribution(
-    _orthonormal_rows,
+    functools.partial(orthonormal_rows, "orthogonal_estimator"),
     lambda rows, k, dim, dtype: rows[k],
     float,
     independent=False,

@@ -95,6 +95,16 @@ def perturb(
     )
 
 
+def ravel(layout: Layout, params: base.Params) -> jax.Array:
+    """The perturbed leaves as one flat vector, (dim,) of type layout.dtype."""
+    parts = [
+        jnp.asarray(leaf).astype(layout.dtype).reshape(-1)
+        for leaf, on in zip(jax.tree.leaves(params), layout.active, strict=True)
+        if on
+    ]
+    return jnp.concatenate([jnp.zeros(0, layout.dtype), *parts])
+
+
 def unravel(
     layout: Layout, params: base.Params, flat: jax.Array, turn: jax.Array
 ) -> base.Params:
