@@ -16,7 +16,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, guided                values to gradient
   5  forms                             three ways into a training loop
-  6  optimizers, loop                  complete optimizers; a whole run
+  6  optimizers, pars, loop             complete optimizers; a whole run
 """
 
 from radazo.averaging import EstimatorState as EstimatorState
