@@ -20,6 +20,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
   5  forms                             three ways into a training loop
   6  assembly, loop                    what optimizers are made of; a whole run
   7  optimizers, adamu, pars           complete optimizers
+  6  optimizers, pars, loop             complete optimizers; a whole run
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState

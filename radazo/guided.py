@@ -64,8 +64,8 @@ def momentum(b1: float) -> Prior:
 
     def remember(memory: jax.Array, point: jax.Array, gradient: jax.Array) -> jax.Array:
         del point
-        kept = jnp.asarray(b1, memory.dtype)
-        return kept * memory + (1 - kept) * gradient
+        past = jnp.asarray(b1, memory.dtype)
+        return past * memory + (1 - past) * gradient
 
     return Prior(last_estimate.guess, remember)
 
@@ -115,6 +115,10 @@ def prior_guided_estimator(
     unbiased. Adaptive rules do not see the scale. For `zo_sgd` take a learning rate of
     about 1 / L, with L the Lipschitz constant of the gradient, whatever d and K. Where
     `kept` is empty g is zero and nothing is remembered.
+
+    At that rate a step uses up the slope along the guess where the curvature is L: with
+    the same curvature in all directions random ones are better. On quadratics from
+    condition 10 on, `last_estimate` was ahead of `orthogonal_estimator`.
 
     Args:
       num_directions: K, the guess among them: at least 2 and at most d.

@@ -61,7 +61,7 @@ def pars(
 
     A complete optimizer with a rule of its own. The parameters are x; slopes are taken
     at y, whose value is the value of the step. With u₀ the guess, q = K − 1 random
-    directions kept, and v = x, γ = 1, θ = (q / (d − 1))² in the beginning:
+    directions, and v = x, γ = 1, θ = (q / (d − 1))² in the beginning:
 
       α  = (−θγ + √((θγ)² + 4θγ)) / 2
       y  = x + α · (v − x)
@@ -73,14 +73,15 @@ def pars(
       D  = slope₀² / (slope₀² + (d − 1) · mean slopeₖ²)
       θ ← (D + (1 − D) · q / (d − 1)) / (D + (1 − D) · (d − 1) / q)
 
+    In g₂ and D, q and the mean are over random directions whose values are finite.
     Where f(y) is larger than it was in the step before, or no value is finite, the next
-    step starts from v = x and γ = 1. With a batch of its own for each step, values rise
-    by chance and little acceleration is left.
+    step starts from v = x and γ = 1; a new batch each step does that by chance. Bounds
+    of `minimize` hold for x, not for y.
 
-    A `smoothness` that is too small diverges, and no restart undoes a step: on quadratics
-    of condition 100 and 1000 (d = 128, K = 11), a third of L was as good as L, a tenth
-    diverged, and ten times L was slow. D is read from q slopes: from one, with K = 2, it
-    is so noisy that values rise again and again, and `prior=None` was far better there.
+    Too small a `smoothness` diverges, and no restart undoes a step: on quadratics of
+    condition 100 and 1000 (d = 128, K = 11) a third of L was as good as L, a tenth of
+    it diverged, and ten times L was slow. D is read from q slopes. From one, at K = 2,
+    it is so noisy that values rise again and again: take `prior=None` there.
 
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.
@@ -129,10 +130,6 @@ def pars(
     )
     averaging.check(where, options)
 
-    def share(layout: leaves.Layout) -> float:
-        """q / (d − 1), or K / d without a guess."""
-        return (num_directions - guesses) / max(layout.dim - guesses, 1)
-
     law = _Law(smoothness, num_directions, guesses)
 
     def fresh(layout: leaves.Layout, params: base.Params) -> ParsState:
@@ -161,7 +158,7 @@ def pars(
 
 
 # A link that takes integers, too, and leaves them integers.
-_AGAINST = optax.stateless_with_tree_map(lambda gradient, _: -gradient)
+_AGAINST = optax.stateless_with_tree_map(lambda gradient, _: jnp.negative(gradient))
 _NO_GUESS = guided.Prior(
     lambda memory, point: jnp.zeros_like(memory), lambda memory, point, gradient: memory
 )
