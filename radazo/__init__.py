@@ -15,10 +15,14 @@ Floors, from the bottom up; a module imports only from floors below its own.
   2  directions, steps                 laws of directions; what estimators share
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators                        values to gradient
+     history                           past steps, drawn again from their keys
+     anchored                          steps as differences from a snapshot
   5  forms                             three ways into a training loop
   6  optimizers, loop                  complete optimizers; a whole run
 """
 
+from radazo.anchored import SvrgState as SvrgState
+from radazo.anchored import svrg_estimator as svrg_estimator
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
@@ -50,6 +54,9 @@ from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad
 from radazo.forms import with_estimator as with_estimator
+from radazo.history import HistoryState as HistoryState
+from radazo.history import history_mean_estimator as history_mean_estimator
+from radazo.history import history_reuse_estimator as history_reuse_estimator
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
