@@ -110,7 +110,9 @@ def svrg_estimator(
 
     def init(params: base.Params) -> SvrgState:
         estimator.init(params)  # It says what in them cannot be perturbed.
-        snapshot = _floating(params)
+        snapshot = jax.tree.map(
+            lambda x: jnp.array(x, copy=True) if base.is_floating(x) else None, params
+        )
         return SvrgState(
             count=jnp.zeros((), jnp.int32),
             age=jnp.full((), -1, jnp.int32),
@@ -118,15 +120,19 @@ def svrg_estimator(
             full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
         )
 
-    def renewed(
-        words: jax.Array, params: base.Params, state: SvrgState
-    ) -> tuple[SvrgState, jax.Array]:
+    def renewed(words: jax.Array, params: base.Params, state: SvrgState) -> Any:
         _, gradient, _, info = _at(estimator, words, _FULL, full_value_fn, params)
-        age = jnp.zeros((), jnp.int32)
-        new = SvrgState(state.count, age, _floating(params), _floating(gradient))
         succeeded = jnp.any(info.kept)
-        chosen = jax.tree.map(lambda x, y: jnp.where(succeeded, x, y), new, state)
-        return chosen, jnp.asarray(info.num_values, jnp.int32)
+
+        def chosen(new: Any, old: Any) -> Any:
+            return None if old is None else jnp.where(succeeded, new, old)
+
+        new = state._replace(
+            age=chosen(jnp.zeros((), jnp.int32), state.age),
+            snapshot=jax.tree.map(chosen, params, state.snapshot),
+            full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
+        )
+        return new, jnp.asarray(info.num_values, jnp.int32)
 
     def estimate(
         key: base.Key,
@@ -138,7 +144,12 @@ def svrg_estimator(
     ) -> tuple[jax.Array, base.Params, Any, base.EstimateInfo]:
         words = threefry.key_data(where, key)
         due = (state.age < 0) | (state.age >= num_inner_steps)
-        state, num_full = _if_due(due, renewed, words, params, state)
+        state, num_full = _if(
+            due,
+            functools.partial(renewed, words, params),
+            lambda state: (state, jnp.zeros((), jnp.int32)),
+            state,
+        )
         if any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state))):
             value_fn = _traced_once(value_fn)
         at = functools.partial(_at, estimator, words, has_aux=has_aux)
@@ -204,25 +215,16 @@ def _at(
     return estimator.estimate(key, value_fn, params, fresh, has_aux=has_aux)
 
 
-def _if_due(
-    due: jax.Array,
-    renewed: Callable[..., tuple[SvrgState, jax.Array]],
-    words: jax.Array,
-    params: base.Params,
+def _if(
+    condition: jax.Array,
+    yes: Callable[[SvrgState], Any],
+    no: Callable[[SvrgState], Any],
     state: SvrgState,
-) -> tuple[SvrgState, jax.Array]:
-    """The state renewed, if it is due, and the function values that took."""
-
-    def same(
-        words: jax.Array, params: base.Params, state: SvrgState
-    ) -> tuple[SvrgState, jax.Array]:
-        del words, params
-        return state, jnp.zeros((), jnp.int32)
-
-    if isinstance(due, Tracer):
-        return lax.cond(due, renewed, same, words, params, state)
-    # Outside of any jit the function is called, and only where it is due.
-    return (renewed if due else same)(words, params, state)
+) -> Any:
+    """One of two functions of the state; outside of any jit the other is not called."""
+    if isinstance(condition, Tracer):
+        return lax.cond(condition, yes, no, state)
+    return (yes if condition else no)(state)
 
 
 def _traced_once(value_fn: base.ValueFn) -> base.ValueFn:
@@ -240,13 +242,6 @@ def _traced_once(value_fn: base.ValueFn) -> base.ValueFn:
         return seen[0].join(arrays)
 
     return called
-
-
-def _floating(tree: base.Params) -> base.Params:
-    """A copy of the floating-point leaves, None for others."""
-    return jax.tree.map(
-        lambda x: jnp.array(x, copy=True) if base.is_floating(x) else None, tree
-    )
 
 
 def _at_snapshot(params: base.Params, state: SvrgState) -> base.Params:
