@@ -17,6 +17,9 @@ Floors, from the bottom up; a module imports only from floors below its own.
      moments                           update rules
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, votes, guided         values to gradient
+  4  estimators                        values to gradient
+     history                           past steps, drawn again from their keys
+     anchored                          steps as differences from a snapshot
   5  forms                             three ways into a training loop
   6  assembly, loop                    what optimizers are made of; a whole run
   7  optimizers, adamu, pars           complete optimizers
@@ -25,6 +28,8 @@ Floors, from the bottom up; a module imports only from floors below its own.
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
 from radazo.adamu import zo_adamu as zo_adamu
+from radazo.anchored import SvrgState as SvrgState
+from radazo.anchored import svrg_estimator as svrg_estimator
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
@@ -72,6 +77,9 @@ from radazo.guided import last_estimate as last_estimate
 from radazo.guided import last_step as last_step
 from radazo.guided import momentum as momentum
 from radazo.guided import prior_guided_estimator as prior_guided_estimator
+from radazo.history import HistoryState as HistoryState
+from radazo.history import history_mean_estimator as history_mean_estimator
+from radazo.history import history_reuse_estimator as history_reuse_estimator
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
