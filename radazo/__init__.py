@@ -16,14 +16,12 @@ Floors, from the bottom up; a module imports only from floors below its own.
   2  directions, steps                 laws of directions; what estimators share
      moments                           update rules
   3  averaging, derivatives            the mean of slope times direction; exact slopes
-  4  estimators, votes, guided         values to gradient
-  4  estimators                        values to gradient
-     history                           past steps, drawn again from their keys
+  4  estimators, votes                 values to gradient; values to votes
+     guided, history                   guesses of the gradient; past steps drawn again
      anchored                          steps as differences from a snapshot
   5  forms                             three ways into a training loop
   6  assembly, loop                    what optimizers are made of; a whole run
   7  optimizers, adamu, pars           complete optimizers
-  6  optimizers, pars, loop             complete optimizers; a whole run
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
