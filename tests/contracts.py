@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 import radazo
 
 
@@ -18,6 +20,7 @@ class Row(NamedTuple):
       memoryless: Whether an estimate from a fresh state is as good as any.
       chunks: Whether it takes `chunk_size`.
       random: Whether its estimate depends on the key.
+      linear: Whether an estimate of 2f is twice that of f.
     """
 
     make: Callable[..., radazo.Estimator]
@@ -27,10 +30,7 @@ class Row(NamedTuple):
     memoryless: bool = True
     chunks: bool = True
     random: bool = True
-
-
-def central(make: Callable[..., Any]) -> Callable[..., Any]:
-    return functools.partial(make, difference=radazo.central)
+    linear: bool = True
 
 
 # Estimators that differ by the law of their directions alone.
@@ -41,8 +41,62 @@ LAWS = {
     "coordinate": radazo.coordinate_estimator,
     "orthogonal": radazo.orthogonal_estimator,
 }
+
+
+def with_options(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
+    """`make` with some of its arguments given, whatever else it is called with."""
+
+    @functools.wraps(make)
+    def made(**options: Any) -> radazo.Estimator:
+        return make(**options | fixed)
+
+    return made
+
+
+def in_all_dimensions(k: int) -> int:
+    del k
+    return 6 + 1  # The parameters of the contracts have six elements.
+
+
+PRIORS = {
+    "last estimate": radazo.last_estimate,
+    "last step": radazo.last_step,
+    "momentum": radazo.momentum(0.9),
+}
 ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
-    "gaussian, central": Row(
-        central(radazo.gaussian_estimator), lambda k: 2 * k, at_params=False
+    "two-point": Row(
+        with_options(radazo.gaussian_estimator, difference=radazo.central),
+        lambda k: 2 * k,
+        at_params=False,
     ),
+    "one-point": Row(
+        with_options(radazo.sphere_estimator, difference=radazo.one_point),
+        lambda k: k,
+        at_params=False,
+    ),
+    "exact": Row(
+        with_options(radazo.sphere_estimator, difference=radazo.exact), lambda k: k
+    ),
+    "each coordinate": Row(
+        with_options(radazo.coordinate_estimator, num_directions=None),
+        in_all_dimensions,
+        random=False,
+    ),
+    "law of one's own": Row(
+        with_options(
+            radazo.finite_difference_estimator,
+            distribution=radazo.distribution_from(
+                lambda key, dim: jax.random.laplace(key, (dim,)), factor=0.5
+            ),
+        )
+    ),
+    "majority vote": Row(radazo.majority_vote_estimator, linear=False),
+    **{
+        f"guided by {name}": Row(
+            with_options(radazo.prior_guided_estimator, prior=prior),
+            copies=lambda k: 1,
+            memoryless=False,
+        )
+        for name, prior in PRIORS.items()
+    },
 }

