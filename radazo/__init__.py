@@ -10,13 +10,14 @@ Floors, from the bottom up; a module imports only from floors below its own.
   0  base, checks, trees               what an estimator is; what an argument must be
   1  threefry, moments                 random bits of (key, counter); update rules
      differences, leaves               one slope along one line; pytrees as flat vectors
-     boxes, console                    bounds; what a run shows and hears
+     projections, console              sets to stay in; what a run shows and hears
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
   3  averaging, derivatives            the mean of slope times direction; exact slopes
-  4  estimators                        values to gradient
+  4  estimators, interpolation         values to gradient
   5  forms                             three ways into a training loop
   6  optimizers, loop                  complete optimizers; a whole run
+  7  projected                         optimizers that stay in a set
 """
 
 from radazo.averaging import EstimatorState as EstimatorState
@@ -50,6 +51,8 @@ from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad
 from radazo.forms import with_estimator as with_estimator
+from radazo.interpolation import InterpolationState as InterpolationState
+from radazo.interpolation import interpolation_estimator as interpolation_estimator
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -64,6 +67,13 @@ from radazo.optimizers import zo_adamm as zo_adamm
 from radazo.optimizers import zo_rmsprop as zo_rmsprop
 from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
+from radazo.projected import projected as projected
+from radazo.projected import projected_zo_adamm as projected_zo_adamm
+from radazo.projected import zo_psgd as zo_psgd
+from radazo.projections import box as box
+from radazo.projections import l1_ball as l1_ball
+from radazo.projections import l2_ball as l2_ball
+from radazo.projections import simplex as simplex
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 
 __version__ = "0.1.0"

@@ -95,6 +95,16 @@ def perturb(
     )
 
 
+def ravel(layout: Layout, params: base.Params) -> jax.Array:
+    """The perturbed leaves of `params` as one flat vector, (dim,)."""
+    parts = [
+        jnp.ravel(leaf).astype(layout.dtype)
+        for leaf, on in zip(jax.tree.leaves(params), layout.active, strict=True)
+        if on
+    ]
+    return jnp.concatenate(parts) if parts else jnp.zeros(0, layout.dtype)
+
+
 def unravel(
     layout: Layout, params: base.Params, flat: jax.Array, turn: jax.Array
 ) -> base.Params:
