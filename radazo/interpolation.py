@@ -125,7 +125,7 @@ def interpolation_estimator(
         points, values, differences = _points(
             step, state, distribution, start, order[:num_directions], num_reused
         )
-        gradient, slopes, kept = _interpolant(points - centre, differences)
+        gradient, slopes, kept = _interpolant(points - centre[None], differences)
         num_values = 1 + num_directions - num_reused
         state = _remembered(
             state,
@@ -178,7 +178,7 @@ def _nearest(
     state: InterpolationState, centre: jax.Array, limit: jax.Array, most: int
 ) -> tuple[jax.Array, jax.Array]:
     """The old points by their distance, and how many of the first are reused."""
-    distances = jnp.sqrt(jnp.sum(jnp.square(state.points - centre), axis=1))
+    distances = jnp.sqrt(jnp.sum(jnp.square(state.points - centre[None]), axis=1))
     # A point that has not moved from the centre says nothing of the slope.
     near = state.usable & (distances < limit) & (distances > 0)
     order = jnp.argsort(jnp.where(near, distances, jnp.inf))

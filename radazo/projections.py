@@ -117,7 +117,7 @@ def l1_ball(scale: Any = 1.0) -> Projection:
       No function values; three copies of the parameters in float32 while it runs. 33
       passes over them, 79 in a metric.
     Example:
-      >>> print(jnp.round(l1_ball(1.0)(jnp.array([2.0, -1.5, 0.3])), 3))
+      >>> print(jnp.round(l1_ball(1.0)(jnp.array([2.0, -1.5, 0.3])), 2))
       [ 0.75 -0.25  0.  ]
     References:
       Duchi et al., Efficient projections onto the l1-ball for learning in high
