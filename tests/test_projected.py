@@ -109,7 +109,7 @@ def test_zo_psgd_is_its_pseudocode(x64, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_projected_zo_adamm_is_the_algorithm_of_2019(x64, name):
-    key, rate, b1, b2, zeta = jax.random.key(5), 0.1, 0.9, 0.5, 1e-8
+    key, rate, b1, b2, zeta = jax.random.key(5), 0.3, 0.9, 0.5, 1e-8
     x = a_start(name)
     optimizer = radazo.projected_zo_adamm(
         rate, SETS[name], estimator(), key=key, b1=b1, b2=b2
@@ -177,7 +177,7 @@ def test_every_step_stays_inside(name, make, dtype):
     assert reached.dtype == dtype
     assert reached.shape == (4, 50, D)
     assert inside(name, reached, float(jnp.finfo(dtype).eps))
-    assert len(np.unique(np.asarray(reached, np.float32).reshape(-1, D), axis=0)) > 9
+    assert len(np.unique(np.asarray(reached, np.float32).reshape(-1, D), axis=0)) > 3
 
 
 def test_from_outside_of_a_box_a_step_goes_to_its_edge():
