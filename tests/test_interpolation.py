@@ -292,6 +292,32 @@ def test_any_pytree_under_a_mask_in_a_mapped_scan():
     assert state.estimator.points.shape == (4, 3)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_seeds_or_data_may_vary_over_devices(check_vma):
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("devices",))
+    over, whole = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec()
+    estimator = radazo.interpolation_estimator(num_directions=3)
+    x = jnp.zeros(5)
+
+    def estimate(words, scale):
+        key = jax.random.wrap_key_data(words[0])
+        value_fn = lambda x: scale[0] * linear(x)
+        return estimator.estimate(key, value_fn, x, estimator.init(x))[1][None]
+
+    words = jax.random.key_data(jax.random.split(jax.random.key(0)))
+    scale = jnp.array([1.0, 2.0])
+    alone = quick_jit(estimate)
+    for specs in ((over, whole), (whole, over)):
+        sharded = jax.shard_map(
+            estimate, mesh=mesh, in_specs=specs, out_specs=over, check_vma=check_vma
+        )
+        together = quick_jit(sharded)(words, scale)
+        for i in range(2):
+            first, second = (i * (spec == over) for spec in specs)
+            expected = alone(words[first:][:1], scale[second:][:1])[0]
+            np.testing.assert_allclose(together[i], expected, rtol=1e-4, atol=1e-3)
+
+
 def test_outside_of_jit_only_new_points_are_evaluated():
     estimator = radazo.interpolation_estimator(num_directions=4)
     calls = []

@@ -232,15 +232,17 @@ def test_bounds_may_be_pytrees_and_are_rounded_to_the_inside():
     assert radazo.box(0.1, 0.1)(params["a"])[0] == jnp.bfloat16(0.1)
 
 
-def test_projections_are_mapped_and_scanned():
+@pytest.mark.parametrize("name", SETS)
+def test_a_projection_is_mapped_and_scanned(name):
     xs = jax.random.normal(jax.random.key(0), (3, SIZE))
-    for name, make in SETS.items():
-        project = make(0.5)
-        together = quick_jit(jax.vmap(project))(xs)
-        _, scanned = jax.lax.scan(lambda c, x: (c, project(x)), None, xs)
-        alone = jnp.stack([project(x) for x in xs])
-        np.testing.assert_allclose(together, alone, atol=1e-6, err_msg=name)
-        np.testing.assert_allclose(scanned, alone, atol=1e-6, err_msg=name)
+    project = SETS[name](0.5)
+    together = quick_jit(jax.vmap(project))(xs)
+    _, scanned = quick_jit(
+        lambda xs: jax.lax.scan(lambda carry, x: (carry, project(x)), None, xs)
+    )(xs)
+    alone = np.stack([project(x) for x in xs])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    np.testing.assert_allclose(scanned, alone, atol=1e-6)
 
 
 V, T = ValueError, TypeError
