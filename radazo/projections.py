@@ -6,7 +6,8 @@ A projection is `project(params, metric=None)`: the nearest point of the set,
 
 over all floating-point leaves jointly, with weights hᵢ = 1 or those of `metric`. Other
 leaves pass through. Arithmetic is in float32 at least, and what is rounded to the type
-of a leaf is rounded towards the inside.
+of a leaf is rounded towards the inside; a ball is smaller by four units in the last
+place, so that what was projected once stays where it is.
 
 In a metric, balls and simplex have no closed form. Each is one root of a monotone
 function of one multiplier, by bisection: a fixed number of passes over the parameters.
@@ -89,9 +90,9 @@ def l2_ball(scale: Any = 1.0) -> Projection:
       No function values; three copies of the parameters in float32 while it runs. Two
       passes over them, 79 in a metric.
     Example:
-      >>> project = l2_ball(1.0)
-      >>> print(project({"a": jnp.array([3.0]), "b": jnp.array(4.0)}))
-      {'a': Array([0.6], dtype=float32), 'b': Array(0.8, dtype=float32)}
+      >>> params = l2_ball(5.0)({"a": jnp.array([6.0]), "b": jnp.array(8.0)})
+      >>> print(jnp.round(params["a"]), jnp.round(params["b"]))
+      [3.] 4.0
     References:
       Boyd and Vandenberghe, Convex optimization, 2004, section 8.1.
     """
@@ -146,8 +147,8 @@ def simplex(scale: Any = 1.0) -> Projection:
       No function values; three copies of the parameters in float32 while it runs. 33
       passes over them, 79 in a metric.
     Example:
-      >>> print(jnp.round(simplex(1.0)(jnp.array([0.9, 0.5, -0.3])), 3))
-      [0.7 0.3 0. ]
+      >>> print(jnp.round(simplex(1.0)(jnp.array([1.0, 0.5, -0.3])), 2))
+      [0.75 0.25 0.  ]
     References:
       Duchi et al., Efficient projections onto the l1-ball for learning in high
       dimensions, 2008.
@@ -323,8 +324,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _just_inside(y: jax.Array, norm: jax.Array, scale: jax.Array) -> jax.Array:
-    """`y` at a norm so little below `scale` that rounding does not lift it above: what
-    was projected once stays where it is."""
+    """`y` at a norm so little below `scale` that rounding does not lift it above."""
     return y * (scale / norm * (1 - 4 * jnp.finfo(y.dtype).eps))
 
 
