@@ -11,17 +11,18 @@ Floors, from the bottom up; a module imports only from floors below its own.
   0  base, checks, trees               what an estimator is; what an argument must be
   1  threefry, granularities           random bits of (key, counter); shared moments
      differences, leaves               one slope along one line; pytrees as flat vectors
-     boxes, console                    bounds; what a run shows and hears
+     projections, console              sets to stay in; what a run shows and hears
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
      moments                           update rules
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, votes                 values to gradient; values to votes
      guided, history                   guesses of the gradient; past steps drawn again
-     anchored                          steps as differences from a snapshot
+     interpolation, anchored           past points used again; a snapshot to start from
   5  forms                             three ways into a training loop
   6  assembly, loop                    what optimizers are made of; a whole run
   7  optimizers, adamu, pars           complete optimizers
+     projected                         optimizers that stay in a set
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
@@ -78,6 +79,8 @@ from radazo.guided import prior_guided_estimator as prior_guided_estimator
 from radazo.history import HistoryState as HistoryState
 from radazo.history import history_mean_estimator as history_mean_estimator
 from radazo.history import history_reuse_estimator as history_reuse_estimator
+from radazo.interpolation import InterpolationState as InterpolationState
+from radazo.interpolation import interpolation_estimator as interpolation_estimator
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -95,6 +98,13 @@ from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
 from radazo.pars import ParsState as ParsState
 from radazo.pars import pars as pars
+from radazo.projected import projected as projected
+from radazo.projected import projected_zo_adamm as projected_zo_adamm
+from radazo.projected import zo_psgd as zo_psgd
+from radazo.projections import box as box
+from radazo.projections import l1_ball as l1_ball
+from radazo.projections import l2_ball as l2_ball
+from radazo.projections import simplex as simplex
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 from radazo.votes import majority_vote_estimator as majority_vote_estimator
 

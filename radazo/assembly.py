@@ -17,8 +17,8 @@ def optimizer(
     rule: optax.GradientTransformation,
     key: base.Key,
     learning_rate: base.Schedule | float,
-    weight_decay: float,
-    weight_decay_mask: base.Mask,
+    weight_decay: float = 0.0,
+    weight_decay_mask: base.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The complete optimizer made of `rule`, whose messages say `where`."""
     checks.non_negative(

@@ -96,13 +96,13 @@ def perturb(
 
 
 def ravel(layout: Layout, params: base.Params) -> jax.Array:
-    """The perturbed leaves as one flat vector, (dim,) of type layout.dtype."""
+    """The perturbed leaves of `params` as one flat vector, (dim,)."""
     parts = [
-        jnp.asarray(leaf).astype(layout.dtype).reshape(-1)
+        jnp.ravel(leaf).astype(layout.dtype)
         for leaf, on in zip(jax.tree.leaves(params), layout.active, strict=True)
         if on
     ]
-    return jnp.concatenate([jnp.zeros(0, layout.dtype), *parts])
+    return jnp.concatenate(parts) if parts else jnp.zeros(0, layout.dtype)
 
 
 def unravel(

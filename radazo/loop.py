@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import base, boxes, checks, console, forms, trees
+from radazo import base, checks, console, forms, projections, trees
 
 _MAX_STEPS_PER_CALL = 1024
 _SECONDS_PER_CALL = 0.2
@@ -115,7 +115,7 @@ def minimize(
     if progress is not None:
         way_out = "None shows a bar on a terminal where tqdm is installed."
         checks.instance(where, "progress", progress, bool, way_out)
-    box = None if bounds is None else boxes.box(where, params, bounds)
+    box = None if bounds is None else projections.clipping(where, params, bounds)
     arrays, rest = trees.split(params)
     arrays = _copy(arrays) if box is None else box(_copy(arrays))
     state = _state(where, optimizer, rest.join(arrays), state)

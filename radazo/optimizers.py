@@ -105,7 +105,7 @@ def zo_adamm(
 
     Plain as in the R-AdaZO paper; `amsgrad=True` is the rule as its authors published
     it in 2019. Theirs goes with a learning rate that falls as 1/√t, and with a
-    projection, which for a box is the `bounds` of `minimize`.
+    projection: `projected_zo_adamm`.
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · g²
