@@ -59,9 +59,9 @@ def history_reuse_estimator(
 
     There is no base value: the mean of the values stands in its place. Old values count
     as if they had been taken around the present parameters, which is less noise for an
-    error that grows with the way gone in N steps: what f falls by in these steps counts
-    as slopes, and is to be small beside smoothing · ‖∇f‖. Take a larger `smoothing` than
-    elsewhere, which costs less here, since the mean bears most of the curvature.
+    error that grows with the way gone in N steps: what f falls by in them counts as
+    slopes, and is to be small beside smoothing · ‖∇f‖. Take a larger `smoothing` than
+    elsewhere; it costs less here, since the mean takes away most of the curvature.
 
       yₖ = f(x + smoothing · uₖ)                                  K values in this step
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
