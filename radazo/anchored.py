@@ -120,20 +120,6 @@ def svrg_estimator(
             full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
         )
 
-    def renewed(words: jax.Array, params: base.Params, state: SvrgState) -> Any:
-        _, gradient, _, info = _at(estimator, words, _FULL, full_value_fn, params)
-        succeeded = jnp.any(info.kept)
-
-        def chosen(new: Any, old: Any) -> Any:
-            return None if old is None else jnp.where(succeeded, new, old)
-
-        new = state._replace(
-            age=chosen(jnp.zeros((), jnp.int32), state.age),
-            snapshot=jax.tree.map(chosen, params, state.snapshot),
-            full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
-        )
-        return new, jnp.asarray(info.num_values, jnp.int32)
-
     def estimate(
         key: base.Key,
         value_fn: base.ValueFn,
@@ -146,7 +132,7 @@ def svrg_estimator(
         due = (state.age < 0) | (state.age >= num_inner_steps)
         state, num_full = _if(
             due,
-            functools.partial(renewed, words, params),
+            functools.partial(_renewed, estimator, words, full_value_fn, params),
             lambda state: (state, jnp.zeros((), jnp.int32)),
             state,
         )
@@ -213,6 +199,28 @@ def _at(
     key = jax.random.wrap_key_data(threefry.fold_in(words, part), impl="threefry2x32")
     fresh = estimator.init(params)
     return estimator.estimate(key, value_fn, params, fresh, has_aux=has_aux)
+
+
+def _renewed(
+    estimator: base.Estimator,
+    words: jax.Array,
+    full_value_fn: base.ValueFn,
+    params: base.Params,
+    state: SvrgState,
+) -> tuple[SvrgState, jax.Array]:
+    """The state with a new snapshot, or as it was, and the function values taken."""
+    _, gradient, _, info = _at(estimator, words, _FULL, full_value_fn, params)
+    succeeded = jnp.any(info.kept)
+
+    def chosen(new: Any, old: Any) -> Any:
+        return None if old is None else jnp.where(succeeded, new, old)
+
+    state = state._replace(
+        age=chosen(jnp.zeros((), jnp.int32), state.age),
+        snapshot=jax.tree.map(chosen, params, state.snapshot),
+        full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
+    )
+    return state, jnp.asarray(info.num_values, jnp.int32)
 
 
 def _if(

@@ -50,7 +50,7 @@ def history_reuse_estimator(
     distribution: directions.Distribution = directions.gaussian,
     num_directions: int = 10,
     num_past: int = 5,
-    smoothing: base.Schedule | float = 5e-3,
+    smoothing: base.Schedule | float = 5e-2,
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
@@ -59,7 +59,9 @@ def history_reuse_estimator(
 
     There is no base value: the mean of the values stands in its place. Old values count
     as if they had been taken around the present parameters, which is less noise for an
-    error that grows with the way gone in N steps.
+    error that grows with the way gone in N steps: what f falls by in them counts as
+    slopes, and is to be small beside smoothing · ‖∇f‖. Take a larger `smoothing` than
+    elsewhere; it costs less here, since the mean takes away most of the curvature.
 
       yₖ = f(x + smoothing · uₖ)                                  K values in this step
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
@@ -73,7 +75,8 @@ def history_reuse_estimator(
       distribution: Law of the directions, which must be independent of each other.
       num_directions: K, at least 1; at least 2 where no past step is used.
       num_past: N, past steps that are used again, at least 0.
-      smoothing, chunk_size, mask: As in `finite_difference_estimator`.
+      smoothing: As in `finite_difference_estimator`, but ten times as large.
+      chunk_size, mask: As in `finite_difference_estimator`.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
         Terms are summed before they are compared, since those of the past are not
         kept: the digits that `terms` is worth elsewhere are not won here.
