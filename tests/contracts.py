@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 import radazo
 
@@ -21,6 +22,7 @@ class Row(NamedTuple):
       chunks: Whether it takes `chunk_size`.
       random: Whether its estimate depends on the key.
       linear: Whether an estimate of 2f is twice that of f.
+      alone: Whether it asks no other function than `value_fn`.
     """
 
     make: Callable[..., radazo.Estimator]
@@ -31,6 +33,7 @@ class Row(NamedTuple):
     chunks: bool = True
     random: bool = True
     linear: bool = True
+    alone: bool = True
 
 
 # Estimators that differ by the law of their directions alone.
@@ -56,6 +59,18 @@ def with_options(make: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
 def in_all_dimensions(k: int) -> int:
     del k
     return 6 + 1  # The parameters of the contracts have six elements.
+
+
+@functools.wraps(radazo.svrg_estimator)
+def around_a_snapshot(**options: Any) -> radazo.Estimator:
+    estimator = radazo.sphere_estimator(**options)
+    return radazo.svrg_estimator(estimator, whole_objective)
+
+
+def whole_objective(params: Any) -> jax.Array:
+    leaves = jax.tree.leaves(params)
+    moved = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum((jnp.sum(x.astype(jnp.float32)) for x in moved), jnp.float32(0))
 
 
 PRIORS = {
@@ -99,4 +114,24 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         )
         for name, prior in PRIORS.items()
     },
+    "values of past steps": Row(
+        radazo.history_reuse_estimator,
+        lambda k: k,
+        at_params=False,
+        memoryless=False,
+    ),
+    "mean of past estimates": Row(radazo.history_mean_estimator, memoryless=False),
+    "snapshot": Row(
+        around_a_snapshot,
+        lambda k: 3 * (k + 1),
+        copies=lambda k: 2,
+        memoryless=False,
+        alone=False,
+    ),
+    "interpolation": Row(
+        radazo.interpolation_estimator,
+        copies=lambda k: k + 1,
+        memoryless=False,
+        chunks=False,
+    ),
 }

@@ -108,7 +108,10 @@ def test_the_value_is_that_of_the_parameters(row, estimate):
 
 def test_an_estimate_under_jit_is_the_estimate(row):
     expected = eager(row)(1, start())
-    assert_near(jitted(row)(1, start()), expected)
+    found = jitted(row)(1, start())
+    assert_near(found, expected)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found[:3]))
+    assert np.any(found[1]["matrix"]) or np.any(found[1]["pair"][0])
 
 
 def test_a_dozen_seeds_in_one_program_are_a_dozen_runs(row, estimate):
@@ -175,6 +178,8 @@ def test_an_estimator_says_whether_it_remembers(row):
 
 
 def test_outside_of_jit_the_function_is_called_each_time_and_reads_what_is_there(row):
+    if not row.alone:
+        pytest.skip("another function does not change with it")
     calls, scale = [], {"by": 1.0}
 
     def value_fn(params):
