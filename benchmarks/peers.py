@@ -6,8 +6,9 @@ The same functions, the same start, N(0, I), the same number of function values,
 each method tuned by the same rule: one knob, eight runs on a seed that is not reported.
 Tuning starts at a value given before and goes up or down by factors of ten, then of
 half and of a quarter of a power, towards what ended lowest; a knob that is the largest
-or smallest of those tried is marked (edge). A run that ends above its start counts as
-infinite, however low the first points that it tried happen to be.
+or smallest of those tried is marked (edge). A run that ends above its start, where its
+point was last finite, counts as infinite, however low the first points that it tried
+happen to be.
 
 Compared is the lowest value that a run has seen, at the points that it evaluated or at
 the one that it would return: for evolution strategies that is the mean of the
@@ -244,8 +245,13 @@ def measured(
 
 
 def improved(trace: Trace) -> float:
-    """The lowest value of a run; infinity if it does not end below its start."""
-    return trace.best[-1] if trace.current[-1] < trace.current[0] else math.inf
+    """The lowest value of a run; infinity if it does not end below its start.
+
+    It ends where its point was last finite: in float32 a distribution that has shrunk
+    to a point may end in NaN.
+    """
+    ends = trace.current[np.isfinite(trace.current)]
+    return trace.best[-1] if len(ends) and ends[-1] < trace.current[0] else math.inf
 
 
 def tune(

@@ -171,6 +171,13 @@ def test_what_ends_above_its_start_has_not_improved(end):
     assert peers.improved(recorder.finish(lambda: 4.5)) == 4.0
 
 
+def test_what_ends_in_nan_is_judged_by_its_last_finite_point():
+    recorder = Recorder(5.0, 400)
+    recorder.step([2.0] * 200, lambda: 2.5)
+    recorder.step([math.nan] * 200, lambda: math.nan)
+    assert peers.improved(recorder.finish(lambda: math.nan)) == 2.0
+
+
 def test_tuning_keeps_the_first_of_those_that_reach_zero():
     tried = peers.tune(lambda knob: 0.0, 3.0, 4)
     assert peers.lowest(tried) == 3.0
