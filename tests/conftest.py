@@ -114,7 +114,8 @@ def counting(value_fn):
     @counted.defjvp
     def derivative(primals, tangents):
         value, slope = jax.jvp(value_fn, primals, tangents)
-        return noted(value), slope
+        value = noted(value)
+        return value, slope + 0 * value  # What nothing depends on is not called.
 
     return counted, calls
 

@@ -23,6 +23,7 @@ class Row(NamedTuple):
       random: Whether its estimate depends on the key.
       linear: Whether an estimate of 2f is twice that of f.
       alone: Whether it asks no other function than `value_fn`.
+      moves: Whether it evaluates points beside the parameters.
     """
 
     make: Callable[..., radazo.Estimator]
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     random: bool = True
     linear: bool = True
     alone: bool = True
+    moves: bool = True
 
 
 # Estimators that differ by the law of their directions alone.
@@ -90,7 +92,9 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         at_params=False,
     ),
     "exact": Row(
-        with_options(radazo.sphere_estimator, difference=radazo.exact), lambda k: k
+        with_options(radazo.sphere_estimator, difference=radazo.exact),
+        lambda k: k,
+        moves=False,
     ),
     "each coordinate": Row(
         with_options(radazo.coordinate_estimator, num_directions=None),

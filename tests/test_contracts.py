@@ -270,7 +270,7 @@ def test_a_non_finite_value_among_others_leaves_the_gradient_finite(row, bad):
     params = jnp.array([-4e-3, 1.0, 1.0])
     _, gradients, _, info = quick_jit(jax.vmap(estimate, (0, None)))(keys, params)
     assert np.any(info.kept)
-    assert not np.all(info.kept)
+    assert np.all(info.kept) != row.moves
     assert np.all(np.isfinite(gradients))
     assert np.any(gradients)
 

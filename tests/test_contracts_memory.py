@@ -47,6 +47,8 @@ def test_the_state_is_arrays_of_the_same_types_in_and_out(row):
 
 @pytest.mark.parametrize("options", FLAGS.values(), ids=FLAGS)
 def test_the_type_of_a_state_depends_on_no_flag(row, options):
+    if not row.alone and "smoothing" in options:
+        pytest.skip("what it wraps is memoryless")
     plain, flagged = (
         row.make(num_directions=3, **more).init(start()) for more in ({}, options)
     )
