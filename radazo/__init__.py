@@ -11,10 +11,11 @@ Floors, from the bottom up; a module imports only from floors below its own.
   1  threefry, moments                 random bits of (key, counter); update rules
      differences, leaves               one slope along one line; pytrees as flat vectors
      boxes, console                    bounds; what a run shows and hears
+     kernels                           what a few points say of a function
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
   3  averaging, derivatives            the mean of slope times direction; exact slopes
-  4  estimators                        values to gradient
+  4  estimators, trajectory            values to gradient
   5  forms                             three ways into a training loop
   6  optimizers, loop                  complete optimizers; a whole run
 """
@@ -50,6 +51,9 @@ from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad
 from radazo.forms import with_estimator as with_estimator
+from radazo.kernels import Kernel as Kernel
+from radazo.kernels import matern as matern
+from radazo.kernels import rbf as rbf
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -65,5 +69,7 @@ from radazo.optimizers import zo_rmsprop as zo_rmsprop
 from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
+from radazo.trajectory import TrajectoryState as TrajectoryState
+from radazo.trajectory import trajectory_estimator as trajectory_estimator
 
 __version__ = "0.1.0"

@@ -95,6 +95,17 @@ def perturb(
     )
 
 
+def ravel(layout: Layout, params: base.Params) -> jax.Array:
+    """(dim,) the perturbed leaves of `params` as one vector of type layout.dtype."""
+    leaves = jax.tree.leaves(params)
+    parts = [
+        jnp.ravel(leaf).astype(layout.dtype)
+        for leaf, on in zip(leaves, layout.active, strict=True)
+        if on
+    ]
+    return jnp.concatenate(parts) if parts else jnp.zeros(0, layout.dtype)
+
+
 def unravel(
     layout: Layout, params: base.Params, flat: jax.Array, turn: jax.Array
 ) -> base.Params:
