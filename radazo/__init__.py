@@ -17,12 +17,19 @@ Floors, from the bottom up; a module imports only from floors below its own.
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, trajectory            values to gradient
   5  forms                             three ways into a training loop
+     corrections                       what clients of a federated run add
   6  optimizers, loop                  complete optimizers; a whole run
+     federated                         clients that step, a server that averages
 """
 
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
+from radazo.corrections import Correction as Correction
+from radazo.corrections import fed_avg as fed_avg
+from radazo.corrections import fed_prox as fed_prox
+from radazo.corrections import fzoos as fzoos
+from radazo.corrections import scaffold as scaffold
 from radazo.derivatives import SlopeErrors as SlopeErrors
 from radazo.derivatives import slope_errors as slope_errors
 from radazo.diagnostics import EstimateStatistics as EstimateStatistics
@@ -47,6 +54,10 @@ from radazo.estimators import gaussian_estimator as gaussian_estimator
 from radazo.estimators import orthogonal_estimator as orthogonal_estimator
 from radazo.estimators import rademacher_estimator as rademacher_estimator
 from radazo.estimators import sphere_estimator as sphere_estimator
+from radazo.federated import Federated as Federated
+from radazo.federated import FederatedInfo as FederatedInfo
+from radazo.federated import FederatedState as FederatedState
+from radazo.federated import federated as federated
 from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad

@@ -149,42 +149,54 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
 
       log likelihood = −n / 2 · log a² − 1/2 · log det K
     """
-    num_points, dtype = buffer.values.size, buffer.values.dtype
-    filled = jnp.arange(num_points, dtype=jnp.int32) < buffer.num_filled
-    center, deviation, standard = _standardised(buffer.values, filled)
+    dtype = buffer.values.dtype
+    holds = filled(buffer)
+    center, deviation, standard = standardised(buffer.values, holds)
     number = jnp.maximum(buffer.num_filled, 1).astype(dtype)
-    # A smaller one drowns in the rounding of the decomposition.
-    least = num_points * float(jnp.finfo(dtype).eps)
-    jitter = jnp.maximum(jnp.asarray(jitter, dtype), jnp.asarray(least, dtype))
 
-    def factorized(length_scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        s = _scaled(buffer.squared_distances, length_scale)
-        pairs = filled[:, None] & filled[None, :]
-        gram = jnp.where(pairs, kernel.covariance(s), jnp.zeros_like(s))
-        diagonal = jnp.where(filled, jitter, jnp.ones_like(jitter))
-        factor = jnp.linalg.cholesky(gram + jnp.diag(diagonal))
+    def likelihood(length_scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        gram = kernel.covariance(_scaled(buffer.squared_distances, length_scale))
+        factor = factorized(gram, holds, jitter)
         half = lax.linalg.triangular_solve(
             factor, standard[:, None], left_side=True, lower=True
         )[:, 0]
         amplitude = jnp.maximum(jnp.dot(half, half) / number, jnp.finfo(dtype).tiny)
         halves = number / 2 * jnp.log(amplitude)
-        likelihood = -halves - jnp.sum(jnp.log(jnp.diag(factor)))
-        worst = jnp.full_like(likelihood, -jnp.inf)
-        return jnp.where(jnp.isnan(likelihood), worst, likelihood), factor, half
+        log = -halves - jnp.sum(jnp.log(jnp.diag(factor)))
+        log = jnp.where(jnp.isnan(log), jnp.full_like(log, -jnp.inf), log)
+        return log, factor, half
 
     if length_scale is None:
-        distance = _mean_distance(buffer.squared_distances, filled)
+        distance = _mean_distance(buffer.squared_distances, holds)
         length_scales = distance * jnp.asarray(_GRID, dtype)
-        likelihoods, factors, halves = jax.vmap(factorized)(length_scales)
+        likelihoods, factors, halves = jax.vmap(likelihood)(length_scales)
         best = jnp.argmax(likelihoods)
         length, factor, half = length_scales[best], factors[best], halves[best]
     else:
         length = jnp.asarray(length_scale, dtype)
-        _, factor, half = factorized(length)
+        _, factor, half = likelihood(length)
     weights = lax.linalg.triangular_solve(
         factor, half[:, None], left_side=True, lower=True, transpose_a=True
     )[:, 0]
-    return Posterior(length, factor, weights, filled, center, deviation)
+    return Posterior(length, factor, weights, holds, center, deviation)
+
+
+def filled(buffer: Buffer) -> jax.Array:
+    """(num_points,) bool, whether a row holds a point."""
+    return jnp.arange(buffer.values.size, dtype=jnp.int32) < buffer.num_filled
+
+
+def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
+    """The lower Cholesky factor of a Gram matrix with jitter, and of the identity in
+    rows that hold no point."""
+    pairs = holds[:, None] & holds[None, :]
+    gram = jnp.where(pairs, gram, jnp.zeros_like(gram))
+    # A smaller one drowns in the rounding of the decomposition.
+    least = len(holds) * float(jnp.finfo(gram.dtype).eps)
+    jitter = jnp.maximum(jnp.asarray(jitter, gram.dtype), least)
+    return jnp.linalg.cholesky(
+        gram + jnp.diag(jnp.where(holds, jitter, jnp.ones_like(jitter)))
+    )
 
 
 def mean(kernel: Kernel, posterior: Posterior, distances: jax.Array) -> jax.Array:
@@ -245,14 +257,14 @@ def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
     return jnp.minimum(distances / jnp.square(length_scale), _FAR)
 
 
-def _standardised(
-    values: jax.Array, filled: jax.Array
+def standardised(
+    values: jax.Array, holds: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and standard deviation of the filled values, and the values so scaled."""
+    """Mean and deviation of the values that count, and the values so scaled."""
     zero = jnp.zeros_like(values)
-    number = jnp.maximum(jnp.sum(filled, dtype=jnp.int32), 1).astype(values.dtype)
-    center = jnp.sum(jnp.where(filled, values / number, zero))
-    off = jnp.where(filled, values - center, zero)
+    number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
+    center = jnp.sum(jnp.where(holds, values / number, zero))
+    off = jnp.where(holds, values - center, zero)
     largest = jnp.max(jnp.abs(off))  # Squares of large values overflow.
     largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     off = off / largest
@@ -261,9 +273,9 @@ def _standardised(
     return center, largest * deviation, off / deviation
 
 
-def _mean_distance(table: jax.Array, filled: jax.Array) -> jax.Array:
-    """Root of the mean squared distance between filled points; 1 where that is 0."""
-    pairs = filled[:, None] & filled[None, :]
+def _mean_distance(table: jax.Array, holds: jax.Array) -> jax.Array:
+    """Root of the mean squared distance between the points; 1 where that is 0."""
+    pairs = holds[:, None] & holds[None, :]
     number = jnp.maximum(jnp.sum(pairs, dtype=jnp.int32), 1).astype(table.dtype)
     mean_square = jnp.sum(jnp.where(pairs, table / number, jnp.zeros_like(table)))
     return jnp.sqrt(jnp.where(mean_square > 0, mean_square, jnp.ones_like(mean_square)))
