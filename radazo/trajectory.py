@@ -68,11 +68,14 @@ def trajectory_estimator(
       buffer ← f(x), f(x + smoothing · uₖ) for k < K
       g = ∇ (posterior mean of f) at x
 
-    It is at its best for smooth functions of few dimensions. There
-    g hardly differs from the gradient at K = 4, where that of `orthogonal_estimator`
-    has a cosine of √(K / d) to it. Where d is far above `num_points` the buffer spans
-    few of the dimensions, and g is no better than a mean over directions that costs
-    much less.
+    For smooth functions of few dimensions. Along 120 steps of Adam at 0.05, K = 4, on
+    four functions (quadratics, Rosenbrock, Levy), its mean cosine to the gradient is
+    0.88 to 0.98 in 10 dimensions and 0.87 to 0.96 in 20, where those of
+    `orthogonal_estimator`, √(K / d), are 0.6 and 0.4; and its length is the gradient's.
+    In 1,000 dimensions at K = 10 it is 0.2 against 0.1, and its length a fifth, since g
+    lies in the span of the points: there memory and time are what it costs. Close to a
+    minimum, where f changes less over `smoothing` than float32 and the jitter resolve,
+    it gets worse: give a schedule that falls.
 
     With `max_virtual_steps` a step takes no value at all, and answers from the buffer,
 
@@ -274,7 +277,7 @@ def _look_around(
     turn, seen = lax.scan(
         look_at_chunk, jnp.uint32(0), ks[:whole].reshape(-1, chunk_size)
     )
-    seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    seen = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), seen)
     if whole < number:
         turn, rest = look_at_chunk(turn, ks[whole:])
         seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
