@@ -12,6 +12,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
   1  threefry, granularities           random bits of (key, counter); shared moments
      differences, leaves               one slope along one line; pytrees as flat vectors
      projections, console              sets to stay in; what a run shows and hears
+     kernels                           what a few points say of a function
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
      moments                           update rules
@@ -19,8 +20,11 @@ Floors, from the bottom up; a module imports only from floors below its own.
   4  estimators, votes                 values to gradient; values to votes
      guided, history                   guesses of the gradient; past steps drawn again
      interpolation, anchored           past points used again; a snapshot to start from
+     trajectory                        a function fitted to the points of a run
   5  forms                             three ways into a training loop
+     corrections                       what clients of a federated run add
   6  assembly, loop                    what optimizers are made of; a whole run
+     federated                         clients that step, a server that averages
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
 """
@@ -32,6 +36,11 @@ from radazo.anchored import svrg_estimator as svrg_estimator
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
+from radazo.corrections import Correction as Correction
+from radazo.corrections import fed_avg as fed_avg
+from radazo.corrections import fed_prox as fed_prox
+from radazo.corrections import fzoos as fzoos
+from radazo.corrections import scaffold as scaffold
 from radazo.derivatives import SlopeErrors as SlopeErrors
 from radazo.derivatives import slope_errors as slope_errors
 from radazo.diagnostics import EstimateStatistics as EstimateStatistics
@@ -60,6 +69,10 @@ from radazo.estimators import gaussian_estimator as gaussian_estimator
 from radazo.estimators import orthogonal_estimator as orthogonal_estimator
 from radazo.estimators import rademacher_estimator as rademacher_estimator
 from radazo.estimators import sphere_estimator as sphere_estimator
+from radazo.federated import Federated as Federated
+from radazo.federated import FederatedInfo as FederatedInfo
+from radazo.federated import FederatedState as FederatedState
+from radazo.federated import federated as federated
 from radazo.forms import WithEstimatorState as WithEstimatorState
 from radazo.forms import estimate_gradient as estimate_gradient
 from radazo.forms import value_and_grad as value_and_grad
@@ -81,6 +94,9 @@ from radazo.history import history_mean_estimator as history_mean_estimator
 from radazo.history import history_reuse_estimator as history_reuse_estimator
 from radazo.interpolation import InterpolationState as InterpolationState
 from radazo.interpolation import interpolation_estimator as interpolation_estimator
+from radazo.kernels import Kernel as Kernel
+from radazo.kernels import matern as matern
+from radazo.kernels import rbf as rbf
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -107,5 +123,7 @@ from radazo.projections import l2_ball as l2_ball
 from radazo.projections import simplex as simplex
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 from radazo.votes import majority_vote_estimator as majority_vote_estimator
+from radazo.trajectory import TrajectoryState as TrajectoryState
+from radazo.trajectory import trajectory_estimator as trajectory_estimator
 
 __version__ = "0.1.0"

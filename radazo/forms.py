@@ -288,9 +288,9 @@ def _counted(
     return state._replace(
         count=jnp.asarray(optax.safe_increment(state.count)),
         last_value=value.astype(state.last_value.dtype),
-        num_values=_safe_add(state.num_values, info.num_values),
-        num_dropped=_safe_add(state.num_dropped, dropped),
-        num_skipped=_safe_add(state.num_skipped, (~seen).astype(jnp.int32)),
+        num_values=safe_add(state.num_values, info.num_values),
+        num_dropped=safe_add(state.num_dropped, dropped),
+        num_skipped=safe_add(state.num_skipped, (~seen).astype(jnp.int32)),
     )
 
 
@@ -355,7 +355,7 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
     return {name: x for name, x in keywords.items() if name in by_name}
 
 
-def _safe_add(total: jax.Array, more: jax.Array) -> jax.Array:
+def safe_add(total: jax.Array, more: jax.Array) -> jax.Array:
     """total + more in int32, and the largest int32 where that would not fit."""
     largest = jnp.iinfo(jnp.int32).max
     return jnp.where(total > largest - more, jnp.int32(largest), total + more)

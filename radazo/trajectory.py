@@ -1,0 +1,284 @@
+"""The gradient of a surrogate: values along the whole way, not of this step alone.
+
+`trajectory_estimator` fits a Gaussian process to the last points that a run has looked
+at and answers with the gradient of its mean. Where the process is certain enough of the
+gradient at the next point, it need not look there at all: a virtual step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+from radazo import base, checks, directions, kernels, leaves, steps
+
+
+class TrajectoryState(NamedTuple):
+    """State of `trajectory_estimator`.
+
+    Attributes:
+      count: int32 scalar, estimates so far.
+      buffer: The last points that were looked at and the function's values there: one
+        copy of the parameters each.
+      num_virtual: int32 scalar, virtual steps since the last look.
+    """
+
+    count: jax.Array
+    buffer: kernels.Buffer
+    num_virtual: jax.Array
+
+
+class _Options(NamedTuple):
+    kernel: kernels.Kernel
+    num_directions: int
+    num_points: int
+    length_scale: float | None
+    jitter: float
+    max_virtual_steps: int
+    max_uncertainty: float
+    chunk_size: int
+    distribution: directions.Distribution
+
+
+def trajectory_estimator(
+    *,
+    kernel: kernels.Kernel = kernels.matern,
+    num_points: int = 150,
+    num_directions: int = 10,
+    smoothing: base.Schedule | float = 0.1,
+    length_scale: float | None = None,
+    jitter: float = 1e-6,
+    max_virtual_steps: int = 0,
+    max_uncertainty: float = 0.35,
+    distribution: directions.Distribution = directions.sphere,
+    chunk_size: int = 1,
+    terms: bool = False,
+    mask: base.Mask = None,
+) -> base.Estimator:
+    """The gradient of a surrogate that is fitted to the last points looked at.
+
+    A step looks at the parameters and at K points around them, puts all of them in a
+    buffer of the last `num_points`, fits a Gaussian process to the buffer (the
+    equations are in `radazo.kernels`) and answers with the gradient of its mean: an
+    estimate of the gradient itself, neither scaled nor unbiased. What earlier steps saw
+    counts as much as what this one sees, as far as the kernel reaches.
+
+      buffer ← f(x), f(x + smoothing · uₖ) for k < K
+      g = ∇ (posterior mean of f) at x
+
+    For smooth functions of few dimensions. Along 120 steps of Adam at 0.05, K = 4, on
+    four functions (quadratics, Rosenbrock, Levy), its mean cosine to the gradient is
+    0.88 to 0.98 in 10 dimensions and 0.87 to 0.96 in 20, where those of
+    `orthogonal_estimator`, √(K / d), are 0.6 and 0.4; and its length is the gradient's.
+    In 1,000 dimensions at K = 10 it is 0.2 against 0.1, and its length a fifth, since g
+    lies in the span of the points: there memory and time are what it costs. Close to a
+    minimum, where f changes less over `smoothing` than float32 and the jitter resolve,
+    it gets worse: give a schedule that falls.
+
+    With `max_virtual_steps` a step takes no value at all, and answers from the buffer,
+
+      where uncertainty(x) < max_uncertainty, and at most max_virtual_steps in a row
+
+    the uncertainty being the posterior variance of the partial derivatives at x, mean
+    over them, over that before any value was seen.
+
+    Args:
+      kernel: `matern`, of order 5/2, or `rbf`; or a `Kernel` of your own.
+      num_points: N, points that are remembered, at least num_directions + 1.
+      num_directions: K, at least 1.
+      smoothing: Distance moved along a direction, in units of ‖u‖; greater than 0, or
+        a schedule of the number of estimates so far. Larger than in differences: the
+        surrogate knows of curvature, and points much closer together than its length
+        scale tell it, in float32, little.
+      length_scale: Distance over which the function changes. None takes at each step
+        the one of five, from 1 to 16 times the root mean square distance of the
+        points, that makes the values most likely.
+      jitter: Variance of the noise in the values over that of the function, at least 0;
+        num_points · eps of the type in which distances are held if that is larger,
+        2e-5 in float32, since less than this is lost in the decomposition.
+      max_virtual_steps: Virtual steps in a row, at least 0.
+      max_uncertainty: Below which uncertainty a step is virtual, greater than 0.
+      distribution: Law of the directions.
+      chunk_size: Directions evaluated in one batch, at least 1.
+      terms: If True, `value_fn` returns an array of terms whose sum is the objective.
+        The buffer holds sums, so that it gains no digit here.
+      mask: As in `finite_difference_estimator`.
+    Returns:
+      An `Estimator`, which is not memoryless. Its value is f(x), in a virtual step the
+      posterior mean; `info.slopes` are (f(x + smoothing · uₖ) − f(x)) / smoothing, in a
+      virtual step zeros that are all kept, and `info.aux` is that of f(x), in a virtual
+      step zeros.
+    Raises:
+      TypeError, ValueError: As `finite_difference_estimator`; if `kernel` is none, or a
+        number is out of its range.
+    Cost:
+      K + 1 function values per step, 0 in a virtual step; under `jax.vmap` a virtual
+      step computes them too and does not count them. num_points copies of the
+      parameters in the state, K + 2 more for a time, and num_points² numbers; five
+      decompositions of num_points³ / 3 operations per step (one with a `length_scale`),
+      one or two more with `max_virtual_steps`.
+    Example:
+      >>> estimator = trajectory_estimator(num_directions=2, num_points=30)
+      >>> optimizer = radazo.with_estimator(estimator, optax.sgd(0.1), key=0)
+      >>> result = radazo.minimize(lambda x: x @ x, jnp.ones(5), optimizer, 30)
+      >>> print(jnp.all(jnp.abs(result.params) < 0.01))
+      True
+    References:
+      Shu et al., Zeroth-order optimization with trajectory-informed derivative
+      estimation, ICLR 2023. There a step looks at the parameters alone, after some
+      random points; the surrogate is fitted to the nearest points, not to the last; and
+      the first step after a look is taken whatever its uncertainty.
+    """
+    where = "trajectory_estimator"
+    options = _Options(
+        kernel,
+        num_directions,
+        num_points,
+        length_scale,
+        jitter,
+        max_virtual_steps,
+        max_uncertainty,
+        chunk_size,
+        distribution,
+    )
+    _check(where, options)
+
+    def fresh(layout: leaves.Layout, params: base.Params) -> TrajectoryState:
+        del params
+        zero = jnp.zeros((), jnp.int32)
+        buffer = kernels.empty_buffer(num_points, layout.dim, layout.dtype)
+        return TrajectoryState(zero, buffer, jnp.zeros((), jnp.int32))
+
+    def estimate(step: steps.Step, state: TrajectoryState) -> steps.Estimated:
+        if not max_virtual_steps:
+            return _look(step, state, options)
+        return _look_or_trust(step, state, options)
+
+    settings = steps.Settings(smoothing, terms, mask)
+    return steps.estimator(where, settings, fresh, estimate)
+
+
+def _check(where: str, options: _Options) -> None:
+    """Say what is wrong with the options."""
+    way_out = "Pass `radazo.matern` or `radazo.rbf`, or a `radazo.Kernel` of your own."
+    checks.instance(where, "kernel", options.kernel, kernels.Kernel, way_out)
+    way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
+    law = options.distribution
+    checks.instance(where, "distribution", law, directions.Distribution, way_out)
+    number = options.num_directions
+    way_out = "A step looks at the parameters and at so many points around them."
+    checks.integer(where, "num_directions", number, 1, way_out)
+    way_out = "It holds the points of a step, num_directions + 1, and those before."
+    checks.integer(where, "num_points", options.num_points, number + 1, way_out)
+    if options.length_scale is not None:
+        way_out = "It is a distance between parameters; None finds one at each step."
+        checks.positive(where, "length_scale", options.length_scale, way_out)
+    way_out = "It is the share of noise in the variance of the values."
+    checks.non_negative(where, "jitter", options.jitter, way_out)
+    way_out = "0 looks at every step; 10 takes up to ten steps on one look."
+    steps_in_a_row = options.max_virtual_steps
+    checks.integer(where, "max_virtual_steps", steps_in_a_row, 0, way_out)
+    way_out = "At 1 the gradient is unknown, at 0 it is known."
+    checks.positive(where, "max_uncertainty", options.max_uncertainty, way_out)
+    way_out = "1 takes one direction after the other, `num_directions` all at once."
+    checks.integer(where, "chunk_size", options.chunk_size, 1, way_out)
+
+
+def _look_or_trust(
+    step: steps.Step, state: TrajectoryState, options: _Options
+) -> steps.Estimated:
+    """A virtual step where the surrogate is certain enough, else a look."""
+    kernel, buffer = options.kernel, state.buffer
+    x = leaves.ravel(step.layout, step.params)
+    posterior = kernels.fit(kernel, buffer, options.length_scale, options.jitter)
+    distances = kernels.squared_distances(buffer.points, x)
+    uncertainty = kernels.uncertainty(
+        kernel, posterior, buffer.squared_distances, distances, step.layout.dim
+    )
+    trusted = (uncertainty < options.max_uncertainty) & (buffer.num_filled > 0)
+    trusted = trusted & (state.num_virtual < options.max_virtual_steps)
+
+    def trust() -> steps.Estimated:
+        value = kernels.mean(kernel, posterior, distances)
+        gradient = kernels.mean_gradient(kernel, posterior, buffer.points, x, distances)
+        info = base.EstimateInfo(
+            jnp.zeros(options.num_directions, step.layout.dtype),
+            jnp.ones(options.num_directions, bool),
+            jnp.zeros((), jnp.int32),
+            _no_aux(step) if isinstance(trusted, Tracer) else None,
+        )
+        after = state._replace(num_virtual=state.num_virtual + 1)
+        return steps.Estimated(value, gradient, after, info, jnp.uint32(0))
+
+    return lax.cond(trusted, trust, lambda: _look(step, state, options))
+
+
+def _no_aux(step: steps.Step) -> Any:
+    """Zeros in place of what `value_fn` would return beside its value."""
+    _, aux = jax.eval_shape(step.evaluate, step.params)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+
+
+def _look(
+    step: steps.Step, state: TrajectoryState, options: _Options
+) -> steps.Estimated:
+    """Take K + 1 values, put them in the buffer, and fit."""
+    layout, kernel = step.layout, options.kernel
+    x = leaves.ravel(layout, step.params)
+    terms, aux = step.evaluate(step.params)
+    value = jnp.sum(terms).astype(layout.dtype)
+    points, values, turn = _look_around(step, options)
+    buffer = kernels.put(
+        state.buffer,
+        jnp.concatenate([x[None], points]),
+        jnp.concatenate([value[None], values]),
+    )
+    slopes = (values - value) / step.smoothing
+    kept = jnp.isfinite(slopes)
+    slopes = jnp.where(kept, slopes, jnp.zeros_like(slopes))
+    num_values = jnp.asarray(options.num_directions + 1, jnp.int32)
+    info = base.EstimateInfo(slopes, kept, num_values, aux)
+
+    posterior = kernels.fit(kernel, buffer, options.length_scale, options.jitter)
+    distances = kernels.squared_distances(buffer.points, x)
+    gradient = kernels.mean_gradient(kernel, posterior, buffer.points, x, distances)
+    gradient = jnp.where(jnp.any(kept), gradient, jnp.zeros_like(gradient))
+    after = state._replace(buffer=buffer, num_virtual=jnp.zeros_like(state.num_virtual))
+    return steps.Estimated(value, gradient, after, info, turn)
+
+
+def _look_around(
+    step: steps.Step, options: _Options
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(K, dim) points around the parameters, the (K,) values there, chunks done."""
+    layout, law = step.layout, options.distribution
+    number = options.num_directions
+    chunk_size = min(options.chunk_size, number)
+    prepared = law.prepare(step.key, number, layout.dim, layout.dtype)
+
+    def look_at(k: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u = directions.direction(law, prepared, k, layout.dim, layout.dtype)
+        moved = leaves.perturb(layout, step.params, u, step.smoothing, turn)
+        terms, _ = step.evaluate(moved)
+        # The point as it was evaluated: in low precision it is not x + smoothing · u.
+        return leaves.ravel(layout, moved), jnp.sum(terms).astype(layout.dtype)
+
+    def look_at_chunk(turn: jax.Array, ks: jax.Array) -> tuple[jax.Array, Any]:
+        if chunk_size == 1:
+            seen = jax.tree.map(lambda x: x[None], look_at(ks[0], turn))
+        else:
+            seen = jax.vmap(look_at, in_axes=(0, None))(ks, turn)
+        return turn + jnp.uint32(1), seen
+
+    ks = jnp.arange(number, dtype=jnp.uint32)
+    whole = number - number % chunk_size
+    turn, seen = lax.scan(
+        look_at_chunk, jnp.uint32(0), ks[:whole].reshape(-1, chunk_size)
+    )
+    seen = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), seen)
+    if whole < number:
+        turn, rest = look_at_chunk(turn, ks[whole:])
+        seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
+    return *seen, turn

@@ -1,0 +1,376 @@
+"""A round is local steps and a mean; the corrections are those of their papers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import Mistake, explained, quick_jit
+
+import radazo
+
+DIM, NUM_CLIENTS, RATE = 3, 4, 0.05
+CURVATURES = jnp.array([[1.0, 4.0, 0.5], [8.0, 1.0, 2.0], [2.0, 0.5, 6.0], [1, 1, 1]])
+TARGETS = jnp.array([[3.0, -1.0, 2.0], [-2.0, 2.0, 0.0], [0.0, 1.0, -3.0], [5, 0, 1]])
+MINIMIZER = np.sum(CURVATURES * TARGETS, axis=0) / np.sum(CURVATURES, axis=0)
+
+
+def client_value_fn(x, client):
+    curvature, target = (a[client].astype(x.dtype) for a in (CURVATURES, TARGETS))
+    return jnp.sum(curvature * (x - target) ** 2) / 2
+
+
+def along_axes(key, num_directions, dim, dtype):
+    return jnp.eye(dim, dtype=dtype)
+
+
+# All coordinates in turn, whatever the key: exact for quadratics with `central`.
+AXES = radazo.Distribution(
+    along_axes, lambda rows, k, dim, dtype: rows[k], float, independent=False
+)
+EXACT = radazo.finite_difference_estimator(
+    AXES, num_directions=DIM, smoothing=0.1, difference=radazo.central
+)
+SURROGATE = radazo.trajectory_estimator(
+    num_directions=DIM, num_points=24, distribution=AXES, length_scale=10.0
+)
+
+
+def rounds(value_fn, estimator, num_rounds, num_clients, **options):
+    options = {"num_local_steps": 5, "key": 3, **options}
+    local = options.pop("local_optimizer", optax.sgd(RATE))
+    run = radazo.federated(
+        value_fn, estimator, local, num_clients=num_clients, **options
+    )
+    one_round = quick_jit(run.round)
+    state, infos = run.init(jnp.zeros(DIM)), []
+    for _ in range(num_rounds):
+        state, info = one_round(state)
+        infos.append(info)
+    return state, infos
+
+
+def transcribed(num_rounds, num_local_steps, kind, shares):
+    """FedAvg, FedProx and SCAFFOLD (option II) with exact gradients, in float64."""
+    a, b = np.asarray(CURVATURES, np.float64), np.asarray(TARGETS, np.float64)
+    x, c = np.zeros(DIM), np.zeros(DIM)
+    controls = np.zeros((NUM_CLIENTS, DIM))
+    for _ in range(num_rounds):
+        reached = np.tile(x, (NUM_CLIENTS, 1))
+        for i in range(NUM_CLIENTS):
+            y = x
+            for _ in range(num_local_steps):
+                g = a[i] * (y - b[i])
+                if kind == "prox":
+                    g = g + 0.7 * (y - x)
+                if kind == "scaffold":
+                    g = g - controls[i] + c
+                y = y - RATE * g
+            reached[i] = y
+            if kind == "scaffold":
+                moved = (x - y) / (num_local_steps * RATE)
+                controls[i] = controls[i] - c + moved
+        x = x + shares @ (reached - x)
+        c = shares @ controls
+    return x
+
+
+CORRECTIONS = {
+    "avg": radazo.fed_avg,
+    "prox": radazo.fed_prox(0.7),
+    "scaffold": radazo.scaffold,
+}
+
+
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_rounds_are_those_of_the_transcription(kind):
+    shares = np.array([0.1, 0.4, 0.3, 0.2])
+    state, infos = rounds(
+        client_value_fn,
+        EXACT,
+        3,
+        NUM_CLIENTS,
+        correction=CORRECTIONS[kind],
+        shares=2 * shares,
+    )
+    expected = transcribed(3, 5, kind, shares)
+    np.testing.assert_allclose(state.params, expected, rtol=2e-4, atol=2e-4)
+    assert state.num_values == sum(info.num_values for info in infos) == 3 * 4 * 5 * 6
+
+
+@pytest.mark.parametrize("correction", ["fed_avg", "scaffold", "fzoos"])
+def test_one_client_is_the_local_method(x64, correction):
+    local = optax.sgd(RATE, momentum=0.9)
+    estimator = radazo.trajectory_estimator(num_directions=2, num_points=9)
+    choice = getattr(radazo, correction)
+    choice = choice(num_features=50) if correction == "fzoos" else choice
+    value_fn = functools.partial(client_value_fn, client=0)
+    state, infos = rounds(
+        lambda x, client: value_fn(x),
+        estimator,
+        2,
+        1,
+        local_optimizer=local,
+        correction=choice,
+    )
+    params, inner, values = jnp.zeros(DIM), estimator.init(jnp.zeros(DIM)), []
+    for count in range(2):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), count), 0)
+        optimizer = radazo.with_estimator(estimator, local, key)
+        step = quick_jit(
+            lambda params, state, optimizer=optimizer: optimizer.update(
+                None, state, params, value_fn=value_fn
+            )
+        )
+        own = optimizer.init(params)._replace(estimator=inner)
+        for _ in range(5):
+            updates, own = step(params, own)
+            params = optax.apply_updates(params, updates)
+            values.append(own.last_value)
+        inner = own.estimator
+    np.testing.assert_allclose(state.params, params, rtol=1e-7)
+    seen = np.concatenate([info.values[0] for info in infos])
+    np.testing.assert_allclose(seen, values, rtol=1e-7)
+    assert state.num_values == 2 * 5 * 3
+
+
+@pytest.mark.parametrize("correction", ["scaffold", "fzoos"])
+def test_clients_that_are_the_same_are_one(x64, correction):
+    choice = getattr(radazo, correction)
+    choice = choice(num_features=50) if correction == "fzoos" else choice
+    value_fn = lambda x, client: client_value_fn(x, 1)
+    one, _ = rounds(value_fn, SURROGATE, 2, 1, correction=choice)
+    many, infos = rounds(value_fn, SURROGATE, 2, 3, correction=choice)
+    np.testing.assert_allclose(many.params, one.params, rtol=1e-7)
+    assert infos[-1].drift < 1e-7
+    assert many.num_values == 3 * one.num_values
+
+
+def test_clients_of_one_function_look_along_their_own_directions():
+    estimator = radazo.sphere_estimator(num_directions=2)
+    _, infos = rounds(lambda x, client: client_value_fn(x, 1), estimator, 1, 3)
+    assert infos[0].drift > 0.01
+
+
+def test_the_state_is_arrays_that_alias_nothing_and_keep_their_types():
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": (jnp.zeros(()), None)}
+    run = radazo.federated(
+        lambda p, client: jnp.sum(p["a"].astype(jnp.float32) ** 2) + p["b"][0],
+        radazo.trajectory_estimator(num_directions=2, num_points=6),
+        optax.sgd(0.01),
+        num_clients=2,
+        num_local_steps=2,
+        key=0,
+        correction=radazo.fzoos(num_features=10),
+    )
+    state = run.init(params)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    after, info = quick_jit(run.round, donate_argnums=0)(state)
+    assert described(after) == described(run.init(params))
+    assert info.values.shape == (2, 2)
+    assert info.num_values == 2 * 2 * 3
+    assert not params["a"].is_deleted()
+
+
+def test_a_round_takes_the_values_it_counts():
+    calls = []
+
+    def value_fn(x, client, scale):
+        def on_the_host(value):
+            calls.append(1)
+            return value
+
+        value = client_value_fn(x, client) * scale
+        shape = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return jax.pure_callback(on_the_host, shape, value, vmap_method="sequential")
+
+    estimator = radazo.trajectory_estimator(num_directions=2, num_points=6)
+    run = radazo.federated(
+        value_fn,
+        estimator,
+        optax.sgd(RATE),
+        num_clients=3,
+        num_local_steps=2,
+        key=0,
+    )
+    state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)), jnp.float32(2))
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert len(calls) == state.num_values == info.num_values == 3 * 2 * 3
+
+
+FEDERATED = "federated"
+
+
+def run(**options):
+    arguments = {"estimator": EXACT, "num_clients": 2, "key": 0, **options}
+    return lambda: radazo.federated(client_value_fn, **arguments)
+
+
+MISTAKES = {
+    "no function": Mistake(
+        lambda: radazo.federated(3, EXACT, num_clients=2, key=0),
+        TypeError,
+        f"{FEDERATED}(client_value_fn",
+        "be a function",
+        "3.",
+        "It takes the parameters and the number of a client.",
+    ),
+    "the function that makes an estimator": Mistake(
+        run(estimator=radazo.sphere_estimator),
+        TypeError,
+        f"{FEDERATED}(estimator",
+        "be an Estimator",
+        "<function",
+        "a call, not the function.",
+    ),
+    "the function that makes a correction": Mistake(
+        run(correction=radazo.fzoos),
+        TypeError,
+        f"{FEDERATED}(correction",
+        "be a Correction",
+        "<function",
+        "or `radazo.fzoos()`: a call.",
+    ),
+    "no clients": Mistake(
+        run(num_clients=0),
+        ValueError,
+        f"{FEDERATED}(num_clients",
+        "be at least 1",
+        "0.",
+        "Clients are numbered from 0 on.",
+    ),
+    "no local step": Mistake(
+        run(num_local_steps=0),
+        ValueError,
+        f"{FEDERATED}(num_local_steps",
+        "be at least 1",
+        "0.",
+        "A client takes so many steps",
+    ),
+    "no rate": Mistake(
+        run(learning_rate=0.0),
+        ValueError,
+        f"{FEDERATED}(learning_rate",
+        "be finite and greater than 0",
+        "0.0.",
+        "1 takes the mean",
+    ),
+    "a share too few": Mistake(
+        run(shares=[1.0]),
+        ValueError,
+        f"{FEDERATED}(shares",
+        "be 2 numbers of at least 0, one a client, not all 0",
+        "[1.0].",
+        "None makes them equal.",
+    ),
+    "a share below 0": Mistake(
+        run(shares=[2.0, -1.0]),
+        ValueError,
+        f"{FEDERATED}(shares",
+        "be 2 numbers of at least 0, one a client, not all 0",
+        "[2.0, -1.0].",
+        "None makes them equal.",
+    ),
+    "a share that is no number": Mistake(
+        run(shares=["a", "b"]),
+        ValueError,
+        f"{FEDERATED}(shares",
+        "be 2 numbers of at least 0, one a client, not all 0",
+        "['a', 'b'].",
+        "None makes them equal.",
+    ),
+    "a negative strength": Mistake(
+        lambda: radazo.fed_prox(-0.1),
+        ValueError,
+        "fed_prox(strength",
+        "be finite and at least 0",
+        "-0.1.",
+        "the way from the server",
+    ),
+    "no features": Mistake(
+        lambda: radazo.fzoos(num_features=0),
+        ValueError,
+        "fzoos(num_features",
+        "be at least 1",
+        "0.",
+        "1000 is a good start.",
+    ),
+    "no length": Mistake(
+        lambda: radazo.fzoos(length_scale=-1.0),
+        ValueError,
+        "fzoos(length_scale",
+        "be finite and greater than 0",
+        "-1.0.",
+        "over which the functions change.",
+    ),
+    "noise of less than nothing": Mistake(
+        lambda: radazo.fzoos(jitter=-1.0),
+        ValueError,
+        "fzoos(jitter",
+        "be finite and at least 0",
+        "-1.0.",
+        "It is the share of noise",
+    ),
+    "a surrogate of an estimator without a buffer": Mistake(
+        lambda: run(correction=radazo.fzoos())().init(jnp.zeros(2)),
+        TypeError,
+        f"{FEDERATED}(estimator",
+        "be a `trajectory_estimator`",
+        "the state EstimatorState.",
+        "Its buffer is what the surrogate is fitted to.",
+    ),
+    "another mask": Mistake(
+        lambda: run(
+            estimator=SURROGATE, correction=radazo.fzoos(mask=[True, False])
+        )().init([jnp.zeros(2), jnp.zeros(1)]),
+        ValueError,
+        "fzoos(mask",
+        "be that of the estimator",
+        "one of 2 elements for points of 3.",
+        "Give both the same mask.",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_wrong_argument_is_explained(mistake):
+    explained(mistake)
+
+
+def distances(correction, keys):
+    """From the common minimizer after 15 rounds, and of clients from each other."""
+    estimator = radazo.trajectory_estimator(
+        num_directions=DIM, num_points=40, length_scale=10.0
+    )
+
+    def whole(key):
+        run = radazo.federated(
+            client_value_fn,
+            estimator,
+            optax.sgd(RATE),
+            num_clients=NUM_CLIENTS,
+            num_local_steps=5,
+            key=key,
+            correction=correction,
+        )
+        one_round = lambda state, _: run.round(state)
+        state, infos = jax.lax.scan(one_round, run.init(jnp.zeros(DIM)), length=15)
+        return jnp.linalg.norm(state.params - MINIMIZER), infos.drift[-1]
+
+    return quick_jit(jax.vmap(whole))(keys)
+
+
+def test_what_clients_know_of_each_other_leads_nearer_to_the_common_minimizer():
+    keys = lambda: jax.random.split(jax.random.key(0), 3)
+    away, drift = distances(radazo.fed_avg, keys())
+    for correction in (
+        radazo.scaffold,
+        radazo.fzoos(num_features=500, length_scale=10.0),
+    ):
+        nearer, less = distances(correction, keys())
+        assert np.all(nearer < away / 2)
+        assert np.all(less < drift)
