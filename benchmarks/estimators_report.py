@@ -25,8 +25,8 @@ NAMES = ("plain R-AdaZO", "tuned ZO-SGD")
 NOTE = (
     "Two combinations are compared at the lowest f that both reach: the factor is how "
     "many function values the reference takes until then for one of the other; above 1 "
-    "the other is ahead. Medians and ranges are over seeds, which are paired: they share "
-    "their start. Learning rates are tuned, K and the distance moved are not.\n"
+    "the other is ahead. Medians and ranges are over seeds, which are paired by their "
+    "starts. Learning rates are tuned, K and the distance moved are not.\n"
 )
 COLUMNS = (
     "estimator",

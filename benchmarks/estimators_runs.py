@@ -27,8 +27,8 @@ class Run(NamedTuple):
     """One run.
 
     Attributes:
-      values: (marks + 1,) f of the point at the start and at each mark. What follows
-        one that is not finite is not run.
+      values: (marks + 1,) f of the point at the start and at each mark. A run is given
+        up at one that is not finite, or more than ten times the start above it.
       counts: (marks + 1,) function values that were taken by then.
     """
 
@@ -118,7 +118,8 @@ def _curve(value_fn: Any, optimizer: Any, x: Any, data: Any, at: jax.Array) -> A
 
         run = lax.while_loop(unfinished, step, run)
         value = value_fn(run[0], **data)
-        return (run, sound & jnp.isfinite(value)), (value, run[1].num_values)
+        sound = sound & (value <= first + 10 * jnp.abs(first))
+        return (run, sound), (value, run[1].num_values)
 
     first, run = value_fn(x, **data), (x, optimizer.init(x))
     _, (values, counts) = lax.scan(advance, (run, jnp.isfinite(first)), at)

@@ -123,8 +123,8 @@ TASKS = {
     "rosenbrock": Task(
         "Rosenbrock, d = 100",
         lambda: _synthetic("rosenbrock", 100),
-        *(100, 10, 1e-3, 20_000),
-        _rates(1e-2, 1e-4),
+        *(100, 10, 1e-3, 5_000),
+        _rates(5e-2, 1e-4),
         dtype="float64",
         batched=False,
     ),
@@ -132,7 +132,7 @@ TASKS = {
         "Levy, d = 10,000",
         lambda: _synthetic("levy", 10_000),
         *(10_000, 10, 5e-2, 11_000),
-        _rates(1e-2, 1e-2),
+        _rates(2e-2, 2e-3),
         batched=False,
     ),
     "attack": Task(
@@ -146,19 +146,19 @@ TASKS = {
         "logistic regression, d = 650",
         _logistic,
         *(learning.DIM_LINEAR, 10, 5e-2, 5_000),
-        _rates(1e-2, 1e-1),
+        _rates(5e-2, 3e-1),
     ),
     "f1": Task(
         "1 − F1 of a network, d = 610",
         _f1,
         *(learning.DIM_NETWORK, 10, 1.0, 5_000),
-        _rates(1e-2, 1e-1),
+        _rates(1e-1, 1.0),
     ),
     "pendulum": Task(
         "pendulum, d = 41",
         _pendulum,
-        *(pendulum.DIM, 10, 1e-1, 4_000),
-        _rates(1e-2, 1e-2),
+        *(pendulum.DIM, 10, 1.0, 4_000),
+        _rates(1e-1, 1e-1),
         scale="linear",
     ),
 }

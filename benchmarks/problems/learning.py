@@ -5,8 +5,8 @@
   one_minus_f1    1 − mean over digits of 2 TP / (2 TP + FP + FN):
                   a network 64 - 8 - 10, d = 610
 
-Both on the 1,297 images of 64 pixels on which the victim of the attack is trained. The
-second is a staircase: nothing is seen but which digit scores highest.
+Both on the first 600 of the images of 64 pixels on which the victim of the attack is
+trained. The second is a staircase: nothing is seen but which digit scores highest.
 """
 
 import jax
@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.problems import digits
 
-PIXELS, CLASSES, HIDDEN, RIDGE = 64, 10, 8, 1e-3
+NUM_IMAGES, PIXELS, CLASSES = 600, 64, 10
+HIDDEN, RIDGE = 8, 1e-3
 DIM_LINEAR = CLASSES * (PIXELS + 1)
 DIM_NETWORK = HIDDEN * (PIXELS + 1) + CLASSES * (HIDDEN + 1)
 
@@ -23,8 +24,8 @@ DIM_NETWORK = HIDDEN * (PIXELS + 1) + CLASSES * (HIDDEN + 1)
 def samples() -> dict[str, np.ndarray]:
     """Images (n, 64) with pixels in [0, 1], and their labels (n,)."""
     data = digits.load()
-    images = data.train_images.reshape(-1, PIXELS)
-    return {"images": images, "labels": data.train_labels}
+    images = data.train_images[:NUM_IMAGES].reshape(-1, PIXELS)
+    return {"images": images, "labels": data.train_labels[:NUM_IMAGES]}
 
 
 def linear_scores(x: jax.Array, images: jax.Array) -> jax.Array:

@@ -43,22 +43,21 @@ def cost() -> Callable[[jax.Array], jax.Array]:
     env, params = gymnax.make("Pendulum-v1")
     env = env.with_transition_gradients()  # Else a derivative of f is wrong.
     keys = jax.random.split(jax.random.key(0), NUM_STARTS)
+    starts = jax.vmap(env.reset_env, in_axes=(0, None))(keys, params)
+    unused = jax.random.key(1)  # The pendulum has no noise.
 
-    def of_one(x: jax.Array, key: jax.Array) -> jax.Array:
+    def of_one(x: jax.Array, start: Any) -> jax.Array:
         def step(carry: Any, _: None) -> Any:
             seen, state = carry
-            seen, state, reward, _, _ = env.step_env(
-                key, state, torque(x, seen), params
-            )
+            action = torque(x, seen)
+            seen, state, reward, _, _ = env.step_env(unused, state, action, params)
             return (seen, state), reward
 
-        return -jnp.mean(
-            lax.scan(step, env.reset_env(key, params), length=NUM_STEPS)[1]
-        )
+        return -jnp.mean(lax.scan(step, start, length=NUM_STEPS)[1])
 
     def value_fn(x: jax.Array) -> jax.Array:
         # gymnax mixes types and ranks, as JAX does by default.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return jnp.mean(jax.vmap(lambda key: of_one(x, key))(keys))
+            return jnp.mean(jax.vmap(lambda start: of_one(x, start))(starts))
 
     return value_fn
