@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import estimators_report, records
 from benchmarks import estimators_runs as runs
-from benchmarks.estimators_rows import ROWS
+from benchmarks.estimators_rows import ROWS, unfit
 from benchmarks.estimators_tasks import TASKS, Problem, Task
 from benchmarks.methods import chosen
 
@@ -168,11 +168,12 @@ def measured(
 ) -> Iterator[tuple[Piece, dict[str, Any]]]:
     """The numbers of pieces of one task and estimator, which share a program."""
     task, row = TASKS[pieces[0].task], ROWS[pieces[0].estimator]
-    if row.max_dim is not None and task.dim > row.max_dim:
-        reason = f"not beyond d = {row.max_dim:,}"
+    setting = task.setting._replace(batches=problem.batches)
+    reason = unfit(row, setting)
+    if reason is not None:
         yield from ((piece, {"failed": reason}) for piece in pieces)
         return
-    estimator = row.make(task.setting, **row.options)
+    estimator = row.make(setting, **row.options)
     program = runs.program(problem, estimator, task.dtype, budget_of(task, args))
     for piece in pieces:
         yield piece, numbers_of(piece, program, args)

@@ -263,11 +263,10 @@ def overview(lines: Lines) -> str:
 
     def cell(combined: Combination, name: str) -> str:
         line = mains[name].get(combined)
-        if line is None or combined not in table:
-            return "–"
-        if failed(line):
+        if line is not None and failed(line):
             return line["numbers"]["failed"]
-        return f"{table[combined].get(name, 0.0):.2f}"
+        median = table.get(combined, {}).get(name)
+        return "–" if median is None else f"{median:.2f}"
 
     known = [
         (e, r) for e in ROWS for r in RULES if any((e, r) in f for f in mains.values())

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.estimators_rows import Setting
+from benchmarks.estimators_rows import Batches, Setting
 from benchmarks.problems import attack, digits, learning, pendulum, victims
 from benchmarks.problems.synthetic import PROBLEMS
 from benchmarks.victim import BOUNDS, trained
@@ -23,10 +23,12 @@ class Problem(NamedTuple):
     Attributes:
       value_fn: `value_fn(x, **data) -> scalar`, of a flat vector.
       start: `start(seed) -> (x, data)`: the start of a run, and the data of its f.
+      batches: If f is a mean over data.
     """
 
     value_fn: Callable[..., jax.Array]
     start: Callable[[int], tuple[jax.Array, dict[str, Any]]]
+    batches: Batches | None = None
 
 
 class Task(NamedTuple):
@@ -95,19 +97,34 @@ def _attack() -> Problem:
     return Problem(value_fn, start)
 
 
-def _logistic() -> Problem:
+def _learning(
+    loss_fn: Callable[..., jax.Array], first: Callable[[int], jax.Array]
+) -> Problem:
+    """A tenth of the images is a batch."""
     data = learning.samples()
-    return Problem(
-        learning.cross_entropy,
-        lambda seed: (_normal(seed, learning.DIM_LINEAR, 0.1), data),
+    num_images = len(data["labels"])
+
+    def value_fn(x: jax.Array, key: jax.Array) -> jax.Array:
+        which = jax.random.randint(key, (num_images // 10,), 0, num_images)
+        return loss_fn(x, **{name: jnp.asarray(a)[which] for name, a in data.items()})
+
+    def full_value_fn(x: jax.Array) -> jax.Array:
+        return loss_fn(x, **jax.tree.map(jnp.asarray, data))
+
+    batches = Batches(value_fn, full_value_fn, 0.1)
+    return Problem(loss_fn, lambda seed: (first(seed), data), batches)
+
+
+def _logistic() -> Problem:
+    return _learning(
+        learning.cross_entropy, lambda seed: _normal(seed, learning.DIM_LINEAR, 0.1)
     )
 
 
 def _f1() -> Problem:
-    data = learning.samples()
-    return Problem(
+    return _learning(
         learning.one_minus_f1,
-        lambda seed: (learning.start_of_network(start_key(seed)), data),
+        lambda seed: learning.start_of_network(start_key(seed)),
     )
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, log_loss
 import radazo
 from benchmarks import estimators, estimators_report, records
 from benchmarks import estimators_runs as runs
-from benchmarks.estimators_rows import ROWS, Row
+from benchmarks.estimators_rows import ROWS, Batches, Row
 from benchmarks.estimators_tasks import TASKS, Problem
 from benchmarks.problems import digits, learning, pendulum
 
@@ -228,6 +228,8 @@ def test_what_cannot_run_is_shown_as_such(tmp_path, capsys, monkeypatch, toy):
     assert [x["numbers"]["failed"] for x in lines] == ["not beyond d = 5"] * 2
     assert "not beyond d = 5" in capsys.readouterr().out
     assert "| not beyond d = 5 |" in estimators_report.markdown(lines)
+    lines = command(tmp_path, "--estimators", "batches")
+    assert [x["numbers"]["failed"] for x in lines[2:]] == ["no batches"] * 2
 
 
 def test_a_task_whose_library_is_absent_is_skipped(tmp_path, capsys, monkeypatch, toy):
@@ -274,6 +276,8 @@ def test_all_estimators_move_the_same_distance():
         return jnp.sum(x)
 
     for row in ROWS.values():
+        if row.needs_batches:
+            continue
         estimator = row.make(TASKS["rosenbrock"].setting, **row.options)
         moves.clear()
         value_and_grad = radazo.value_and_grad(value_fn, estimator)
@@ -295,6 +299,42 @@ def test_a_task_is_as_large_as_it_says(name):
 
 def random_weights(dim):
     return np.random.default_rng(0).normal(size=dim).astype(np.float32)
+
+
+def test_values_of_batches_cost_their_share():
+    setting = TASKS["logistic"].setting
+    seen = []
+
+    def value_fn(x, key):
+        jax.debug.callback(
+            lambda k: seen.append(tuple(np.asarray(k).tolist())),
+            jax.random.key_data(key),
+        )
+        return jnp.sum(x)
+
+    batches = Batches(value_fn, None, 0.1)
+    estimator = ROWS["batches"].make(setting._replace(batches=batches, chunk_size=1))
+    x = jnp.zeros(setting.dim)
+    estimate = quick_jit(
+        lambda key: estimator.estimate(key, None, x, estimator.init(x))[3].num_values
+    )
+    assert [int(estimate(jax.random.key(i))) for i in (0, 1)] == [2, 2], "of 11"
+    jax.effects_barrier()
+    assert len(seen) == 22
+    assert len(set(seen)) == 2, "one batch a step"
+
+
+def test_batches_are_of_the_data():
+    problem = TASKS["logistic"].build()
+    x, data = problem.start(456)
+    whole = problem.value_fn(x, **data)
+    batches = problem.batches
+    np.testing.assert_allclose(batches.full_value_fn(x), whole, rtol=1e-5)
+    keys = jax.random.split(jax.random.key(0), 300)
+    values = jax.vmap(lambda key: batches.value_fn(x, key))(keys)
+    error = values.std() / math.sqrt(300)
+    assert error > 0
+    assert abs(values.mean() - whole) < 5 * error
 
 
 def test_cross_entropy_is_that_of_scikit_learn():
