@@ -31,12 +31,7 @@ from benchmarks.methods import chosen
 TUNING_SEED = 1000
 # A walk by whole powers goes this far from where it begins, then by parts of one.
 REACH, PARTS = 4, (1.0, 0.5, 0.25)
-FULL = {
-    "tasks": ",".join(TASKS),
-    "budget": 1.0,
-    "seeds": 5,
-    "tuning_seeds": 2,
-}
+FULL = {"tasks": ",".join(TASKS), "budget": 1.0, "seeds": 0, "tuning_seeds": 0}
 
 # What is to be small: f at the end, and of equals the mean of f over the marks.
 Score = tuple[float, float]
@@ -70,9 +65,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--estimators", default=",".join(ROWS), help="separated by commas")
     add("--rules", default=",".join(runs.RULES), help="separated by commas")
     add("--budget", type=float, default=0.2, help="share of the budget of each task")
-    add("--seeds", type=int, default=3, help="runs that are reported")
+    add("--seeds", type=int, default=3, help="runs that are reported; 0: by task")
     add("--seed", type=int, default=456, help="the first of the seeds")
-    add("--tuning-seeds", type=int, default=1, help=f"from {TUNING_SEED} on")
+    text = f"runs for each rate, of seeds from {TUNING_SEED} on; 0: by task"
+    add("--tuning-seeds", type=int, default=1, help=text)
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
     if parser.parse_known_args(argv)[0].full:
         parser.set_defaults(**FULL)
@@ -80,13 +76,21 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args.tasks = chosen(parser, "--tasks", args.tasks, TASKS)
     args.estimators = chosen(parser, "--estimators", args.estimators, ROWS)
     args.rules = chosen(parser, "--rules", args.rules, runs.RULES)
-    if min(args.seeds, args.tuning_seeds) < 1 or args.budget <= 0:
-        parser.error("--seeds and --tuning-seeds are at least 1, --budget above 0")
-    args.seeds = list(range(args.seed, args.seed + args.seeds))
-    args.tuning_seeds = list(range(TUNING_SEED, TUNING_SEED + args.tuning_seeds))
-    if {*args.seeds} & {*args.tuning_seeds}:
-        parser.error(f"--seed: {TUNING_SEED} and above are the seeds of tuning")
+    if min(args.seeds, args.tuning_seeds) < 0 or args.budget <= 0:
+        parser.error("--seeds and --tuning-seeds are at least 0, --budget above 0")
+    for task in args.tasks:
+        if {*seeds_of(task, args)} & {*tuning_seeds_of(task, args)}:
+            parser.error(f"--seed: {TUNING_SEED} and above are the seeds of tuning")
     return args
+
+
+def seeds_of(task: str, args: argparse.Namespace) -> list[int]:
+    return list(range(args.seed, args.seed + (args.seeds or TASKS[task].seeds)))
+
+
+def tuning_seeds_of(task: str, args: argparse.Namespace) -> list[int]:
+    number = args.tuning_seeds or TASKS[task].tuning_seeds
+    return list(range(TUNING_SEED, TUNING_SEED + number))
 
 
 def main(argv: list[str]) -> None:
@@ -118,11 +122,11 @@ def of_task(
     name: str, args: argparse.Namespace, path: Path, bar: tqdm
 ) -> Iterator[dict[str, Any]]:
     """The lines of a task: those that are there, then those that are made."""
-    known, missing = records.read(path), []
+    known, missing, seeds = records.read(path), [], seeds_of(name, args)
     for estimator in args.estimators:
         for rule in args.rules:
             piece = Piece(name, estimator, rule)
-            line = records.find(known, args.seeds, settings(piece, args))
+            line = records.find(known, seeds, settings(piece, args))
             if line is None:
                 missing.append(piece)
             else:
@@ -139,7 +143,7 @@ def of_task(
         bar.set_description(f"{name}, {estimator}")
         for piece, numbers in measured(pieces, problem, args):
             given = settings(piece, args)
-            line = records.append(path, "estimators", args.seeds, given, numbers)
+            line = records.append(path, "estimators", seeds, given, numbers)
             bar.write(f"{piece}: {estimators_report.spread(line)}")
             yield line
 
@@ -155,7 +159,7 @@ def settings(piece: Piece, args: argparse.Namespace) -> dict[str, Any]:
         "dtype": task.dtype,
         "budget": budget_of(task, args),
         "first_rate": task.rates[piece.rule],
-        "tuning_seeds": args.tuning_seeds,
+        "tuning_seeds": tuning_seeds_of(piece.task, args),
     }
 
 
@@ -185,12 +189,14 @@ def numbers_of(
     """Tune on the tuning seeds, run on the others."""
     started, used = time.perf_counter(), time.process_time()
 
+    tuning_seeds = tuning_seeds_of(piece.task, args)
+
     def score(rate: float) -> Score:
-        return scored([program.run(piece.rule, s, rate) for s in args.tuning_seeds])
+        return scored([program.run(piece.rule, seed, rate) for seed in tuning_seeds])
 
     tried = tune(score, TASKS[piece.task].rates[piece.rule])
     rate = best(tried)
-    done = [program.run(piece.rule, seed, rate) for seed in args.seeds]
+    done = [program.run(piece.rule, seed, rate) for seed in seeds_of(piece.task, args)]
     return {
         "rate": rate,
         "at_edge": rate in (min(tried), max(tried)),

@@ -39,6 +39,7 @@ class Task(NamedTuple):
       build: `build() -> Problem`; an ImportError says what is to be installed.
       dim, num_directions, smoothing: d, K, and the distance moved along a direction.
       budget: Function values of a run.
+      seeds, tuning_seeds: Runs that are reported, and runs to tune each rate on.
       rates: By rule the learning rate at which the search begins.
       dtype: Of the parameters.
       batched: Whether directions are evaluated in one batch: it is faster there.
@@ -51,6 +52,8 @@ class Task(NamedTuple):
     num_directions: int
     smoothing: float
     budget: int
+    seeds: int
+    tuning_seeds: int
     rates: dict[str, float]
     dtype: str = "float32"
     batched: bool = True
@@ -140,7 +143,7 @@ TASKS = {
     "rosenbrock": Task(
         "Rosenbrock, d = 100",
         lambda: _synthetic("rosenbrock", 100),
-        *(100, 10, 1e-3, 5_000),
+        *(100, 10, 1e-3, 5_000, 20, 6),
         _rates(5e-2, 1e-4),
         dtype="float64",
         batched=False,
@@ -148,33 +151,33 @@ TASKS = {
     "levy": Task(
         "Levy, d = 10,000",
         lambda: _synthetic("levy", 10_000),
-        *(10_000, 10, 5e-2, 11_000),
-        _rates(2e-2, 2e-3),
+        *(10_000, 10, 5e-2, 11_000, 5, 2),
+        _rates(2e-2, 6e-4),
         batched=False,
     ),
     "attack": Task(
         "attack on digits, d = 64",
         _attack,
-        *(64, 2, 4.0, 5_000),
+        *(64, 2, 4.0, 5_000, 20, 6),
         _rates(5e-2, 1e-1),
         scale="linear",
     ),
     "logistic": Task(
         "logistic regression, d = 650",
         _logistic,
-        *(learning.DIM_LINEAR, 10, 5e-2, 5_000),
+        *(learning.DIM_LINEAR, 10, 5e-2, 5_000, 5, 2),
         _rates(5e-2, 3e-1),
     ),
     "f1": Task(
         "1 − F1 of a network, d = 610",
         _f1,
-        *(learning.DIM_NETWORK, 10, 1.0, 5_000),
-        _rates(1e-1, 1.0),
+        *(learning.DIM_NETWORK, 10, 1.0, 5_000, 10, 4),
+        _rates(5e-2, 3e-1),
     ),
     "pendulum": Task(
         "pendulum, d = 41",
         _pendulum,
-        *(pendulum.DIM, 10, 1.0, 4_000),
+        *(pendulum.DIM, 10, 1.0, 4_000, 10, 3),
         _rates(1e-1, 1e-1),
         scale="linear",
     ),
