@@ -8,6 +8,7 @@ COMMANDS = {
     "synthetic": "eight rules on synthetic functions: figure 1 of the paper",
     "moments": "both moments against the true gradient: figure 2 of the paper",
     "attack": "black-box attack on an image classifier: table 1 of the paper",
+    "estimators": "all estimators under three rules, at equal function values",
     "report": "tables and figures of result lines; runs nothing",
     "speed": "time and memory of one step",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",

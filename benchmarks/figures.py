@@ -21,14 +21,20 @@ def figure_of(num_panels: int, columns: int = 3) -> tuple[Figure, list[Any]]:
 
 
 def draw_band(
-    panel: Any, x: np.ndarray, curves: Any, label: str, color: str, dash: Any
+    panel: Any,
+    x: np.ndarray,
+    curves: Any,
+    label: str,
+    color: str,
+    dash: Any,
+    floor: float = 1e-30,
 ) -> Any:
     """The median of curves (runs, points), and a band from the least to the largest.
 
     The logarithm of 0 or infinity cannot be drawn: those lie far outside of the panel.
     """
     curves = np.nan_to_num(np.array(curves, float), nan=1e30)  # None becomes NaN.
-    curves = np.clip(curves, 1e-30, 1e30)
+    curves = np.clip(curves, floor, 1e30)
     low, high = curves.min(axis=0), curves.max(axis=0)
     panel.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     (line,) = panel.plot(x, np.median(curves, axis=0), color=color, label=label)

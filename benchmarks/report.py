@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import (
     attack_report,
+    estimators_report,
     moments,
     peers,
     records,
@@ -69,6 +70,13 @@ SECTIONS = (
         "Black-box attack (table 1)",
         attack_report.markdown,
         lambda lines, folder: [attack_report.draw(lines, folder / "attack.png")],
+    ),
+    Section(
+        "estimators",
+        (" --full",),
+        "Estimators at equal function values",
+        estimators_report.markdown,
+        estimators_report.draw,
     ),
     Section(
         "peers",

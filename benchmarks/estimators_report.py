@@ -1,0 +1,370 @@
+"""Tables and figures of `estimators`, from its result lines alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from benchmarks import figures, records
+from benchmarks.estimators_rows import ROWS
+from benchmarks.estimators_runs import RULES
+from benchmarks.estimators_tasks import TASKS
+from benchmarks.figures import number
+from benchmarks.methods import METHODS
+from benchmarks.statistics import median_interval
+
+Line = dict[str, Any]
+Lines = list[Line]
+Combination = tuple[str, str]  # An estimator and a rule.
+Found = dict[Combination, Line]  # Of one task.
+REFERENCES = (("sphere", "radazo"), ("sphere", "zo_sgd"))
+NAMES = ("plain R-AdaZO", "tuned ZO-SGD")
+NOTE = (
+    "Two combinations are compared at the lowest f that both reach: the factor is how "
+    "many function values the reference takes until then for one of the other; above 1 "
+    "the other is ahead. Seeds are paired by their starts. Brackets and bands hold the "
+    "median of all seeds with a probability of 95 % or more (of five seeds 94 %, of three "
+    "75 %). Learning rates are tuned, K and the distance moved are not.\n"
+)
+COLUMNS = (
+    "estimator",
+    "rule",
+    "rate",
+    "f at the end",
+    *(f"factor over {name}" for name in NAMES),
+)
+
+
+def combination(line: Line) -> Combination:
+    return line["settings"]["estimator"], line["settings"]["rule"]
+
+
+def label(combined: Combination) -> str:
+    return f"{ROWS[combined[0]].label} + {METHODS[combined[1]].label}"
+
+
+def failed(line: Line) -> bool:
+    return "failed" in line["numbers"]
+
+
+def finite(values: Any) -> np.ndarray:
+    """Numbers of a result line: infinity where it has null."""
+    return np.array(
+        [[np.inf if x is None else x for x in row] for row in values], float
+    )
+
+
+def ends(line: Line) -> np.ndarray:
+    """(seeds,) f at the end; infinity for a run that does not end below its start."""
+    numbers = line["numbers"]
+    at_end, starts = finite([numbers["value_at_end"], numbers["value_at_start"]])
+    return np.where(at_end < starts, at_end, np.inf)
+
+
+def spread(line: Line) -> str:
+    """Median and interval of f at the end, or why there is none."""
+    if failed(line):
+        return line["numbers"]["failed"]
+    at_end = ends(line)
+    if not np.isfinite(np.median(at_end)):
+        return "no descent"
+    low, *_, high = inner(at_end)
+    return f"{number(np.median(at_end))} ({number(low)} – {number(high)})"
+
+
+def inner(values: np.ndarray) -> np.ndarray:
+    """Runs sorted at each point, without the outermost: an interval of the median."""
+    kept = median_interval(np.arange(len(values)))
+    return np.sort(values, axis=0)[int(kept.low) : int(kept.high) + 1]
+
+
+def order(line: Line) -> float:
+    """By this the best comes first."""
+    return np.inf if failed(line) else float(np.median(ends(line)))
+
+
+def taken(counts: np.ndarray, curve: np.ndarray, level: float) -> float:
+    """Function values until f ≤ level, infinity if it is never so low."""
+    lowest = np.minimum.accumulate(curve)
+    if not lowest[-1] <= level:
+        return np.inf
+    i = int(np.argmax(lowest <= level))
+    if i == 0:
+        return 0.0
+    share = (lowest[i - 1] - level) / (lowest[i - 1] - lowest[i])
+    return float(counts[i - 1] + share * (counts[i] - counts[i - 1]))
+
+
+def factors(line: Line, reference: Line) -> np.ndarray:
+    """(seeds,) 0 for a run that never falls below its start."""
+    found = []
+    for counts, curve, other_counts, other in zip(
+        finite(line["numbers"]["counts"]),
+        finite(line["numbers"]["curve"]),
+        finite(reference["numbers"]["counts"]),
+        finite(reference["numbers"]["curve"]),
+        strict=True,
+    ):
+        level = max(curve.min(), other.min())
+        own = taken(counts, curve, level)
+        found.append(taken(other_counts, other, level) / own if own else 0.0)
+    return np.array(found)
+
+
+def factor(line: Line, reference: Line | None) -> str:
+    if reference is None or failed(line) or failed(reference):
+        return "–"
+    found = inner(factors(line, reference))
+    return f"{np.median(found):.2f} ({found[0]:.2f} – {found[-1]:.2f})"
+
+
+def groups(lines: Lines) -> Iterator[tuple[str, Found]]:
+    """Task and lines, for all that differ in estimator and rule alone."""
+    for name in TASKS:
+        apart: dict[str, Found] = {}
+        for line in records.newest(lines):
+            given = line["settings"]
+            if given["task"] == name and given["estimator"] in ROWS:
+                key = json.dumps([line["seeds"], given["budget"]])
+                apart.setdefault(key, {})[combination(line)] = line
+        yield from ((name, found) for found in apart.values())
+
+
+def main_groups(lines: Lines) -> dict[str, Found]:
+    """By task: of several groups that of the largest budget."""
+
+    def budget(found: Found) -> int:
+        return next(iter(found.values()))["settings"]["budget"]
+
+    largest: dict[str, Found] = {}
+    for name, found in groups(lines):
+        largest[name] = max(largest.get(name, found), found, key=budget)
+    return largest
+
+
+def title(name: str, found: Found) -> str:
+    line = next(iter(found.values()))
+    given = line["settings"]
+    return (
+        f"{TASKS[name].label}: {given['budget']:,} function values, "
+        f"K = {given['num_directions']}, distance {given['smoothing']:g}, "
+        f"{given['dtype']}, {len(line['seeds'])} seeds"
+    )
+
+
+def rows(found: Found) -> list[list[str]]:
+    """Best first."""
+    references = [found.get(reference) for reference in REFERENCES]
+    return [
+        [
+            ROWS[line["settings"]["estimator"]].label,
+            METHODS[line["settings"]["rule"]].label,
+            rate(line),
+            spread(line),
+            *(factor(line, reference) for reference in references),
+        ]
+        for line in sorted(found.values(), key=order)
+    ]
+
+
+def rate(line: Line) -> str:
+    """Marked if it is the largest or the smallest of those that were tried."""
+    if failed(line):
+        return "–"
+    numbers = line["numbers"]
+    return f"{numbers['rate']:.2g}{' (edge)' if numbers['at_edge'] else ''}"
+
+
+def tables(lines: Lines) -> Iterator[Table]:
+    """One for each task, for a terminal."""
+    for name, found in groups(lines):
+        table = Table(
+            title=title(name, found),
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            title_justify="left",
+        )
+        for i, column in enumerate(COLUMNS):
+            justify = "right" if i > 1 else "left"
+            # Two columns have their range in a second line.
+            table.add_column(column.replace(" over", "\nover"), justify=justify)
+        for row in rows(found):
+            table.add_row(*(cell.replace(" (", "\n(") for cell in row))
+        yield table
+
+
+def medians(mains: dict[str, Found], i: int) -> dict[Combination, dict[str, float]]:
+    """By combination and task the median factor over reference number `i`."""
+    table: dict[Combination, dict[str, float]] = {}
+    for name, found in mains.items():
+        reference = found.get(REFERENCES[i])
+        if reference is None or failed(reference):
+            continue
+        for combined, line in found.items():
+            if not failed(line):
+                median = float(np.median(factors(line, reference)))
+                table.setdefault(combined, {})[name] = median
+    return table
+
+
+def mean(of_task: dict[str, float]) -> float:
+    """Geometric; 0 if there is a task on which nothing was gained."""
+    found = np.array(list(of_task.values()))
+    return float(np.exp(np.mean(np.log(found)))) if found.all() else 0.0
+
+
+def ranked(lines: Lines) -> list[tuple[Combination, float]]:
+    """Combinations that ran on all tasks, by their mean factor over plain R-AdaZO."""
+    mains = main_groups(lines)
+    found = [
+        (combined, mean(of_task))
+        for combined, of_task in medians(mains, 0).items()
+        if len(of_task) == len(mains) and not ROWS[combined[0]].is_reference
+    ]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def lows(found: Found, combined: Combination) -> list[float]:
+    """Lower ends of the intervals of its factors over both references."""
+    return [
+        float(inner(factors(found[combined], found[reference]))[0])
+        for reference in REFERENCES
+    ]
+
+
+def best_of(found: Found) -> Combination:
+    """The combination with the lowest median at the end."""
+    own = [c for c in found if not ROWS[c[0]].is_reference]
+    return min(own, key=lambda combined: order(found[combined]))
+
+
+def summary(lines: Lines) -> str:
+    """The best combination over all tasks, and the best on each."""
+    mains, ranking = main_groups(lines), ranked(lines)
+    if not ranking:
+        return ""
+    winner, geometric = ranking[0]
+    over = [medians(mains, i).get(winner, {}) for i in range(len(REFERENCES))]
+    ahead = [x for x in mains if all(of.get(x, 0.0) > 1 for of in over)]
+    surely = [x for x in ahead if all(low > 1 for low in lows(mains[x], winner))]
+    text = (
+        f"Best over all tasks: **{label(winner)}**, {geometric:.2f} times as fast as "
+        f"plain R-AdaZO (geometric mean of factors). It is ahead of both references on "
+        f"{len(ahead)} of {len(mains)} tasks, with whole intervals on {len(surely)}.\n"
+    )
+    table = []
+    for name, found in mains.items():
+        references = [found.get(reference) for reference in REFERENCES]
+        first = best_of(found)
+        table.append(
+            [
+                TASKS[name].label,
+                *(factor(found[winner], reference) for reference in references),
+                label(first),
+                *(factor(found[first], reference) for reference in references),
+            ]
+        )
+    header = ["task", *(f"over {name}" for name in NAMES), "lowest f at the end"]
+    header += [f"its factor over {name}" for name in NAMES]
+    return f"{text}\n{figures.markdown_table(header, table)}"
+
+
+def overview(lines: Lines) -> str:
+    """Median factors over plain R-AdaZO: all combinations, all tasks."""
+    mains = main_groups(lines)
+    table, means = medians(mains, 0), dict(ranked(lines))
+
+    def cell(combined: Combination, name: str) -> str:
+        line = mains[name].get(combined)
+        if line is not None and failed(line):
+            return line["numbers"]["failed"]
+        median = table.get(combined, {}).get(name)
+        return "–" if median is None else f"{median:.2f}"
+
+    known = [
+        (e, r) for e in ROWS for r in RULES if any((e, r) in f for f in mains.values())
+    ]
+    known.sort(key=lambda combined: -means.get(combined, -1.0))
+    found = [
+        [
+            label(combined),
+            *(cell(combined, name) for name in mains),
+            f"{means[combined]:.2f}" if combined in means else "–",
+        ]
+        for combined in known
+    ]
+    header = ["combination", *(TASKS[name].label for name in mains), "mean"]
+    return figures.markdown_table(header, found)
+
+
+def markdown(lines: Lines) -> str:
+    parts = [NOTE, summary(lines)]
+    parts += ["\n**Factors over plain R-AdaZO, all combinations**\n", overview(lines)]
+    for name, found in groups(lines):
+        table = figures.markdown_table(COLUMNS, rows(found))
+        parts += [f"\n**{title(name, found)}**\n", table]
+    notes = [f"{row.label}: {row.notes}." for row in ROWS.values() if row.notes]
+    return "\n".join([*parts, *notes, ""])
+
+
+def draw(lines: Lines, folder: Path) -> list[Path]:
+    """A figure for each rule, with a panel for each task."""
+    mains = main_groups(lines)
+    paths = []
+    for rule in RULES:
+        shown = {
+            name: [x for x in found.values() if x["settings"]["rule"] == rule]
+            for name, found in mains.items()
+        }
+        shown = {name: found for name, found in shown.items() if found}
+        if shown:
+            paths.append(folder / f"estimators_{rule}.png")
+            draw_rule(rule, shown, paths[-1])
+    return paths
+
+
+# Of the colour-blind safe palette of Okabe and Ito, without its yellow.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", ":")
+
+
+def draw_rule(rule: str, shown: dict[str, Lines], path: Path) -> None:
+    figure, panels = figures.figure_of(len(shown))
+    drawn = []
+    for panel, (name, found) in zip(panels, shown.items(), strict=True):
+        panel.set_yscale(TASKS[name].scale)
+        drawn += [draw_line(panel, line) for line in found if not failed(line)]
+        panel.set_title(TASKS[name].label, fontsize="medium")
+        panel.set_ylim(*limits(found, TASKS[name].scale))
+        panel.set_xlabel("function values")
+        panel.set_ylabel("f(x)")
+    text = f"{METHODS[rule].label}, tuned: median over seeds and its interval"
+    figure.suptitle(text, fontsize="medium")
+    figures.save(figure, drawn, path)
+
+
+def draw_line(panel: Any, line: Line) -> Any:
+    names = list(ROWS)
+    i = names.index(line["settings"]["estimator"])
+    color, dash = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
+    counts = np.median(finite(line["numbers"]["counts"]), axis=0)
+    curves = inner(finite(line["numbers"]["curve"]))
+    text = ROWS[names[i]].label
+    # A logarithm has a floor; what is linear may be negative.
+    floor = 1e-30 if panel.get_yscale() == "log" else -1e30
+    return figures.draw_band(panel, counts, curves, text, color, dash, floor)
+
+
+def limits(lines: Lines, scale: str) -> tuple[float, float]:
+    """From below the lowest median to above the start."""
+    curves = [finite(x["numbers"]["curve"]) for x in lines if not failed(x)]
+    medians = [np.median(curve, axis=0) for curve in curves]
+    low = min((float(x.min()) for x in medians), default=0.0)
+    high = max((float(x[0]) for x in medians), default=1.0)
+    if scale == "log":
+        return max(low, high * 1e-9) / 1.5, high * 1.5
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)

@@ -1,0 +1,175 @@
+"""The estimators that are compared: one table.
+
+A row is made at the setting of a task, so that all move the same distance along a
+direction: laws whose directions are about √d long get the distance over √d.
+
+To add an estimator: a function `_name(setting, **options)` and a line in `ROWS`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+
+import radazo
+
+
+class Batches(NamedTuple):
+    """f as a mean over data, a part of which can be looked at.
+
+    Attributes:
+      value_fn: `value_fn(x, key) -> scalar`, f of the batch that the key draws.
+      full_value_fn: `full_value_fn(x) -> scalar`, f of all data.
+      share: Of the data in a batch. The value of a batch costs so much of a value.
+    """
+
+    value_fn: Callable[[jax.Array, jax.Array], jax.Array]
+    full_value_fn: Callable[[jax.Array], jax.Array]
+    share: float
+
+
+class Setting(NamedTuple):
+    """What a task gives to all estimators.
+
+    Attributes:
+      dim: d, number of parameters.
+      num_directions: K.
+      smoothing: Distance moved along a direction, whatever its law.
+      chunk_size: Directions evaluated at once, for those that can.
+      batches: Of a task that is a mean over data, else None.
+    """
+
+    dim: int
+    num_directions: int
+    smoothing: float
+    chunk_size: int
+    batches: Batches | None = None
+
+    @property
+    def each(self) -> float:
+        """How far each parameter moves when all do."""
+        return self.smoothing / self.dim**0.5
+
+    @property
+    def shared(self) -> dict[str, int]:
+        """Arguments of all means over directions, but for `smoothing`."""
+        return {
+            "num_directions": self.num_directions,
+            "chunk_size": self.chunk_size,
+        }
+
+
+class Row(NamedTuple):
+    """An estimator, and how it is shown.
+
+    Attributes:
+      label: What tables and figures call it.
+      make: `make(setting, **options) -> radazo.Estimator`.
+      options: What else it is made with; a result line keeps it.
+      notes: What a reader of its numbers must know.
+      max_dim: The largest d that it is for, or None.
+      needs_batches: Whether it is for tasks with batches alone.
+      is_reference: Whether it takes more than function values: it is shown, and never
+        named the best.
+    """
+
+    label: str
+    make: Callable[..., radazo.Estimator]
+    options: Mapping[str, Any] = MappingProxyType({})
+    notes: str = ""
+    max_dim: int | None = None
+    needs_batches: bool = False
+    is_reference: bool = False
+
+
+def _sphere(setting: Setting) -> radazo.Estimator:
+    return radazo.sphere_estimator(smoothing=setting.smoothing, **setting.shared)
+
+
+def _gaussian(setting: Setting) -> radazo.Estimator:
+    return radazo.gaussian_estimator(smoothing=setting.each, **setting.shared)
+
+
+def _rademacher(setting: Setting) -> radazo.Estimator:
+    return radazo.rademacher_estimator(smoothing=setting.each, **setting.shared)
+
+
+def _coordinate(setting: Setting) -> radazo.Estimator:
+    return radazo.coordinate_estimator(smoothing=setting.smoothing, **setting.shared)
+
+
+def _orthogonal(setting: Setting) -> radazo.Estimator:
+    return radazo.orthogonal_estimator(smoothing=setting.smoothing, **setting.shared)
+
+
+def _central(setting: Setting) -> radazo.Estimator:
+    return radazo.gaussian_estimator(
+        smoothing=setting.each, difference=radazo.central, **setting.shared
+    )
+
+
+def _mezo(setting: Setting) -> radazo.Estimator:
+    return radazo.gaussian_estimator(
+        smoothing=setting.each, difference=radazo.central, num_directions=1
+    )
+
+
+def _batches(setting: Setting) -> radazo.Estimator:
+    num_values = setting.num_directions + 1
+    return on_batches(_sphere(setting), setting.batches, num_values)
+
+
+def on_batches(
+    estimator: radazo.Estimator, batches: Any, num_values: int
+) -> radazo.Estimator:
+    """The estimator on another batch in each step.
+
+    Of the function values of a step `num_values` are of the batch, which count as
+    their share of the data, rounded up; what it takes beyond them is of all data.
+    """
+    saved = num_values - math.ceil(batches.share * num_values)
+
+    def estimate(
+        key: Any, value_fn: Any, params: Any, state: Any, *, has_aux: bool = False
+    ) -> Any:
+        del value_fn
+        batch_key, key = jax.random.split(key)
+        value, gradient, state, info = estimator.estimate(
+            key,
+            lambda x: batches.value_fn(x, batch_key),
+            params,
+            state,
+            has_aux=has_aux,
+        )
+        info = info._replace(num_values=info.num_values - saved)
+        return value, gradient, state, info
+
+    return radazo.Estimator(estimator.init, estimate)
+
+
+def unfit(row: Row, setting: Setting) -> str | None:
+    """Why the row is not run at a setting, if it is not."""
+    if row.max_dim is not None and setting.dim > row.max_dim:
+        return f"not beyond d = {row.max_dim:,}"
+    if row.needs_batches and setting.batches is None:
+        return "no batches"
+    return None
+
+
+ROWS = {
+    "sphere": Row("sphere", _sphere),
+    "gaussian": Row("Gaussian", _gaussian),
+    "rademacher": Row("Rademacher", _rademacher),
+    "coordinate": Row("coordinate", _coordinate),
+    "orthogonal": Row("orthogonal", _orthogonal),
+    "gaussian_central": Row("Gaussian, central", _central),
+    "mezo": Row("MeZO", _mezo, notes="Gaussian, central, K = 1"),
+    "batches": Row(
+        "sphere, batches",
+        _batches,
+        notes="a tenth of the data in each step, at a tenth of the cost, rounded up",
+        needs_batches=True,
+    ),
+}

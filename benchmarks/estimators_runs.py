@@ -1,0 +1,126 @@
+"""A run that ends at a number of function values, not of steps.
+
+What a step costs differs from estimator to estimator, and with some from step to step:
+the state counts. Marks of function values are fixed for a task; at each the first point
+that has taken so many is looked at, by values that do not count.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import radazo
+from benchmarks.estimators_tasks import Problem
+from benchmarks.methods import METHODS
+
+RULES = ("radazo", "zo_adamm", "zo_sgd")
+NUM_MARKS = 40
+
+
+class Run(NamedTuple):
+    """One run.
+
+    Attributes:
+      values: (marks + 1,) f of the point at the start and at each mark. A run is given
+        up at one that is not finite, or more than ten times the start above it.
+      counts: (marks + 1,) function values that were taken by then.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+
+
+class Program(NamedTuple):
+    """A compiled run of one estimator on one problem.
+
+    Attributes:
+      run: `run(rule, seed, rate) -> Run`.
+      compile_seconds: Wall time.
+    """
+
+    run: Callable[[str, int, float], Run]
+    compile_seconds: float
+
+
+def marks(budget: int) -> np.ndarray:
+    """Closer at the start, where most happens; the last is the budget."""
+    parts = np.arange(1, NUM_MARKS + 1) / NUM_MARKS
+    return np.unique(np.ceil(parts**2 * budget).astype(np.int32))
+
+
+def program(
+    problem: Problem, estimator: radazo.Estimator, dtype: str, budget: int
+) -> Program:
+    """Compiled once for all rules, seeds and rates."""
+    at = jnp.asarray(marks(budget))
+
+    def run(x: Any, data: Any, seed: Any, chosen: Any, rate: Any) -> Any:
+        rule = optax.chain(one_of(chosen), optax.scale_by_learning_rate(rate))
+        key = jax.random.split(jax.random.key(seed))[1]
+        optimizer = radazo.with_estimator(estimator, rule, key)
+        return _curve(problem.value_fn, optimizer, x, data, at)
+
+    def arguments(rule: str, seed: int, rate: float) -> tuple[Any, ...]:
+        x, data = problem.start(seed)
+        x, data = x.astype(dtype), jax.tree.map(jnp.asarray, data)
+        index = jnp.int32(RULES.index(rule))
+        return x, data, jnp.int32(seed), index, jnp.asarray(rate, dtype)
+
+    def called(rule: str, seed: int, rate: float) -> Run:
+        with jax.enable_x64(dtype == "float64"):
+            return Run(*map(np.asarray, compiled(*arguments(rule, seed, rate))))
+
+    started = time.perf_counter()
+    with jax.enable_x64(dtype == "float64"):
+        compiled = jax.jit(run).lower(*arguments(RULES[0], 0, 0.0)).compile()
+    return Program(called, time.perf_counter() - started)
+
+
+def one_of(chosen: jax.Array) -> optax.GradientTransformation:
+    """The rule of this index of `RULES`: one program then runs all of them."""
+    rules = [METHODS[name].rule() for name in RULES]
+
+    def init(params: Any) -> Any:
+        return tuple(rule.init(params) for rule in rules)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        def branch(i: int) -> Any:
+            out, new = rules[i].update(updates, state[i], params)
+            return out, (*state[:i], new, *state[i + 1 :])
+
+        branches = [lambda i=i: branch(i) for i in range(len(rules))]
+        return lax.switch(chosen, branches)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _curve(value_fn: Any, optimizer: Any, x: Any, data: Any, at: jax.Array) -> Any:
+    """f at the start and at each mark, and the function values taken by then."""
+
+    def step(carry: Any) -> Any:
+        x, state = carry
+        updates, state = optimizer.update(None, state, x, value_fn=value_fn, **data)
+        return optax.apply_updates(x, updates), state
+
+    def advance(carry: Any, mark: jax.Array) -> Any:
+        run, sound = carry
+
+        def unfinished(run: Any) -> Any:
+            state = run[1]
+            # A step takes a value at least: one that takes none must not go on.
+            return sound & (state.num_values < mark) & (state.count < mark)
+
+        run = lax.while_loop(unfinished, step, run)
+        value = value_fn(run[0], **data)
+        sound = sound & (value <= first + 10 * jnp.abs(first))
+        return (run, sound), (value, run[1].num_values)
+
+    first, run = value_fn(x, **data), (x, optimizer.init(x))
+    _, (values, counts) = lax.scan(advance, (run, jnp.isfinite(first)), at)
+    return jnp.append(first, values), jnp.append(jnp.int32(0), counts)
