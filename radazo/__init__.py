@@ -122,8 +122,8 @@ from radazo.projections import l1_ball as l1_ball
 from radazo.projections import l2_ball as l2_ball
 from radazo.projections import simplex as simplex
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
-from radazo.votes import majority_vote_estimator as majority_vote_estimator
 from radazo.trajectory import TrajectoryState as TrajectoryState
 from radazo.trajectory import trajectory_estimator as trajectory_estimator
+from radazo.votes import majority_vote_estimator as majority_vote_estimator
 
 __version__ = "0.1.0"

@@ -132,6 +132,11 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         memoryless=False,
         alone=False,
     ),
+    "trajectory": Row(
+        with_options(radazo.trajectory_estimator, num_points=12),
+        copies=lambda k: 12,
+        memoryless=False,
+    ),
     "interpolation": Row(
         radazo.interpolation_estimator,
         copies=lambda k: k + 1,
