@@ -27,8 +27,8 @@ NOTE = (
     "Two combinations are compared at the lowest f that both reach: the factor is how "
     "many function values the reference takes until then for one of the other; above 1 "
     "the other is ahead. Seeds are paired by their starts. Brackets and bands hold the "
-    "median of all seeds with a probability of 95 % or more (of five seeds 94 %, of three "
-    "75 %). Learning rates are tuned, K and the distance moved are not.\n"
+    "median of all seeds with a probability of 95 % or more (of five seeds 94 %, of "
+    "three 75 %). Learning rates are tuned, K and the distance moved are not.\n"
 )
 COLUMNS = (
     "estimator",

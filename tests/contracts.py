@@ -133,8 +133,8 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         alone=False,
     ),
     "trajectory": Row(
-        with_options(radazo.trajectory_estimator, num_points=12),
-        copies=lambda k: 12,
+        with_options(radazo.trajectory_estimator, num_points=20),
+        copies=lambda k: 20,
         memoryless=False,
     ),
     "interpolation": Row(
