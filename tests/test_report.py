@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import attack_report, figures, records, report, synthetic_report
+from benchmarks.rivals import report as peers
 
 RESULTS = house.ROOT / "benchmarks" / "results"
 README = (house.ROOT / "README.md").read_text(encoding="utf-8")
@@ -192,3 +193,19 @@ def test_terms_repair_what_float32_ruins(function):
     if function == "quadratic":
         slower = found[1e-3, "float32", False] / found[1e-3, "float64", False]
         assert abs(slower - 1.6) < 0.05
+
+
+def test_what_the_readme_says_of_the_peers():
+    cells = peers.cells(lines_of("peers"))
+    own = {"radazo", "torch_loop"}  # The same rules.
+
+    def lowest(function, dim, packages):
+        lines = [x for x in cells[function, dim] if packages(peers.package(x))]
+        return peers.number(peers.final(lines[0]))
+
+    for function in ("quadratic", "rosenbrock", "levy", "rastrigin"):
+        for packages in (lambda name: name == "radazo", lambda name: name not in own):
+            assert lowest(function, 10_000, packages) in README
+    for function in ("rosenbrock", "levy"):
+        for packages in (lambda name: name == "radazo", lambda name: name not in own):
+            assert lowest(function, 100, packages) in README
