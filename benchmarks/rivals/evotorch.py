@@ -19,6 +19,7 @@ from benchmarks.rivals.trace import Recorder, Trace
 with warnings.catch_warnings():
     # The package compiles a function in a way that PyTorch has deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
     from evotorch import Problem
     from evotorch.algorithms import PGPE, SNES
 
