@@ -196,7 +196,7 @@ def _at(
     has_aux: bool = False,
 ) -> tuple[jax.Array, base.Params, Any, base.EstimateInfo]:
     """An estimate with a key of its own, fold_in(key, part)."""
-    key = jax.random.wrap_key_data(threefry.fold_in(words, part), impl="threefry2x32")
+    key = threefry.typed(threefry.fold_in(words, part))
     fresh = estimator.init(params)
     return estimator.estimate(key, value_fn, params, fresh, has_aux=has_aux)
 

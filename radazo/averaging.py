@@ -157,7 +157,7 @@ def mean(
         value, aux = _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
     else:
         value, aux = jnp.sum(start[0]), start[1]
-    constants = _constants(options, layout.dim, slopes.dtype)
+    constants = _constants(distribution, layout.dim, slopes.dtype)
     info = base.EstimateInfo(slopes, kept, num_values, aux, *constants)
     total, turn = carry
     gradient = distribution.factor(layout.dim) / num_kept(kept, layout.dtype) * total
@@ -176,13 +176,10 @@ def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(kept), mean_kept, values[0])
 
 
-def _constants(options: Options, dim: int, dtype: Any) -> Any:
-    """The factor of the law, and its mean of ‖u‖², where they say anything."""
-    law = options.distribution
+def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
+    """The factor of the law, and its mean of ‖u‖²."""
     factor = law.factor(dim)
     squared_norm = dim / factor if law.independent and dim else math.nan
-    if options.weigh is not _slope_times_direction:
-        factor = squared_norm = math.nan
     return jnp.asarray(factor, dtype), jnp.asarray(squared_norm, dtype)
 
 

@@ -147,6 +147,13 @@ def function(where: str, argument: str, value: Any, way_out: str) -> None:
         fail(where, argument, "be a function", repr(value), way_out, TypeError)
 
 
+def transformation(where: str, optimizer: Any, way_out: str) -> None:
+    """`optimizer` has the two functions of an `optax.GradientTransformation`."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        rule = "be an optax.GradientTransformation"
+        fail(where, "optimizer", rule, repr(optimizer), way_out, TypeError)
+
+
 def instance(where: str, argument: str, value: Any, of: type, way_out: str) -> None:
     """`value` is an `of`."""
     if not isinstance(value, of):

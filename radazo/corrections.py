@@ -227,7 +227,7 @@ def fzoos(
         words = threefry.fold_in(key_data, jnp.uint32(_FEATURES))
         size, dtype = num_features * layout.dim, layout.dtype
         normal = threefry.normal(threefry.fold_in(words, 0), size, dtype)
-        key = jax.random.wrap_key_data(threefry.fold_in(words, 1), impl="threefry2x32")
+        key = threefry.typed(threefry.fold_in(words, 1))
         phases = jax.random.uniform(key, (num_features,), dtype, maxval=2 * math.pi)
         frequencies = normal.reshape(num_features, layout.dim)
         return _Features(frequencies / jnp.asarray(length_scale, dtype), phases)

@@ -183,9 +183,8 @@ def distribution_from(
         checks.positive(where, "factor", factor, way_out)
 
     def drawn(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-        words = threefry.fold_in(key, k)
-        typed = jax.random.wrap_key_data(words, impl="threefry2x32")
-        vector = _real_vector(where, draw(typed, dim), dim).astype(dtype)
+        own = threefry.typed(threefry.fold_in(key, k))
+        vector = _real_vector(where, draw(own, dim), dim).astype(dtype)
         return jnp.where(jnp.isfinite(vector), vector, jnp.zeros_like(vector))
 
     def inverse_mean_square(dim: int) -> float:
@@ -213,6 +212,12 @@ def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
         "All perturbed leaves are one vector: `jax.random.normal(key, (dim,))`.",
         TypeError,
     )
+
+
+def check(where: str, distribution: Any) -> None:
+    """`distribution` is a law of directions."""
+    way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
+    checks.instance(where, "distribution", distribution, Distribution, way_out)
 
 
 def direction(

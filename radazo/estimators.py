@@ -4,7 +4,7 @@ The estimate is the mean of slope times direction, taken in `averaging`; what te
 estimators apart is the law of directions, and with it what `smoothing` means.
 """
 
-from radazo import averaging, base, checks, differences, directions
+from radazo import averaging, base, differences, directions
 
 
 def finite_difference_estimator(
@@ -71,13 +71,7 @@ def finite_difference_estimator(
       arXiv:2502.01014, equation 2.
     """
     where = "finite_difference_estimator"
-    checks.instance(
-        where,
-        "distribution",
-        distribution,
-        directions.Distribution,
-        "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own.",
-    )
+    directions.check(where, distribution)
     options = averaging.Options(
         distribution, num_directions, smoothing, difference, chunk_size, terms, mask
     )

@@ -223,7 +223,7 @@ def _clients(
             forms.with_estimator(
                 _corrected(options.estimator, term, inner),
                 options.local_optimizer,
-                _key(threefry.fold_in(words, client)),
+                threefry.typed(threefry.fold_in(words, client)),
             ),
             lambda params: value_fn(params, client),
             start,
@@ -237,10 +237,6 @@ def _clients(
 
     clients = jnp.arange(len(options.weights), dtype=jnp.int32)
     return jax.vmap(run)(clients, state.estimators, state.corrections)
-
-
-def _key(words: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 def _local_steps(

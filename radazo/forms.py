@@ -195,15 +195,8 @@ def attached(
 ) -> optax.GradientTransformationExtraArgs:
     """`with_estimator`, whose messages say `where`."""
     _check_estimator(where, estimator)
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        checks.fail(
-            where,
-            "optimizer",
-            "be an optax.GradientTransformation",
-            repr(optimizer),
-            "Pass `optax.sgd(0.1)`, say, or `radazo.scale_by_radazo()` in a chain.",
-            TypeError,
-        )
+    way_out = "Pass `optax.sgd(0.1)`, say, or `radazo.scale_by_radazo()` in a chain."
+    checks.transformation(where, optimizer, way_out)
     words = threefry.key_data(where, key)
 
     def init(params: base.Params) -> WithEstimatorState:
@@ -232,9 +225,7 @@ def attached(
         value_fn = _required(where, value_fn, params)
         named, rest = _split_by_name(value_fn, extra)
         bound = functools.partial(value_fn, **named)
-        key = jax.random.wrap_key_data(
-            threefry.fold_in(state.key_data, state.count), impl="threefry2x32"
-        )
+        key = threefry.typed(threefry.fold_in(state.key_data, state.count))
         value, gradient, estimator_state, info = estimator.estimate(
             key, bound, _fast(params), state.estimator
         )

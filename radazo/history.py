@@ -225,8 +225,6 @@ def _estimator(
     def estimate(step: steps.Step, state: HistoryState) -> steps.Estimated:
         value, _, turn, info = averaging.mean(step, options)
         state = _remembered(state, step, info)
-        factor = options.distribution.factor(step.layout.dim)
-        info = info._replace(factor=jnp.full_like(info.factor, factor))
         weights, info = weigh(state, info, step.layout)
         info = info._replace(squared_norm=jnp.full_like(info.factor, math.nan))
         gradient = _redrawn(step.layout, options, state.step_keys, weights)

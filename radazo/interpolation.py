@@ -169,13 +169,7 @@ def _check(
     checks.non_negative(where, "max_reuse", max_reuse, way_out)
     if max_reuse > 1:
         checks.fail(where, "max_reuse", "be at most 1", repr(max_reuse), way_out)
-    checks.instance(
-        where,
-        "distribution",
-        distribution,
-        directions.Distribution,
-        "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own.",
-    )
+    directions.check(where, distribution)
 
 
 def _nearest(

@@ -64,15 +64,8 @@ def projected(
       convergence analysis and applications, 2018.
     """
     where = "projected"
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        checks.fail(
-            where,
-            "optimizer",
-            "be an optax.GradientTransformation",
-            repr(optimizer),
-            "Pass `optax.sgd(0.1)`, say, or `radazo.radazo(0.1, key=0)`.",
-            TypeError,
-        )
+    way_out = "Pass `optax.sgd(0.1)`, say, or `radazo.radazo(0.1, key=0)`."
+    checks.transformation(where, optimizer, way_out)
     _check_projection(where, projection)
     if metric is not None:
         way_out = "It takes the optimizer's state; for fixed weights, ignore that."

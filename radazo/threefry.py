@@ -77,6 +77,11 @@ def key_data(where: str, key: Any) -> jax.Array:
     return jax.random.key_data(key)
 
 
+def typed(words: jax.Array) -> jax.Array:
+    """The typed key of these two words."""
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
 def threefry(
     key: jax.Array, hi: jax.Array, lo: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

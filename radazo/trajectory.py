@@ -164,9 +164,7 @@ def _check(where: str, options: _Options) -> None:
     """Say what is wrong with the options."""
     way_out = "Pass `radazo.matern` or `radazo.rbf`, or a `radazo.Kernel` of your own."
     checks.instance(where, "kernel", options.kernel, kernels.Kernel, way_out)
-    way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
-    law = options.distribution
-    checks.instance(where, "distribution", law, directions.Distribution, way_out)
+    directions.check(where, options.distribution)
     number = options.num_directions
     way_out = "A step looks at the parameters and at so many points around them."
     checks.integer(where, "num_directions", number, 1, way_out)
@@ -229,7 +227,8 @@ def _look(
     x = leaves.ravel(layout, step.params)
     terms, aux = step.evaluate(step.params)
     value = jnp.sum(terms).astype(layout.dtype)
-    points, values, turn = _look_around(step, options)
+    turn = step.key[0]
+    points, values = _look_around(step, options, turn)
     buffer = kernels.put(
         state.buffer,
         jnp.concatenate([x[None], points]),
@@ -250,35 +249,20 @@ def _look(
 
 
 def _look_around(
-    step: steps.Step, options: _Options
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(K, dim) points around the parameters, the (K,) values there, chunks done."""
+    step: steps.Step, options: _Options, turn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(K, dim) points around the parameters, and the (K,) values there."""
     layout, law = step.layout, options.distribution
     number = options.num_directions
-    chunk_size = min(options.chunk_size, number)
     prepared = law.prepare(step.key, number, layout.dim, layout.dtype)
 
-    def look_at(k: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def look_at(k: jax.Array) -> tuple[jax.Array, jax.Array]:
         u = directions.direction(law, prepared, k, layout.dim, layout.dtype)
         moved = leaves.perturb(layout, step.params, u, step.smoothing, turn)
         terms, _ = step.evaluate(moved)
         # The point as it was evaluated: in low precision it is not x + smoothing · u.
         return leaves.ravel(layout, moved), jnp.sum(terms).astype(layout.dtype)
 
-    def look_at_chunk(turn: jax.Array, ks: jax.Array) -> tuple[jax.Array, Any]:
-        if chunk_size == 1:
-            seen = jax.tree.map(lambda x: x[None], look_at(ks[0], turn))
-        else:
-            seen = jax.vmap(look_at, in_axes=(0, None))(ks, turn)
-        return turn + jnp.uint32(1), seen
-
+    at_once = min(options.chunk_size, number)
     ks = jnp.arange(number, dtype=jnp.uint32)
-    whole = number - number % chunk_size
-    turn, seen = lax.scan(
-        look_at_chunk, jnp.uint32(0), ks[:whole].reshape(-1, chunk_size)
-    )
-    seen = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), seen)
-    if whole < number:
-        turn, rest = look_at_chunk(turn, ks[whole:])
-        seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
-    return *seen, turn
+    return lax.map(look_at, ks, batch_size=at_once if at_once > 1 else None)

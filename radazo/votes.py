@@ -1,11 +1,12 @@
 """An estimator that counts votes: of each direction only the signs are used."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from radazo import averaging, base, checks, differences, directions
+from radazo import averaging, base, differences, directions
 
 
 def majority_vote_estimator(
@@ -51,10 +52,7 @@ def majority_vote_estimator(
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
     where = "majority_vote_estimator"
-    way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
-    checks.instance(
-        where, "distribution", distribution, directions.Distribution, way_out
-    )
+    directions.check(where, distribution)
     options = averaging.Options(
         distribution._replace(factor=lambda dim: 1.0),
         num_directions,
@@ -65,7 +63,23 @@ def majority_vote_estimator(
         mask,
         _vote,
     )
-    return averaging.estimator(where, options)
+    voting = averaging.estimator(where, options)
+
+    def estimate(
+        key: base.Key,
+        value_fn: base.ValueFn,
+        params: base.Params,
+        state: Any,
+        *,
+        has_aux: bool = False,
+    ) -> tuple[jax.Array, base.Params, Any, base.EstimateInfo]:
+        value, votes, state, info = voting.estimate(
+            key, value_fn, params, state, has_aux=has_aux
+        )
+        unknown = jnp.full_like(info.factor, math.nan)
+        return value, votes, state, info._replace(factor=unknown, squared_norm=unknown)
+
+    return voting._replace(estimate=estimate)
 
 
 def _vote(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> Any:
