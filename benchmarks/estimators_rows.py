@@ -116,9 +116,70 @@ def _mezo(setting: Setting) -> radazo.Estimator:
     )
 
 
+def _one_point(setting: Setting) -> radazo.Estimator:
+    return radazo.sphere_estimator(
+        smoothing=setting.smoothing, difference=radazo.one_point, **setting.shared
+    )
+
+
+def _each(setting: Setting) -> radazo.Estimator:
+    return radazo.coordinate_estimator(
+        smoothing=setting.smoothing,
+        num_directions=None,
+        chunk_size=setting.chunk_size,
+    )
+
+
+def _exact(setting: Setting) -> radazo.Estimator:
+    return radazo.sphere_estimator(difference=radazo.exact, **setting.shared)
+
+
+def _vote(setting: Setting) -> radazo.Estimator:
+    return radazo.majority_vote_estimator(smoothing=setting.smoothing, **setting.shared)
+
+
+def _guided(setting: Setting, *, prior: str) -> radazo.Estimator:
+    return radazo.prior_guided_estimator(
+        prior=PRIORS[prior], smoothing=setting.smoothing, **setting.shared
+    )
+
+
+def _history_reuse(setting: Setting, *, num_past: int, times: float) -> Any:
+    return radazo.history_reuse_estimator(
+        num_past=num_past, smoothing=times * setting.each, **setting.shared
+    )
+
+
+def _history_mean(setting: Setting, *, num_past: int) -> radazo.Estimator:
+    return radazo.history_mean_estimator(
+        num_past=num_past, smoothing=setting.each, **setting.shared
+    )
+
+
+def _trajectory(setting: Setting, *, num_points: int, times: float) -> Any:
+    return radazo.trajectory_estimator(
+        num_points=num_points, smoothing=times * setting.smoothing, **setting.shared
+    )
+
+
+def _interpolation(setting: Setting) -> radazo.Estimator:
+    return radazo.interpolation_estimator(
+        num_directions=setting.num_directions, smoothing=setting.smoothing
+    )
+
+
 def _batches(setting: Setting) -> radazo.Estimator:
     num_values = setting.num_directions + 1
     return on_batches(_sphere(setting), setting.batches, num_values)
+
+
+def _svrg(setting: Setting, *, share_directions: bool) -> radazo.Estimator:
+    estimator = radazo.svrg_estimator(
+        _sphere(setting),
+        setting.batches.full_value_fn,
+        share_directions=share_directions,
+    )
+    return on_batches(estimator, setting.batches, 2 * (setting.num_directions + 1))
 
 
 def on_batches(
@@ -158,6 +219,12 @@ def unfit(row: Row, setting: Setting) -> str | None:
     return None
 
 
+PRIORS = {
+    "last_estimate": radazo.last_estimate,
+    "last_step": radazo.last_step,
+    "momentum": radazo.momentum(0.9),
+}
+_TENTH = "a tenth of the data in each step, at a tenth of the cost, rounded up"
 ROWS = {
     "sphere": Row("sphere", _sphere),
     "gaussian": Row("Gaussian", _gaussian),
@@ -166,10 +233,48 @@ ROWS = {
     "orthogonal": Row("orthogonal", _orthogonal),
     "gaussian_central": Row("Gaussian, central", _central),
     "mezo": Row("MeZO", _mezo, notes="Gaussian, central, K = 1"),
-    "batches": Row(
-        "sphere, batches",
-        _batches,
-        notes="a tenth of the data in each step, at a tenth of the cost, rounded up",
+    "one_point": Row("sphere, one-point", _one_point),
+    "each": Row("each coordinate", _each, notes="K = d", max_dim=100),
+    "vote": Row("majority vote", _vote),
+    **{
+        f"guided_{name}": Row(
+            f"guided by {name.replace('_', ' ')}", _guided, {"prior": name}
+        )
+        for name in PRIORS
+    },
+    "history_reuse": Row(
+        "ZoAR",
+        _history_reuse,
+        {"num_past": 5, "times": 10.0},
+        notes="values of 5 past steps, ten times the distance of the others",
+    ),
+    "history_mean": Row(
+        "ZoHS", _history_mean, {"num_past": 5}, notes="estimates of 5 past steps"
+    ),
+    "trajectory": Row(
+        "ZoRD",
+        _trajectory,
+        {"num_points": 150, "times": 1.0},
+        notes="a Gaussian process on the last 150 points",
+        max_dim=1000,
+    ),
+    "interpolation": Row("ReLIZO", _interpolation),
+    "batches": Row("sphere, batches", _batches, notes=_TENTH, needs_batches=True),
+    "svrg": Row(
+        "SVRG", _svrg, {"share_directions": False}, notes=_TENTH, needs_batches=True
+    ),
+    "svrg_shared": Row(
+        "SVRG, shared directions",
+        _svrg,
+        {"share_directions": True},
+        notes=_TENTH,
         needs_batches=True,
+    ),
+    "exact": Row(
+        "exact slopes",
+        _exact,
+        notes="forward-mode derivatives along directions of the sphere; a slope counts "
+        "as a value",
+        is_reference=True,
     ),
 }
