@@ -248,6 +248,12 @@ ROWS = {
         {"num_past": 5, "times": 10.0},
         notes="values of 5 past steps, ten times the distance of the others",
     ),
+    "history_reuse_far": Row(
+        "ZoAR, far",
+        _history_reuse,
+        {"num_past": 5, "times": 100.0},
+        notes="values of 5 past steps, a hundred times the distance of the others",
+    ),
     "history_mean": Row(
         "ZoHS", _history_mean, {"num_past": 5}, notes="estimates of 5 past steps"
     ),
@@ -256,7 +262,6 @@ ROWS = {
         _trajectory,
         {"num_points": 150, "times": 1.0},
         notes="a Gaussian process on the last 150 points",
-        max_dim=1000,
     ),
     "interpolation": Row("ReLIZO", _interpolation),
     "batches": Row("sphere, batches", _batches, notes=_TENTH, needs_batches=True),

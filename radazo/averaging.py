@@ -112,8 +112,10 @@ def mean(
     start = difference.start(evaluate, params)
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 
-    def one(k: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
-        drawn = distribution.draw(prepared, k, layout.dim, layout.dtype)
+    def draw(k: jax.Array) -> jax.Array:
+        return distribution.draw(prepared, k, layout.dim, layout.dtype)
+
+    def one(drawn: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
         scale = jnp.ones((), layout.dtype)
         if distribution.scale is not None:
             scale = distribution.scale(drawn)
@@ -132,11 +134,14 @@ def mean(
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
         total, turn = carry
         if chunk_size == 1:
-            (weight, vector), seen = one(ks[0], turn)
+            (weight, vector), seen = one(draw(ks[0]), turn)
             total = total + weight * vector
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
-            (weights, block), seen = jax.vmap(one, in_axes=(0, None))(ks, turn)
+            # Drawn in a loop of two: what fuses with an evaluation is drawn again by
+            # XLA's CPU backend wherever a part of the parameters is broadcast.
+            drawn = lax.map(draw, ks, batch_size=-(-chunk_size // 2))
+            (weights, block), seen = jax.vmap(one, in_axes=(0, None))(drawn, turn)
             total = total + jnp.dot(weights, block, precision=lax.Precision.HIGHEST)
         return (total, turn + jnp.uint32(1)), seen
 

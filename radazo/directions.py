@@ -60,9 +60,18 @@ def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.
     return threefry.signs(threefry.fold_in(key, k), dim, dtype)
 
 
-def _draw_coordinate(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    index = threefry.index_below(threefry.fold_in(key, k), dim)
-    return (lax.iota(jnp.uint32, dim) == index).astype(dtype)
+def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
+    """All of a step, since drawn with its direction an index is drawn by XLA's CPU
+    backend for every element."""
+    del dtype
+    index = jax.vmap(lambda k: threefry.index_below(threefry.fold_in(key, k), dim))
+    return index(jnp.arange(num_directions, dtype=jnp.uint32))
+
+
+def _draw_coordinate(
+    indices: jax.Array, k: jax.Array, dim: int, dtype: Any
+) -> jax.Array:
+    return (lax.iota(jnp.uint32, dim) == indices[k]).astype(dtype)
 
 
 def _each_once(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> None:
@@ -130,7 +139,7 @@ sphere = Distribution(_step_key, _draw_gaussian, float, _inverse_norm)
 rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
 """Independent signs, one random bit each: ‖u‖ = √d."""
 
-coordinate = Distribution(_step_key, _draw_coordinate, float)
+coordinate = Distribution(_indices, _draw_coordinate, float)
 """A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
 
 basis = Distribution(_each_once, _draw_basis, float, independent=False)

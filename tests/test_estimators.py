@@ -336,7 +336,8 @@ def test_an_estimate_does_not_depend_on_the_size_of_a_chunk(difference, chunk_si
 @pytest.mark.parametrize("chunk_size", [3, 7])
 @pytest.mark.parametrize("name", ["gaussian", "sphere", "rademacher", "orthogonal"])
 def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
-    # From 0 by a half, the slope of a coordinate is that of the direction, bit by bit.
+    # From 0 by a half, the slope of a coordinate is that of the direction, bit by bit
+    # but for the norm of the sphere: XLA chooses the order of a sum.
     params = jax.tree.map(jnp.zeros_like, make_params(jnp.float32))
 
     def coordinates(size):
@@ -351,4 +352,5 @@ def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
 
         return jax.jit(lambda: jax.lax.map(of, jnp.arange(D)))()
 
-    np.testing.assert_array_equal(coordinates(1), coordinates(chunk_size))
+    rtol = 2 * float(jnp.finfo(jnp.float32).eps) if name == "sphere" else 0
+    np.testing.assert_allclose(coordinates(1), coordinates(chunk_size), rtol, 0)
