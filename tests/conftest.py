@@ -24,6 +24,7 @@ OPTIMIZERS = {
     "zo_rmsprop": radazo.zo_rmsprop,
     "zo_sgd": radazo.zo_sgd,
     "zo_signsgd": radazo.zo_signsgd,
+    "meazo": radazo.meazo,
 }
 
 

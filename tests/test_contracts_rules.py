@@ -1,0 +1,142 @@
+"""Optimizers with other arguments than the rest keep the contracts of a step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import half_sum_of_squares, quick_jit
+
+import radazo
+
+ESTIMATOR = radazo.coordinate_estimator(num_directions=4)
+SET = radazo.box(-3.0, 3.0)
+# By name an optimizer of a key, and the function values of a step.
+RULES = {
+    "pars": (lambda key: radazo.pars(1.0, key=key, num_directions=3), 4),
+    "zo_adamu": (lambda key: radazo.zo_adamu(0.03, 40, key=key), 2),
+    "zo_psgd": (lambda key: radazo.zo_psgd(0.03, SET, ESTIMATOR, key=key), 5),
+    "projected_zo_adamm": (
+        lambda key: radazo.projected_zo_adamm(0.03, SET, ESTIMATOR, key=key),
+        5,
+    ),
+    "projected": (
+        lambda key: radazo.projected(radazo.radazo(0.03, ESTIMATOR, key=key), SET),
+        5,
+    ),
+}
+
+
+@pytest.fixture(params=RULES.values(), ids=RULES.keys())
+def rule(request):
+    return request.param
+
+
+def start(dtype=jnp.float32):
+    return {"a": jnp.array([2.0, -1.5, 1.0], dtype), "b": jnp.asarray(-2.0, dtype)}
+
+
+def step_of(optimizer, value_fn=half_sum_of_squares):
+    def step(params, state):
+        updates, state = optimizer.update(None, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def described(tree):
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def assert_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_it_descends_in_minimize_and_counts_its_values(rule):
+    make, num_values = rule
+    result = radazo.minimize(half_sum_of_squares, start(), make(2), 40)
+    assert half_sum_of_squares(result.params) < 0.8 * half_sum_of_squares(start())
+    assert optax.tree.get(result.state, "num_values") == 40 * num_values
+
+
+def test_a_key_is_a_run_and_another_key_another(rule):
+    make, _ = rule
+
+    def run(key):
+        return radazo.minimize(half_sum_of_squares, start(), make(key), 3).params
+
+    assert_equal(run(2), run(jax.random.key(2)))
+    assert not np.array_equal(run(2)["a"], run(3)["a"])
+
+
+def test_a_scan_is_a_loop_of_steps(rule):
+    optimizer = rule[0](2)
+    step = quick_jit(step_of(optimizer))
+    params, state = start(), optimizer.init(start())
+    for _ in range(5):
+        params, state = step(params, state)
+    assert step._cache_size() == 1
+
+    @quick_jit
+    def run(carry):
+        inner = step_of(optimizer)
+        return jax.lax.scan(lambda c, _: (inner(*c), None), carry, length=5)[0]
+
+    found = run((start(), optimizer.init(start())))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+        found,
+        (params, state),
+    )
+
+
+def test_runs_of_a_batch_are_the_runs(rule):
+    make, _ = rule
+    states = [make(key).init(start()) for key in (3, 4)]
+    together = jax.tree.map(lambda *xs: jnp.stack(xs), *states)
+    batched = quick_jit(jax.vmap(step_of(make(3)), (None, 0)))(start(), together)[0]
+    step = quick_jit(step_of(make(3)))
+    for i, state in enumerate(states):
+        jax.tree.map(
+            lambda x, y, i=i: np.testing.assert_allclose(x[i], y, 1e-4, 1e-4),
+            batched,
+            step(start(), state)[0],
+        )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_state_is_arrays_whose_types_stay(rule, dtype):
+    optimizer = rule[0](2)
+    params = start(dtype)
+    state = optimizer.init(params)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
+    assert_equal(optimizer.init(jax.eval_shape(lambda: params)), state)
+    after = quick_jit(step_of(optimizer))(params, state)
+    assert jax.tree.structure(after) == jax.tree.structure((params, state))
+    assert described(after) == described((params, state))
+
+
+def test_an_unexpected_keyword_changes_nothing(rule):
+    optimizer = rule[0](2)
+
+    @quick_jit
+    def both(params, state):
+        options = {"value_fn": half_sum_of_squares}
+        plain = optimizer.update(None, state, params, **options)
+        given = optimizer.update(None, state, params, **options, unexpected=params)
+        return plain, given
+
+    assert_equal(*both(start(), optimizer.init(start())))
+
+
+def test_nan_never_reaches_the_parameters(rule):
+    optimizer = rule[0](2)
+
+    def value_fn(params):
+        return jnp.where(params["b"] < -1.999, jnp.nan, half_sum_of_squares(params))
+
+    result = radazo.minimize(
+        value_fn, start() | {"b": jnp.float32(-1.99905)}, optimizer, 30
+    )
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(result.params))
