@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares, quick_jit
 
 import radazo
 
@@ -354,83 +354,3 @@ def test_the_memory_of_a_step_is_a_few_copies_of_the_parameters():
     memory = step.lower(0, x, estimator.init(x)).compile().memory_analysis()
     # A copy for an estimate, and two of them held; a tenth for all that is small.
     assert memory.temp_size_in_bytes <= 3.1 * 4 * dim
-
-
-WHERE = "svrg_estimator"
-PLAIN = radazo.sphere_estimator()
-A_CALL = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-MEMORY = "one whose `memoryless` is False (it uses past steps, or a `smoothing`"
-THREE = "Three estimates of a step share it"
-ALONE = "It takes the parameters alone and returns the whole objective."
-BETWEEN = "It is the number of steps between two snapshots; 50 is a good start."
-V, T = ValueError, TypeError
-# (estimator, full_value_fn, options, kind, argument, rule, what came, way out)
-MISTAKES = {
-    "no call": (
-        radazo.sphere_estimator,
-        whole,
-        {},
-        T,
-        "estimator",
-        "be an Estimator",
-        "<function",
-        A_CALL,
-    ),
-    "a schedule": (
-        radazo.sphere_estimator(smoothing=lambda t: 0.1),
-        whole,
-        {},
-        V,
-        "estimator",
-        "be memoryless",
-        MEMORY,
-        THREE,
-    ),
-    "a past": (
-        radazo.history_mean_estimator(),
-        whole,
-        {},
-        V,
-        "estimator",
-        "be memoryless",
-        MEMORY,
-        THREE,
-    ),
-    "a value": (
-        PLAIN,
-        1.0,
-        {},
-        T,
-        "full_value_fn",
-        "be a function",
-        "1.0.",
-        ALONE,
-    ),
-    "no steps": (
-        PLAIN,
-        whole,
-        {"num_inner_steps": 0},
-        V,
-        "num_inner_steps",
-        "be at least 1",
-        "0.",
-        BETWEEN,
-    ),
-    "no bool": (
-        PLAIN,
-        whole,
-        {"share_directions": 1},
-        T,
-        "share_directions",
-        "be a bool",
-        "1.",
-        "True draws the same directions",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_explained(name):
-    estimator, full, options, kind, argument, rule, got, way_out = MISTAKES[name]
-    call = lambda: radazo.svrg_estimator(estimator, full, **options)
-    explained(Mistake(call, kind, f"{WHERE}({argument}", rule, got, way_out))

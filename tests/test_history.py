@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares, quick_jit
 
 import radazo
 
@@ -348,73 +348,3 @@ def test_the_state_carries_on_at_the_largest_count(make):
         state = step(key, state)
     assert state.count == 2**31 - 1
     np.testing.assert_array_equal(state.step_keys, [[0, 2], [0, 1]])
-
-
-def test_a_past_is_refused_where_none_is_carried(make):
-    explained(
-        Mistake(
-            lambda: radazo.value_and_grad(half_sum_of_squares, make()),
-            ValueError,
-            "value_and_grad(estimator",
-            "be memoryless",
-            "one whose `memoryless` is False",
-            "Use `with_estimator` or `estimate_gradient`, which carry its state",
-        )
-    )
-
-
-REUSE, MEAN = "history_reuse_estimator", "history_mean_estimator"
-ALONE = "A value is compared with the mean of all: with `num_past=0` take 2 or more."
-PRESENT = "0 uses the present step alone."
-A_LAW = "Pass `radazo.gaussian`, say, or a `radazo.Distribution` of your own."
-V, T = ValueError, TypeError
-# (maker, options, kind, argument, rule, what came, way out)
-MISTAKES = [
-    (REUSE, {"num_past": -1}, V, "num_past", "be at least 0", "-1.", PRESENT),
-    (MEAN, {"num_past": 0.5}, T, "num_past", "be an integer", "0.5.", PRESENT),
-    (
-        REUSE,
-        {"num_past": 0, "num_directions": 1},
-        V,
-        "num_directions",
-        "be at least 2",
-        "1.",
-        ALONE,
-    ),
-    (REUSE, {"num_directions": 0}, V, "num_directions", "be at least 1", "0.", ALONE),
-    (
-        MEAN,
-        {"num_directions": None},
-        T,
-        "num_directions",
-        "be an integer",
-        "None.",
-        "One or more.",
-    ),
-    (MEAN, {"distribution": 1}, T, "distribution", "be a Distribution", "1.", A_LAW),
-    (
-        REUSE,
-        {"distribution": radazo.orthogonal},
-        V,
-        "distribution",
-        "have directions that are independent of each other",
-        "Distribution(",
-        "The mean of the values is no base value for others",
-    ),
-    (
-        MEAN,
-        {"chunk_size": 0},
-        V,
-        "chunk_size",
-        "be at least 1",
-        "0.",
-        "1 takes one direction after the other",
-    ),
-]
-
-
-@pytest.mark.parametrize("row", MISTAKES, ids=[f"{x[0]}-{x[3]}" for x in MISTAKES])
-def test_a_mistake_is_explained(row):
-    maker, options, kind, argument, rule, got, way_out = row
-    call = lambda: getattr(radazo, maker)(**options)
-    explained(Mistake(call, kind, f"{maker}({argument}", rule, got, way_out))
