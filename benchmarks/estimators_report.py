@@ -72,8 +72,8 @@ def spread(line: Line) -> str:
     at_end = ends(line)
     if not np.isfinite(np.median(at_end)):
         return "no descent"
-    low, *_, high = inner(at_end)
-    return f"{number(np.median(at_end))} ({number(low)} – {number(high)})"
+    kept = inner(at_end)
+    return f"{number(np.median(at_end))} ({number(kept[0])} – {number(kept[-1])})"
 
 
 def inner(values: np.ndarray) -> np.ndarray:

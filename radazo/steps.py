@@ -8,6 +8,21 @@
 and does for all of them what does not differ: the key is read, `value_fn` is checked
 and evaluated in float32 at least, `smoothing` follows its schedule, the flat gradient
 is cut into leaves, and `count` grows by one.
+
+To add an estimator:
+
+  1  Its state: a NamedTuple of arrays with `count`, an int32 scalar, and `fresh`.
+  2  Its step: `estimate`, from `step.evaluate(step.moved(vector, turn))`. Slopes that
+     are not finite are not kept and count as 0; `info.num_values` is what it took.
+  3  Its name: a public `x_estimator(..., smoothing, terms, mask)` in a module of floor
+     4 that checks its own arguments and returns `estimator(...)`; exported, with the
+     docstring that the others have. A mean of slope times direction is one call of
+     `averaging.estimator`, and a law of directions no estimator at all.
+  4  Its rows: in `tests/contracts.py`, and every contract runs on it; in
+     `benchmarks/estimators_rows.py`, and it is compared with all others. A test of its
+     own says that it is the method of its source.
+
+`tests/test_recipe.py` follows this.
 """
 
 import contextlib
