@@ -19,6 +19,7 @@ from benchmarks import (
     peers,
     records,
     speed,
+    synthetic_figures,
     synthetic_report,
 )
 
@@ -55,7 +56,7 @@ SECTIONS = (
         (" --full", LONG),
         "Synthetic functions (figure 1 of the paper)",
         synthetic_report.markdown,
-        synthetic_report.draw,
+        synthetic_figures.draw,
     ),
     Section(
         "moments",

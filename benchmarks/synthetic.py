@@ -30,7 +30,7 @@ from jax import lax
 from tqdm import tqdm
 
 import radazo
-from benchmarks import records, sweep, synthetic_report
+from benchmarks import records, sweep, synthetic_figures, synthetic_report
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.methods import CAVEAT, METHODS, TUNED, chosen
 from benchmarks.problems.synthetic import OF_THE_PAPER, PROBLEMS
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
         return
     for table in synthetic_report.tables(lines):
         console.print(table)
-    for figure in synthetic_report.draw(lines, args.output):
+    for figure in synthetic_figures.draw(lines, args.output):
         console.print(f"Figure: {figure}")
     console.print(f"Result lines: {path}")
 

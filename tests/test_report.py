@@ -115,14 +115,16 @@ def test_the_moments_are_those_that_are_known():
         np.testing.assert_allclose(found, expected, rtol=0.1)
 
 
-def test_the_advice_of_the_readme_is_what_the_lines_say():
+def test_the_advice_of_the_readme_is_that_of_the_report():
     lines = synthetic_report.select(lines_of("synthetic"), dim=10_000)
-    found = synthetic_report.regrets(lines, "cosine")
-    assert len(found) == 7
-    assert {len(x) for x in found.values()} == {6}
-    assert found["zo_adamm"].max() < 1.02
-    assert abs(np.exp(np.log(found["radazo"]).mean()) - 1.06) < 0.005
-    assert found["radazo"].max() < 1.11
+    advice = synthetic_report.advice(lines)
+    assert advice in (RESULTS / "report.md").read_text()
+    assert " ".join(advice.split()) in " ".join(README.split())
+
+
+def test_the_advice_is_what_the_lines_say():
+    lines = synthetic_report.select(lines_of("synthetic"), dim=10_000)
+    advice = synthetic_report.advice(lines)
 
     def at_end(arm, method, function):
         (line,) = synthetic_report.select(
@@ -130,10 +132,15 @@ def test_the_advice_of_the_readme_is_what_the_lines_say():
         )
         return np.median(line["numbers"]["value_at_end"])
 
-    for function, ratio in (("quadratic", 0.39), ("cubic", 0.53)):
-        constant = at_end("tuned", "zo_sgd", function)
-        cosine = at_end("cosine", "zo_adamm", function)
-        assert abs(constant / cosine - ratio) < 0.01
+    # Quadratic and cubic: the cosine of zo_adamm over the constant rate of zo_sgd.
+    times = [
+        at_end("cosine", "zo_adamm", f) / at_end("tuned", "zo_sgd", f)
+        for f in ("quadratic", "cubic")
+    ]
+    assert f"{min(times):.1f} to {max(times):.1f} and " in advice
+    for function in ("ackley", "rastrigin"):
+        shared = [at_end("shared", name, function) for name in ("radazo", "zo_adamm")]
+        assert f"{shared[0] / shared[1]:.2f} times ({function})" in advice
 
 
 def attack_lines(arm):

@@ -337,11 +337,15 @@ def test_regret_is_the_value_over_that_of_the_best():
         for function, end in zip(("quadratic", "cubic"), ends, strict=True)
     ]
     found = synthetic_report.regrets(lines, "tuned")
-    assert {k: sorted(x) for k, x in found.items()} == {
-        "radazo": [1.0, 3.0],
-        "zo_sgd": [1.0, 2.0],
+    assert found == {
+        "radazo": {"quadratic": 1.0, "cubic": 3.0},
+        "zo_sgd": {"quadratic": 2.0, "cubic": 1.0},
     }
     assert "| `zo_sgd` | 1.41 (2.00) |" in synthetic_report.regret_table(lines)
+    # A lower end in the other arm is the measure of both.
+    lines.append(line_of("cosine", "zo_sgd", [0.5] * 3, [1] * 3, "cubic"))
+    found = synthetic_report.regrets(lines, "tuned")
+    assert found["zo_sgd"] == {"quadratic": 2.0, "cubic": 6.0}
 
 
 def test_options_are_checked(capsys):
