@@ -262,6 +262,7 @@ ROWS = {
         _trajectory,
         {"num_points": 150, "times": 1.0},
         notes="a Gaussian process on the last 150 points",
+        max_dim=1000,
     ),
     "interpolation": Row("ReLIZO", _interpolation),
     "batches": Row("sphere, batches", _batches, notes=_TENTH, needs_batches=True),

@@ -21,7 +21,7 @@ AHEAD = "◀"
 COLUMNS = ("method", "tuned", "lowest f, median (range)", "s", "compile s")
 NOTE = (
     "The lowest f that a run has seen, which is not where it ends. Seconds are those "
-    "of the processor on one core, compiling apart. Each knob is tuned on one other seed; "
+    "of the processor on one core, compiling apart. A knob is tuned on another seed; "
     "which of five methods of radazo is its best, or of the algorithms of a rival, is "
     "read from the seeds that are reported. Packages of NumPy compute in float64, the "
     "others in float32. nevergrad takes too long for SPSA at d = 10,000, and its "
