@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import estimators_report, records
+from benchmarks import estimators_figures, estimators_report, records
 from benchmarks import estimators_runs as runs
 from benchmarks.estimators_rows import ROWS, unfit
 from benchmarks.estimators_tasks import TASKS, Problem, Task
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
         return
     for table in estimators_report.tables(lines):
         console.print(table)
-    for figure in estimators_report.draw(lines, args.output):
+    for figure in estimators_figures.draw(lines, args.output):
         console.print(f"Figure: {figure}")
     console.print(f"Result lines: {path}")
 

@@ -1,8 +1,7 @@
-"""Tables and figures of `estimators`, from its result lines alone."""
+"""Tables of `estimators`, from its result lines alone."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -309,62 +308,3 @@ def markdown(lines: Lines) -> str:
         parts += [f"\n**{title(name, found)}**\n", table]
     notes = [f"{row.label}: {row.notes}." for row in ROWS.values() if row.notes]
     return "\n".join([*parts, *notes, ""])
-
-
-def draw(lines: Lines, folder: Path) -> list[Path]:
-    """A figure for each rule, with a panel for each task."""
-    mains = main_groups(lines)
-    paths = []
-    for rule in RULES:
-        shown = {
-            name: [x for x in found.values() if x["settings"]["rule"] == rule]
-            for name, found in mains.items()
-        }
-        shown = {name: found for name, found in shown.items() if found}
-        if shown:
-            paths.append(folder / f"estimators_{rule}.png")
-            draw_rule(rule, shown, paths[-1])
-    return paths
-
-
-# Of the colour-blind safe palette of Okabe and Ito, without its yellow.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", ":")
-
-
-def draw_rule(rule: str, shown: dict[str, Lines], path: Path) -> None:
-    figure, panels = figures.figure_of(len(shown))
-    drawn = []
-    for panel, (name, found) in zip(panels, shown.items(), strict=True):
-        panel.set_yscale(TASKS[name].scale)
-        drawn += [draw_line(panel, line) for line in found if not failed(line)]
-        panel.set_title(TASKS[name].label, fontsize="medium")
-        panel.set_ylim(*limits(found, TASKS[name].scale))
-        panel.set_xlabel("function values")
-        panel.set_ylabel("f(x)")
-    text = f"{METHODS[rule].label}, tuned: median over seeds and its interval"
-    figure.suptitle(text, fontsize="medium")
-    figures.save(figure, drawn, path)
-
-
-def draw_line(panel: Any, line: Line) -> Any:
-    names = list(ROWS)
-    i = names.index(line["settings"]["estimator"])
-    color, dash = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
-    counts = np.median(finite(line["numbers"]["counts"]), axis=0)
-    curves = inner(finite(line["numbers"]["curve"]))
-    text = ROWS[names[i]].label
-    # A logarithm has a floor; what is linear may be negative.
-    floor = 1e-30 if panel.get_yscale() == "log" else -1e30
-    return figures.draw_band(panel, counts, curves, text, color, dash, floor)
-
-
-def limits(lines: Lines, scale: str) -> tuple[float, float]:
-    """From below the lowest median to above the start."""
-    curves = [finite(x["numbers"]["curve"]) for x in lines if not failed(x)]
-    medians = [np.median(curve, axis=0) for curve in curves]
-    low = min((float(x.min()) for x in medians), default=0.0)
-    high = max((float(x[0]) for x in medians), default=1.0)
-    if scale == "log":
-        return max(low, high * 1e-9) / 1.5, high * 1.5
-    return low - 0.05 * (high - low), high + 0.05 * (high - low)

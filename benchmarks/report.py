@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import (
     attack_report,
+    estimators_figures,
     estimators_report,
     moments,
     peers,
@@ -77,7 +78,7 @@ SECTIONS = (
         (" --full",),
         "Estimators at equal function values",
         estimators_report.markdown,
-        estimators_report.draw,
+        estimators_figures.draw,
     ),
     Section(
         "peers",

@@ -10,7 +10,7 @@ import pytest
 from conftest import quick_jit
 
 import radazo
-from benchmarks import estimators, estimators_report, records
+from benchmarks import estimators, estimators_figures, estimators_report, records
 from benchmarks import estimators_runs as runs
 from benchmarks.estimators_rows import ROWS, Row
 from benchmarks.estimators_tasks import TASKS, Problem
@@ -356,6 +356,6 @@ def test_the_largest_budget_is_reported(tmp_path):
     mains = estimators_report.main_groups(lines)
     assert mains["levy"]["mezo", "zo_sgd"]["settings"]["budget"] == 30
     assert "3 function values" in estimators_report.markdown(lines)
-    paths = estimators_report.draw(lines, tmp_path)
+    paths = estimators_figures.draw(lines, tmp_path)
     names = [path.name for path in paths]
     assert names == ["estimators_radazo.png", "estimators_zo_sgd.png"]
