@@ -110,16 +110,18 @@ def main(argv: list[str]) -> None:
             f"benchmarks report: there are no result lines in {args.results}."
         )
     args.output.mkdir(parents=True, exist_ok=True)
+    drawn = {}
     for section, lines in found.items():
-        for path in section.draw(lines, args.output) if lines else []:
+        drawn[section] = section.draw(lines, args.output) if lines else []
+        for path in drawn[section]:
             console.print(f"Figure: {path}")
     path = args.output / "report.md"
-    path.write_text(report(found), encoding="utf-8")
+    path.write_text(report(found, drawn), encoding="utf-8")
     console.print(f"Tables: {path}")
 
 
-def report(found: dict[Section, Lines]) -> str:
-    """The whole text."""
+def report(found: dict[Section, Lines], drawn: dict[Section, list[Path]]) -> str:
+    """The whole text; it shows figures that lie beside it."""
     parts = [
         "# Results\n",
         "Made by `python -m benchmarks report` from result lines.\n",
@@ -127,6 +129,7 @@ def report(found: dict[Section, Lines]) -> str:
     for section, lines in found.items():
         if lines:
             parts += [f"## {section.title}\n", provenance(section, lines)]
+            parts += [f"![{path.stem}]({path.name})\n" for path in drawn[section]]
             parts += [section.markdown(lines)]
     return "\n".join(parts)
 

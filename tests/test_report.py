@@ -28,18 +28,26 @@ def test_every_section_has_lines_of_its_command():
                 assert line[name], (section.name, name)
 
 
-def test_the_committed_report_is_made_of_the_committed_lines():
-    found = {section: lines_of(section.name) for section in report.SECTIONS}
-    text = (RESULTS / "report.md").read_text(encoding="utf-8")
-    assert text == report.report(found)
-
-
-def test_figures_of_the_report_are_those_that_are_committed(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """As `python -m benchmarks report --output benchmarks/results` wrote them."""
-    report.main(["--output", str(tmp_path)])
-    made = {path.name for path in tmp_path.iterdir()}
-    assert {"report.md"} < made <= {path.name for path in RESULTS.iterdir()}
-    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+    folder = tmp_path_factory.mktemp("report")
+    report.main(["--output", str(folder)])
+    return folder
+
+
+def test_the_committed_report_is_made_of_the_committed_lines(made):
+    text = (RESULTS / "report.md").read_text(encoding="utf-8")
+    assert text == (made / "report.md").read_text(encoding="utf-8")
+
+
+def test_figures_of_the_report_are_those_that_are_committed_and_shown(made):
+    names = {path.name for path in made.iterdir()} - {"report.md"}
+    assert names
+    assert names <= {path.name for path in RESULTS.iterdir()}
+    assert all((made / name).stat().st_size > 10_000 for name in names)
+    text = (made / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == names
 
 
 def test_rows_of_tables_in_the_results_of_the_readme_are_of_the_report():
