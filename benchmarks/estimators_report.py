@@ -27,8 +27,12 @@ NOTE = (
     "many function values the reference takes until then for one of the other; above 1 "
     "the other is ahead. Seeds are paired by their starts. Brackets and bands hold the "
     "median of all seeds with a probability of 95 % or more (of five seeds 94 %, of "
-    "three 75 %). Learning rates are tuned, K and the distance moved are not.\n"
+    "three 75 %). Learning rates are tuned, K and the distance moved are not. What is "
+    "called best is chosen from all combinations on the seeds that are reported, which "
+    "flatters it.\n"
 )
+# Settings in which lines of one table differ.
+COMPARED = ("estimator", "rule", "options", "first_rate")
 COLUMNS = (
     "estimator",
     "rule",
@@ -87,19 +91,24 @@ def order(line: Line) -> float:
 
 
 def taken(counts: np.ndarray, curve: np.ndarray, level: float) -> float:
-    """Function values until f ≤ level, infinity if it is never so low."""
+    """Function values until f ≤ level, infinity if it is never so low.
+
+    Interpolated between points, of which the first after the start is whole: before it
+    there may be no step.
+    """
     lowest = np.minimum.accumulate(curve)
     if not lowest[-1] <= level:
         return np.inf
     i = int(np.argmax(lowest <= level))
-    if i == 0:
-        return 0.0
+    if i <= 1:
+        return float(counts[i])
     share = (lowest[i - 1] - level) / (lowest[i - 1] - lowest[i])
     return float(counts[i - 1] + share * (counts[i] - counts[i - 1]))
 
 
 def factors(line: Line, reference: Line) -> np.ndarray:
-    """(seeds,) 0 for a run that never falls below its start."""
+    """(seeds,) 0 for a run that never falls below its start, and infinity if it is the
+    reference that does not."""
     found = []
     for counts, curve, other_counts, other in zip(
         finite(line["numbers"]["counts"]),
@@ -109,8 +118,13 @@ def factors(line: Line, reference: Line) -> np.ndarray:
         strict=True,
     ):
         level = max(curve.min(), other.min())
-        own = taken(counts, curve, level)
-        found.append(taken(other_counts, other, level) / own if own else 0.0)
+        if curve.min() >= curve[0]:
+            found.append(0.0)
+        elif other.min() >= other[0]:
+            found.append(np.inf)
+        else:
+            own = taken(counts, curve, level)
+            found.append(taken(other_counts, other, level) / own)
     return np.array(found)
 
 
@@ -122,13 +136,14 @@ def factor(line: Line, reference: Line | None) -> str:
 
 
 def groups(lines: Lines) -> Iterator[tuple[str, Found]]:
-    """Task and lines, for all that differ in estimator and rule alone."""
+    """Task and lines, for all that differ in what is compared alone."""
     for name in TASKS:
         apart: dict[str, Found] = {}
         for line in records.newest(lines):
             given = line["settings"]
             if given["task"] == name and given["estimator"] in ROWS:
-                key = json.dumps([line["seeds"], given["budget"]])
+                shared = {k: x for k, x in given.items() if k not in COMPARED}
+                key = json.dumps([line["seeds"], shared], sort_keys=True)
                 apart.setdefault(key, {})[combination(line)] = line
         yield from ((name, found) for found in apart.values())
 

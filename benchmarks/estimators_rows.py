@@ -224,7 +224,13 @@ PRIORS = {
     "last_step": radazo.last_step,
     "momentum": radazo.momentum(0.9),
 }
-_TENTH = "a tenth of the data in each step, at a tenth of the cost, rounded up"
+_TENTH = (
+    "a tenth of the data in each step; where K = 10 a step counts as 2 values of 11"
+)
+_SNAPSHOTS = (
+    "a tenth of the data in each step; where K = 10 a step counts as 3 values of 22, "
+    "and every 50 steps 11 are of all data"
+)
 ROWS = {
     "sphere": Row("sphere", _sphere),
     "gaussian": Row("Gaussian", _gaussian),
@@ -267,13 +273,17 @@ ROWS = {
     "interpolation": Row("ReLIZO", _interpolation),
     "batches": Row("sphere, batches", _batches, notes=_TENTH, needs_batches=True),
     "svrg": Row(
-        "SVRG", _svrg, {"share_directions": False}, notes=_TENTH, needs_batches=True
+        "SVRG",
+        _svrg,
+        {"share_directions": False},
+        notes=_SNAPSHOTS,
+        needs_batches=True,
     ),
     "svrg_shared": Row(
         "SVRG, shared directions",
         _svrg,
         {"share_directions": True},
-        notes=_TENTH,
+        notes=_SNAPSHOTS,
         needs_batches=True,
     ),
     "exact": Row(

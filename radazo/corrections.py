@@ -63,6 +63,11 @@ def replaced(params: base.Params, arrays: Iterable[jax.Array]) -> base.Params:
     )
 
 
+def way(x: jax.Array, began: jax.Array) -> jax.Array:
+    """x − began, 0 where they are the same: infinity less itself is no number."""
+    return jnp.where(x == began, jnp.zeros_like(x), x - began)
+
+
 def _zeros(params: base.Params) -> Arrays:
     return tuple(jnp.zeros_like(x) for x in wide_leaves(params))
 
@@ -118,7 +123,9 @@ def fed_prox(strength: float) -> Correction:
     ) -> Arrays:
         del prepared, own, mean_own, count
         pairs = zip(wide_leaves(params), wide_leaves(start), strict=True)
-        return tuple(jnp.asarray(strength, x.dtype) * (x - began) for x, began in pairs)
+        return tuple(
+            jnp.asarray(strength, x.dtype) * way(x, began) for x, began in pairs
+        )
 
     return fed_avg._replace(term=term)
 
@@ -171,7 +178,8 @@ def fzoos(
       A `Correction` for `federated`.
     Raises:
       TypeError, ValueError: If a number is out of its range; in `init`, if the
-        estimator is no `trajectory_estimator`, or its mask another.
+        estimator is no `trajectory_estimator`, or its mask one of
+        another number of elements.
     Cost:
       No function values; M numbers in the state of each client, and M copies of the
       parameters while a round lasts, shared by all clients.

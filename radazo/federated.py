@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import base, checks, corrections, forms, threefry
+from radazo import base, checks, corrections, forms, threefry, trees
 
 
 class FederatedState(NamedTuple):
@@ -108,7 +108,8 @@ def federated(
     Returns:
       `Federated(init, round)`. Put `jax.jit` around `round`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      TypeError, ValueError: If an argument is of the wrong kind or out of its range; in
+        `init`, if a leaf of the parameters is no array.
     Cost:
       num_clients · num_local_steps times the function values of the estimator in a
       round. The state has one copy of the parameters, and for each client the state of
@@ -154,13 +155,12 @@ def federated(
         def for_each(x: Any) -> jax.Array:
             return jnp.stack([jnp.asarray(x)] * num_clients)
 
+        _check_arrays(where, params)
         first = estimator.init(params)
         return FederatedState(
             count=jnp.zeros((), jnp.int32),
             key_data=jnp.array(words, copy=True),
-            params=jax.tree.map(
-                lambda x: jnp.array(x, copy=True) if base.is_floating(x) else x, params
-            ),
+            params=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
             num_values=jnp.zeros((), jnp.int32),
             estimators=jax.tree.map(for_each, first),
             corrections=jax.tree.map(for_each, correction.init(params, first)),
@@ -230,8 +230,13 @@ def _clients(
             options.num_local_steps,
         )
         after = last.estimator
-        mean_gradient = tuple(x / options.num_local_steps for x in after.total)
-        own = correction.learn(prepared, reached, mean_gradient, after.estimator)
+        number = jnp.maximum(after.num_seen, 1)
+        mean_gradient = tuple(x / number.astype(x.dtype) for x in after.total)
+        learnt = correction.learn(prepared, reached, mean_gradient, after.estimator)
+        # A client that saw nothing has learnt nothing.
+        own = jax.tree.map(
+            lambda new, old: jnp.where(after.num_seen > 0, new, old), learnt, own
+        )
         done = _Client(after.estimator, own, values, last.num_values)
         return corrections.wide_leaves(reached), done
 
@@ -250,7 +255,12 @@ def _local_steps(
     def step(carry: tuple[base.Params, Any], _: None) -> tuple[Any, jax.Array]:
         params, state = carry
         updates, state = optimizer.update(None, state, params, value_fn=value_fn)
-        return (optax.apply_updates(params, updates), state), state.last_value
+        params = jax.tree.map(
+            lambda x, u: optax.apply_updates(x, u) if base.is_floating(x) else x,
+            params,
+            updates,
+        )
+        return (params, state), state.last_value
 
     carry = start, optimizer.init(start)
     (reached, last), values = lax.scan(step, carry, length=num_local_steps)
@@ -260,6 +270,7 @@ def _local_steps(
 class _CorrectedState(NamedTuple):
     count: jax.Array  # Local steps so far.
     estimator: Any
+    num_seen: jax.Array  # Of these, those that saw a finite value.
     total: corrections.Arrays  # The sum of the estimates.
 
 
@@ -272,7 +283,8 @@ def _corrected(
 
     def init(params: base.Params) -> _CorrectedState:
         total = tuple(jnp.zeros_like(x) for x in corrections.wide_leaves(params))
-        return _CorrectedState(jnp.zeros((), jnp.int32), inner, total)
+        zero = jnp.zeros((), jnp.int32)
+        return _CorrectedState(zero, inner, zero, total)
 
     def estimate(
         key: base.Key,
@@ -291,7 +303,8 @@ def _corrected(
         gradient = corrections.replaced(
             gradient, (g + c for g, c in zip(estimates, terms, strict=True))
         )
-        state = _CorrectedState(state.count + 1, after, tuple(total))
+        num_seen = state.num_seen + jnp.any(info.kept).astype(jnp.int32)
+        state = _CorrectedState(state.count + 1, after, num_seen, tuple(total))
         return value, gradient, state, info
 
     return base.Estimator(init, estimate)
@@ -300,7 +313,7 @@ def _corrected(
 def _mean(weights: np.ndarray, values: jax.Array) -> jax.Array:
     """The weighted mean over a leading axis of clients."""
     by = jnp.asarray(weights, values.dtype).reshape(-1, *[1] * (values.ndim - 1))
-    return jnp.sum(by * values, axis=0)
+    return jnp.sum(jnp.where(by > 0, by * values, jnp.zeros_like(values)), axis=0)
 
 
 def _averaged(
@@ -310,7 +323,9 @@ def _averaged(
 ) -> tuple[base.Params, jax.Array]:
     """The server's next parameters, and how far the clients are apart."""
     began = corrections.wide_leaves(start)
-    moves = [x - first[None] for x, first in zip(reached, began, strict=True)]
+    moves = [
+        corrections.way(x, first[None]) for x, first in zip(reached, began, strict=True)
+    ]
     means = [_mean(options.weights, move) for move in moves]
     params = corrections.replaced(
         start,
@@ -333,6 +348,15 @@ def _check(where: str, client_value_fn: Any, estimator: Any, correction: Any) ->
     checks.instance(where, "estimator", estimator, base.Estimator, way_out)
     way_out = "Pass `radazo.scaffold`, say, or `radazo.fzoos()`: a call."
     checks.instance(where, "correction", correction, corrections.Correction, way_out)
+
+
+def _check_arrays(where: str, params: base.Params) -> None:
+    """All leaves are arrays: the state is traced as a whole."""
+    arrays, rest = trees.split(params)
+    if len(arrays) != len(rest.leaves):
+        got = next(x for x in jax.tree.leaves(params) if not trees.split(x)[0])
+        way_out = "Close over what is constant, or make it an array."
+        checks.fail(where, "params", "be arrays", repr(got)[:200], way_out, TypeError)
 
 
 def _normalized(where: str, shares: Any, num_clients: int) -> np.ndarray:

@@ -263,8 +263,13 @@ def standardised(
     """Mean and deviation of the values that count, and the values so scaled."""
     zero = jnp.zeros_like(values)
     number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
-    center = jnp.sum(jnp.where(holds, values / number, zero))
-    off = jnp.where(holds, values - center, zero)
+    # Taken from the lowest, values that are the same have no deviation by rounding.
+    lowest = jnp.min(jnp.where(holds, values, jnp.full_like(values, jnp.inf)))
+    lowest = jnp.where(jnp.isfinite(lowest), lowest, jnp.zeros_like(lowest))
+    above = jnp.where(holds, values - lowest, zero)
+    shift = jnp.sum(above / number)
+    center = lowest + shift
+    off = jnp.where(holds, above - shift, zero)
     largest = jnp.max(jnp.abs(off))  # Squares of large values overflow.
     largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     off = off / largest

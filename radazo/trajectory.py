@@ -82,7 +82,8 @@ def trajectory_estimator(
       where uncertainty(x) < max_uncertainty, and at most max_virtual_steps in a row
 
     the uncertainty being the posterior variance of the partial derivatives at x, mean
-    over them, over that before any value was seen.
+    over them, over that before any value was seen. It is above 1 − num_points / d: in
+    high dimension no step is virtual. A virtual step may end where f has no value.
 
     Args:
       kernel: `matern`, of order 5/2, or `rbf`; or a `Kernel` of your own.
@@ -109,7 +110,7 @@ def trajectory_estimator(
       An `Estimator`, which is not memoryless. Its value is f(x), in a virtual step the
       posterior mean; `info.slopes` are (f(x + smoothing · uₖ) − f(x)) / smoothing, in a
       virtual step zeros that are all kept, and `info.aux` is that of f(x), in a virtual
-      step zeros.
+      step zeros, or None outside of any program that JAX traces.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`; if `kernel` is none, or a
         number is out of its range.
@@ -244,7 +245,11 @@ def _look(
     distances = kernels.squared_distances(buffer.points, x)
     gradient = kernels.mean_gradient(kernel, posterior, buffer.points, x, distances)
     gradient = jnp.where(jnp.any(kept), gradient, jnp.zeros_like(gradient))
-    after = state._replace(buffer=buffer, num_virtual=jnp.zeros_like(state.num_virtual))
+    # A look that saw nothing gives no new trust.
+    num_virtual = jnp.where(
+        jnp.any(kept), jnp.zeros_like(state.num_virtual), state.num_virtual
+    )
+    after = state._replace(buffer=buffer, num_virtual=num_virtual)
     return steps.Estimated(value, gradient, after, info, turn)
 
 

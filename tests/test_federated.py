@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import quick_jit
 
 import radazo
+from radazo import kernels
 
 DIM, NUM_CLIENTS, RATE = 3, 4, 0.05
 CURVATURES = jnp.array([[1.0, 4.0, 0.5], [8.0, 1.0, 2.0], [2.0, 0.5, 6.0], [1, 1, 1]])
@@ -202,145 +203,6 @@ def test_a_round_takes_the_values_it_counts():
     assert len(calls) == state.num_values == info.num_values == 3 * 2 * 3
 
 
-FEDERATED = "federated"
-
-
-def run(**options):
-    arguments = {"estimator": EXACT, "num_clients": 2, "key": 0, **options}
-    return lambda: radazo.federated(client_value_fn, **arguments)
-
-
-MISTAKES = {
-    "no function": Mistake(
-        lambda: radazo.federated(3, EXACT, num_clients=2, key=0),
-        TypeError,
-        f"{FEDERATED}(client_value_fn",
-        "be a function",
-        "3.",
-        "It takes the parameters and the number of a client.",
-    ),
-    "the function that makes an estimator": Mistake(
-        run(estimator=radazo.sphere_estimator),
-        TypeError,
-        f"{FEDERATED}(estimator",
-        "be an Estimator",
-        "<function",
-        "a call, not the function.",
-    ),
-    "the function that makes a correction": Mistake(
-        run(correction=radazo.fzoos),
-        TypeError,
-        f"{FEDERATED}(correction",
-        "be a Correction",
-        "<function",
-        "or `radazo.fzoos()`: a call.",
-    ),
-    "no clients": Mistake(
-        run(num_clients=0),
-        ValueError,
-        f"{FEDERATED}(num_clients",
-        "be at least 1",
-        "0.",
-        "Clients are numbered from 0 on.",
-    ),
-    "no local step": Mistake(
-        run(num_local_steps=0),
-        ValueError,
-        f"{FEDERATED}(num_local_steps",
-        "be at least 1",
-        "0.",
-        "A client takes so many steps",
-    ),
-    "no rate": Mistake(
-        run(learning_rate=0.0),
-        ValueError,
-        f"{FEDERATED}(learning_rate",
-        "be finite and greater than 0",
-        "0.0.",
-        "1 takes the mean",
-    ),
-    "a share too few": Mistake(
-        run(shares=[1.0]),
-        ValueError,
-        f"{FEDERATED}(shares",
-        "be 2 numbers of at least 0, one a client, not all 0",
-        "[1.0].",
-        "None makes them equal.",
-    ),
-    "a share below 0": Mistake(
-        run(shares=[2.0, -1.0]),
-        ValueError,
-        f"{FEDERATED}(shares",
-        "be 2 numbers of at least 0, one a client, not all 0",
-        "[2.0, -1.0].",
-        "None makes them equal.",
-    ),
-    "a share that is no number": Mistake(
-        run(shares=["a", "b"]),
-        ValueError,
-        f"{FEDERATED}(shares",
-        "be 2 numbers of at least 0, one a client, not all 0",
-        "['a', 'b'].",
-        "None makes them equal.",
-    ),
-    "a negative strength": Mistake(
-        lambda: radazo.fed_prox(-0.1),
-        ValueError,
-        "fed_prox(strength",
-        "be finite and at least 0",
-        "-0.1.",
-        "the way from the server",
-    ),
-    "no features": Mistake(
-        lambda: radazo.fzoos(num_features=0),
-        ValueError,
-        "fzoos(num_features",
-        "be at least 1",
-        "0.",
-        "1000 is a good start.",
-    ),
-    "no length": Mistake(
-        lambda: radazo.fzoos(length_scale=-1.0),
-        ValueError,
-        "fzoos(length_scale",
-        "be finite and greater than 0",
-        "-1.0.",
-        "over which the functions change.",
-    ),
-    "noise of less than nothing": Mistake(
-        lambda: radazo.fzoos(jitter=-1.0),
-        ValueError,
-        "fzoos(jitter",
-        "be finite and at least 0",
-        "-1.0.",
-        "It is the share of noise",
-    ),
-    "a surrogate of an estimator without a buffer": Mistake(
-        lambda: run(correction=radazo.fzoos())().init(jnp.zeros(2)),
-        TypeError,
-        f"{FEDERATED}(estimator",
-        "be a `trajectory_estimator`",
-        "the state EstimatorState.",
-        "Its buffer is what the surrogate is fitted to.",
-    ),
-    "another mask": Mistake(
-        lambda: run(
-            estimator=SURROGATE, correction=radazo.fzoos(mask=[True, False])
-        )().init([jnp.zeros(2), jnp.zeros(1)]),
-        ValueError,
-        "fzoos(mask",
-        "be that of the estimator",
-        "one of 2 elements for points of 3.",
-        "Give both the same mask.",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_wrong_argument_is_explained(mistake):
-    explained(mistake)
-
-
 def distances(correction, keys):
     """From the common minimizer after 15 rounds, and of clients from each other."""
     estimator = radazo.trajectory_estimator(
@@ -374,3 +236,98 @@ def test_what_clients_know_of_each_other_leads_nearer_to_the_common_minimizer():
         nearer, less = distances(correction, keys())
         assert np.all(nearer < away / 2)
         assert np.all(less < drift)
+
+
+def test_leaves_of_all_kinds_pass_a_round():
+    params = {
+        "w": jnp.ones(2),
+        "mask": jnp.array([0.0, -jnp.inf]),
+        "count": jnp.array([3, 4]),
+        "key": jax.random.key(1),
+    }
+    estimator = radazo.sphere_estimator(
+        mask={"w": True, "mask": False, "count": False, "key": False}
+    )
+    for correction in (radazo.fed_avg, radazo.fed_prox(0.5)):
+        run = radazo.federated(
+            lambda p, client: jnp.sum((p["w"] - client.astype(jnp.float32)) ** 2),
+            estimator,
+            optax.sgd(0.05),
+            num_clients=2,
+            key=0,
+            num_local_steps=2,
+            correction=correction,
+        )
+        with jax.numpy_dtype_promotion("standard"):  # Of optax, with integers.
+            state, info = jax.jit(run.round, donate_argnums=0)(run.init(params))
+        assert np.all(np.isfinite(state.params["w"]))
+        assert not np.array_equal(state.params["w"], params["w"])
+        np.testing.assert_array_equal(state.params["mask"], params["mask"])
+        np.testing.assert_array_equal(state.params["count"], [3, 4])
+        assert state.params["key"] == params["key"]
+        assert np.isfinite(info.drift)
+
+
+def test_a_client_without_values_keeps_what_it_has_learnt():
+    def value_fn(x, client, broken):
+        return jnp.where(
+            broken & (client == 1), jnp.nan, jnp.sum(x) * (1.0 + client.astype(x.dtype))
+        )
+
+    run = radazo.federated(
+        value_fn,
+        EXACT,
+        optax.sgd(0.01),
+        num_clients=2,
+        key=0,
+        num_local_steps=2,
+        correction=radazo.scaffold,
+    )
+    one_round = quick_jit(run.round)
+    state, _ = one_round(run.init(jnp.zeros(DIM)), jnp.asarray(False))
+    learnt = np.asarray(state.corrections[0])
+    np.testing.assert_allclose(learnt, [[1.0] * DIM, [2.0] * DIM], rtol=1e-5)
+    state, _ = one_round(state, jnp.asarray(True))
+    np.testing.assert_allclose(state.corrections[0], learnt, rtol=1e-5)
+
+
+def test_a_client_of_no_share_moves_nothing_however_far_it_goes():
+    run = radazo.federated(
+        lambda x, client: jnp.sum(x) * jnp.where(client == 1, 1e20, 1.0),
+        EXACT,
+        optax.sgd(1e9),
+        num_clients=2,
+        key=0,
+        num_local_steps=2,
+        shares=[1, 0],
+    )
+    state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)))
+    assert np.all(np.isfinite(state.params))
+    assert np.isfinite(info.drift)
+
+
+def test_the_surrogates_of_clients_are_those_of_the_paper(x64):
+    """FZooS: weights by ridge regression on shared waves, and the term from them."""
+    rng = np.random.default_rng(0)
+    correction = radazo.fzoos(num_features=40, length_scale=2.0, jitter=1e-3)
+    estimator = radazo.trajectory_estimator(num_points=6, num_directions=2)
+    x = jnp.asarray(rng.normal(size=DIM))
+    points, values = rng.normal(size=(6, DIM)), rng.normal(size=6)
+    inner = estimator.init(x)
+    buffer = kernels.put(inner.buffer, jnp.asarray(points), jnp.asarray(values))
+    waves = correction.prepare(jnp.array([0, 7], jnp.uint32), x)
+    own = correction.learn(waves, x, (), inner._replace(buffer=buffer))
+
+    w, b = np.asarray(waves.frequencies), np.asarray(waves.phases)
+    features = np.sqrt(2 / 40) * np.cos(points @ w.T + b)
+    y = (values - values.mean()) / values.std()
+    gram = features @ features.T + 1e-3 * np.eye(6)
+    expected = values.std() * features.T @ np.linalg.solve(gram, y)
+    np.testing.assert_allclose(own, expected, rtol=1e-6)
+
+    others = jnp.asarray(rng.normal(size=40))
+    for count in (0, 3):
+        (term,) = correction.term(waves, own, others, x, x, jnp.int32(count))
+        slopes = (np.asarray(others) - expected) * np.sin(w @ np.asarray(x) + b)
+        of_paper = -np.sqrt(2 / 40) * slopes @ w / (count + 1)
+        np.testing.assert_allclose(term, of_paper, rtol=1e-6)
