@@ -125,9 +125,7 @@ def mean(
             start,
             smoothing,
         )
-        types = (slope.dtype, layout.dtype)
-        largest = min(float(jnp.finfo(dtype).max) for dtype in types) / share
-        kept = jnp.abs(slope) <= largest
+        kept = jnp.abs(slope) <= _largest(slope.dtype, layout.dtype) / share
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
         return options.weigh(slope, scale, drawn), (slope, kept, value, aux)
 
@@ -138,8 +136,7 @@ def mean(
             total = total + weight * vector
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
-            # Drawn in a loop of two: what fuses with an evaluation is drawn again by
-            # XLA's CPU backend wherever a part of the parameters is broadcast.
+            # In a loop of two: XLA on CPU draws again what it fuses with a broadcast.
             drawn = lax.map(draw, ks, batch_size=-(-chunk_size // 2))
             (weights, block), seen = jax.vmap(one, in_axes=(0, None))(drawn, turn)
             total = total + jnp.dot(weights, block, precision=lax.Precision.HIGHEST)
@@ -158,15 +155,18 @@ def mean(
 
     slopes, kept, values, auxs = seen
     num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
-    if start is None:
-        value, aux = _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
-    else:
-        value, aux = jnp.sum(start[0]), start[1]
+    first = _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
+    value, aux = first if start is None else (jnp.sum(start[0]), start[1])
     constants = _constants(distribution, layout.dim, slopes.dtype)
     info = base.EstimateInfo(slopes, kept, num_values, aux, *constants)
     total, turn = carry
     gradient = distribution.factor(layout.dim) / num_kept(kept, layout.dtype) * total
     return value, gradient, turn, info
+
+
+def _largest(*dtypes: Any) -> float:
+    """The largest number that all of these types have."""
+    return min(float(jnp.finfo(dtype).max) for dtype in dtypes)
 
 
 def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
