@@ -1,7 +1,7 @@
 """Every estimator under R-AdaZO, ZO-AdaMM and ZO-SGD, at equal function values.
 
   python -m benchmarks estimators            two tasks, a fifth of their budgets
-  python -m benchmarks estimators --full     six tasks, in full: an hour on one core
+  python -m benchmarks estimators --full     six tasks, in full: two hours of one core
 
 A run ends at a number of function values, not of steps: what a step costs differs from
 estimator to estimator. K and the distance moved along a direction are those of the task

@@ -8,7 +8,16 @@ import house
 import numpy as np
 import pytest
 
-from benchmarks import attack_report, figures, records, report, synthetic_report
+from benchmarks import (
+    attack_report,
+    estimators_report,
+    figures,
+    records,
+    report,
+    synthetic_report,
+)
+from benchmarks.estimators_rows import ROWS
+from benchmarks.estimators_tasks import TASKS
 from benchmarks.rivals import report as peers
 
 RESULTS = house.ROOT / "benchmarks" / "results"
@@ -48,14 +57,6 @@ def test_figures_of_the_report_are_those_that_are_committed_and_shown(made):
     assert all((made / name).stat().st_size > 10_000 for name in names)
     text = (made / "report.md").read_text(encoding="utf-8")
     assert set(re.findall(r"!\[.*\]\((.*)\)", text)) == names
-
-
-def test_rows_of_tables_in_the_results_of_the_readme_are_of_the_report():
-    text = (RESULTS / "report.md").read_text(encoding="utf-8")
-    results = README.split("## Results")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (?!---).*\|$", results, re.MULTILINE)
-    assert len(rows) >= 6
-    assert [row for row in rows if row not in text] == []
 
 
 def test_what_diverged_is_drawn_far_above_the_panel():
@@ -149,6 +150,56 @@ def test_the_advice_is_what_the_lines_say():
     for function in ("ackley", "rastrigin"):
         shared = [at_end("shared", name, function) for name in ("radazo", "zo_adamm")]
         assert f"{shared[0] / shared[1]:.2f} times ({function})" in advice
+
+
+def test_what_the_readme_says_of_synthetic_functions():
+    lines = synthetic_report.select(lines_of("synthetic"), dim=10_000)
+    table = synthetic_report.summary_table(lines)
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    for column in (1, 2):
+        found = sorted(float(x[column].split()[0]) for x in rows if x[column] != "–")
+        assert len(found) == 5  # Ackley reaches half of its start with neither.
+        assert f"{found[0]:.2f} to {found[-1]:.2f}" in README
+
+
+def test_what_the_readme_says_of_the_estimators():
+    lines = lines_of("estimators")
+    mains = estimators_report.main_groups(lines)
+    plain, sgd = (estimators_report.medians(mains, i) for i in range(2))
+    assert set(mains) == set(TASKS)
+    assert {line["settings"]["estimator"] for line in lines} == set(ROWS)
+    text = " ".join(
+        README.split("**Choosing an estimator**")[1].split("\n- ")[0].split()
+    )
+
+    def listed(numbers):
+        *rest, last = (f"{x:.2f}" for x in numbers)
+        return f"{', '.join(rest)} and {last}"
+
+    winner = estimators_report.ranked(lines)[0][0]
+    assert winner == ("guided_last_estimate", "zo_sgd")
+    assert listed(plain[winner][task] for task in mains) in text
+    assert listed(sgd[winner][task] for task in mains) in text
+    own = [c for c in plain if not ROWS[c[0]].is_reference]
+    most = max(sum(min(plain[c][t], sgd[c][t]) > 1 for t in plain[c]) for c in own)
+    assert most == 3
+
+    def between(task, *names):
+        found = [plain[c][task] for c in plain if c[0] in names and task in plain[c]]
+        return f"{min(found):.2f} to {max(found):.2f}"
+
+    past = ("history_reuse", "history_reuse_far")
+    assert f"attack {between('attack', *past)}, F1 {between('f1', *past)}" in text
+    assert f"Rosenbrock {between('rosenbrock', *past)}" in text
+    f1, logistic = between("f1", "batches"), between("logistic", "batches")
+    assert f"batches (F1 {f1}, logistic {logistic})" in text
+    of_svrg = [x for c in plain if c[0].startswith("svrg") for x in plain[c].values()]
+    assert f"not SVRG ({min(of_svrg):.2f} to {max(of_svrg):.2f})" in text
+    trajectory = plain["trajectory", "zo_sgd"]
+    numbers = f"{trajectory['rosenbrock']:.2f}, logistic {trajectory['logistic']:.2f}"
+    assert f"(Rosenbrock {numbers})" in text
+    assert max(x for c in plain if c[0] == "one_point" for x in plain[c].values()) < 1
+    assert max(plain[c]["f1"] for c in plain if c[0] == "exact") < 0.005
 
 
 def attack_lines(arm):
