@@ -1,7 +1,9 @@
 """The estimators that are compared: one table.
 
 A row is made at the setting of a task, so that all move the same distance along a
-direction: laws whose directions are about √d long get the distance over √d.
+direction: laws whose directions are about √d long get the distance over √d. Rows with
+an option `times` move so many times as far, since values of past steps need it; those
+of Gaussian directions tell what of it is the distance alone.
 
 To add an estimator: a function `_name(setting, **options)` and a line in `ROWS`.
 """
@@ -88,8 +90,9 @@ def _sphere(setting: Setting) -> radazo.Estimator:
     return radazo.sphere_estimator(smoothing=setting.smoothing, **setting.shared)
 
 
-def _gaussian(setting: Setting) -> radazo.Estimator:
-    return radazo.gaussian_estimator(smoothing=setting.each, **setting.shared)
+def _gaussian(setting: Setting, *, times: float = 1.0) -> radazo.Estimator:
+    smoothing = times * setting.each
+    return radazo.gaussian_estimator(smoothing=smoothing, **setting.shared)
 
 
 def _rademacher(setting: Setting) -> radazo.Estimator:
@@ -234,6 +237,15 @@ _SNAPSHOTS = (
 ROWS = {
     "sphere": Row("sphere", _sphere),
     "gaussian": Row("Gaussian", _gaussian),
+    **{
+        f"gaussian_{times}": Row(
+            f"Gaussian, {times} x",
+            _gaussian,
+            {"times": float(times)},
+            notes=f"{times} times the distance of the others",
+        )
+        for times in (10, 100)
+    },
     "rademacher": Row("Rademacher", _rademacher),
     "coordinate": Row("coordinate", _coordinate),
     "orthogonal": Row("orthogonal", _orthogonal),
