@@ -49,7 +49,9 @@ def svrg_estimator(
     """Around an estimator: its noise from batches is reduced by a snapshot, ZO-SVRG.
 
     For objectives that are a mean over data: `value_fn` takes a batch, another in each
-    step, and `full_value_fn` all data.
+    step, and `full_value_fn` all data. Where the noise of the directions outweighs that
+    of the batches, as with K much less than d, it pays for three estimates and gains
+    nothing, behind `radazo` as behind `zo_sgd`: take batches alone.
 
       every `num_inner_steps` steps:  x₀ ← x,  G ← estimate of `full_value_fn` at x₀
       g = estimate(x) − estimate(x₀) + G           both of `value_fn`, of this step

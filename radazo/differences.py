@@ -105,7 +105,8 @@ The antithetic form of natural evolution strategies (NES)."""
 one_point = Difference(lambda evaluate, params: None, _one_point_slope, lambda k: k)
 """f(x + smoothing · u) / smoothing: K values, where none can be asked for twice.
 
-The estimator of bandits. In the mean it is `forward`, since E u = 0; but the value
+The estimator of bandits (Flaxman et al., Online convex optimization in the bandit
+setting, 2005). In the mean it is `forward`, since E u = 0; but the value
 itself goes into the slope, f(x)² / smoothing² into its variance, and no number of
 directions that one can pay for averages that out: take another where there is one."""
 

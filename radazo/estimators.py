@@ -28,6 +28,8 @@ def finite_difference_estimator(
       g = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
 
     `kept` are the directions whose values are finite. If there is none, g is zero.
+    Any rule goes behind it: with `scale_by_radazo` it is R-AdaZO. `one_point` is so
+    noisy that no rule helps; `exact` sees nothing of a staircase.
 
     Args:
       distribution: Law of the directions, as `sphere`; see `distribution_from`.

@@ -66,10 +66,11 @@ def history_reuse_estimator(
       yₖ = f(x + smoothing · uₖ)                                  K values in this step
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
 
-    over the n values that are kept of the last N + 1 steps, each with its smoothing.
-    The paper divides by n, which makes the estimate short by (n − 1) / n; with n − 1
-    it is unbiased on a linear function while the parameters rest. There, along
-    Gaussian directions, its total variance is (d + 1) ‖a‖² / (n − 1).
+    over the n values that are kept of the last N + 1 steps, each with its smoothing. It
+    goes with any rule; the momentum of `radazo` averages once more. The paper divides
+    by n, which makes the estimate short by (n − 1) / n; with n − 1 it is unbiased on a
+    linear function while the parameters rest. There, along Gaussian directions, its
+    total variance is (d + 1) ‖a‖² / (n − 1).
 
     Args:
       distribution: Law of the directions, which must be independent of each other.
@@ -150,6 +151,7 @@ def history_mean_estimator(
 
     `history_reuse_estimator` with a base value in each step, in place of the mean; or a
     moving average over a window, without the copies of the parameters it would take.
+    Behind `radazo` it is momentum before momentum, which gains nothing as a rule.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing          (forward)
       gₜ = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ

@@ -102,7 +102,7 @@ def zo_psgd(
     *,
     key: base.Key,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order projected gradient descent, ZO-PSGD.
+    """Zeroth-order projected (stochastic) gradient descent, ZO-PSGD or ZO-SPGD.
 
     `zo_sgd` in a set. Its authors take directions of bounded length, as the default's,
     `smoothing` near 1 / √(d T) for T steps, and the mean over a batch: pass that as a

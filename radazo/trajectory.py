@@ -77,6 +77,9 @@ def trajectory_estimator(
     minimum, where f changes less over `smoothing` than float32 and the jitter resolve,
     it gets worse: give a schedule that falls.
 
+    Behind `zo_sgd` it gained most; behind `radazo`, whose momentum averages what the
+    buffer has averaged, less.
+
     With `max_virtual_steps` a step takes no value at all, and answers from the buffer,
 
       where uncertainty(x) < max_uncertainty, and at most max_virtual_steps in a row

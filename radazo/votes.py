@@ -22,7 +22,8 @@ def majority_vote_estimator(
     """Each direction votes for the sign of each element of the gradient.
 
     Behind `zo_signsgd` this is ZO-M-signSGD, sign descent by majority vote. A direction
-    counts the same whatever its slope, so that a few wild values do no harm.
+    counts the same whatever its slope, so that a few wild values do no harm. Behind
+    `radazo` it gives bounded steps twice over, and was slower than `sphere_estimator`.
 
       g = 1 / |kept| · Σ_{k kept} sign(slopeₖ) · sign(uₖ)
 

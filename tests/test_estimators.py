@@ -354,3 +354,23 @@ def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
 
     rtol = 2 * float(jnp.finfo(jnp.float32).eps) if name == "sphere" else 0
     np.testing.assert_allclose(coordinates(1), coordinates(chunk_size), rtol, 0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_mezo_drawn_again_is_mezo_with_stored_directions():
+    """Two points along one Gaussian direction a step, which is nowhere kept."""
+    steps, smoothing, rate, key = 6, 1e-2, 0.02, jax.random.key(4)
+    estimator = radazo.gaussian_estimator(
+        num_directions=1, smoothing=smoothing, difference=radazo.central
+    )
+    optimizer = radazo.zo_sgd(rate, estimator, key=key)
+    params = make_params()
+    state = optimizer.init(params)
+    x = np.asarray(ravel(params))
+    for t in range(steps):
+        us = directions("gaussian", params, 1, jax.random.fold_in(key, t))
+        slope = slopes_in_numpy(x, us, smoothing, "central")
+        x = x - rate * slope[0] * us[0]
+        updates, state = optimizer.update(None, state, params, value_fn=f_of_params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(ravel(params), x, rtol=0, atol=1e-10)
