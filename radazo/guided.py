@@ -114,9 +114,9 @@ def prior_guided_estimator(
     g is shorter than the gradient and leans towards the guess: no factor could make it
     unbiased. Behind `radazo` and `zo_adamm`, which do not see the scale but average
     what leans already, it was slower than `sphere_estimator` on most of six tasks;
-    behind `zo_sgd` it was the best of all in the mean. For `zo_sgd` take a learning
-    rate of about 1 / L, with L the Lipschitz constant of the gradient, whatever d and
-    K. Where `kept` is empty g is zero and nothing is remembered.
+    behind `zo_sgd` it was the best in the mean of those at one distance. For `zo_sgd`
+    take a learning rate of about 1 / L, with L the Lipschitz constant of the gradient,
+    whatever d and K. Where `kept` is empty g is zero and nothing is remembered.
 
     At that rate a step uses up the slope along the guess where the curvature is L: with
     the same curvature in all directions random ones are better. On quadratics from

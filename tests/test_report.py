@@ -177,7 +177,7 @@ def test_what_the_readme_says_of_the_estimators():
         return f"{', '.join(rest)} and {last}"
 
     winner = estimators_report.ranked(lines)[0][0]
-    assert winner == ("guided_last_estimate", "zo_sgd")
+    assert winner == ("gaussian_10", "zo_adamm")
     assert listed(plain[winner][task] for task in mains) in text
     assert listed(sgd[winner][task] for task in mains) in text
     own = [c for c in plain if not ROWS[c[0]].is_reference]
@@ -188,16 +188,20 @@ def test_what_the_readme_says_of_the_estimators():
         found = [plain[c][task] for c in plain if c[0] in names and task in plain[c]]
         return f"{min(found):.2f} to {max(found):.2f}"
 
-    past = ("history_reuse", "history_reuse_far")
+    past, far = ("history_reuse", "history_reuse_far"), ("gaussian_10", "gaussian_100")
     assert f"attack {between('attack', *past)}, F1 {between('f1', *past)}" in text
+    assert f"distance {between('attack', *far)}, {between('f1', *far)}" in text
     assert f"Rosenbrock {between('rosenbrock', *past)}" in text
     f1, logistic = between("f1", "batches"), between("logistic", "batches")
     assert f"batches (F1 {f1}, logistic {logistic})" in text
     of_svrg = [x for c in plain if c[0].startswith("svrg") for x in plain[c].values()]
     assert f"not SVRG ({min(of_svrg):.2f} to {max(of_svrg):.2f})" in text
-    trajectory = plain["trajectory", "zo_sgd"]
-    numbers = f"{trajectory['rosenbrock']:.2f}, logistic {trajectory['logistic']:.2f}"
-    assert f"(Rosenbrock {numbers})" in text
+    guided, fitted = (
+        plain["guided_last_estimate", "zo_sgd"],
+        plain["trajectory", "zo_sgd"],
+    )
+    pairs = [f"{guided[t]:.2f}, {fitted[t]:.2f}" for t in ("rosenbrock", "logistic")]
+    assert f"(Rosenbrock {pairs[0]}; logistic {pairs[1]})" in text
     assert max(x for c in plain if c[0] == "one_point" for x in plain[c].values()) < 1
     assert max(plain[c]["f1"] for c in plain if c[0] == "exact") < 0.005
 
