@@ -14,7 +14,7 @@ from benchmarks.estimators_runs import RULES
 from benchmarks.estimators_tasks import TASKS
 from benchmarks.figures import number
 from benchmarks.methods import METHODS
-from benchmarks.statistics import median_interval
+from benchmarks.statistics import geometric_mean, median_interval
 
 Line = dict[str, Any]
 Lines = list[Line]
@@ -120,7 +120,7 @@ def factors(line: Line, reference: Line) -> np.ndarray:
         level = max(curve.min(), other.min())
         if curve.min() >= curve[0]:
             found.append(0.0)
-        elif other.min() >= other[0]:
+        elif level >= min(curve[0], other[0]):
             found.append(np.inf)
         else:
             own = taken(counts, curve, level)
@@ -137,9 +137,10 @@ def factor(line: Line, reference: Line | None) -> str:
 
 def groups(lines: Lines) -> Iterator[tuple[str, Found]]:
     """Task and lines, for all that differ in what is compared alone."""
+    newest = records.newest(lines)
     for name in TASKS:
         apart: dict[str, Found] = {}
-        for line in records.newest(lines):
+        for line in newest:
             given = line["settings"]
             if given["task"] == name and given["estimator"] in ROWS:
                 shared = {k: x for k, x in given.items() if k not in COMPARED}
@@ -225,17 +226,11 @@ def medians(mains: dict[str, Found], i: int) -> dict[Combination, dict[str, floa
     return table
 
 
-def mean(of_task: dict[str, float]) -> float:
-    """Geometric; 0 if there is a task on which nothing was gained."""
-    found = np.array(list(of_task.values()))
-    return float(np.exp(np.mean(np.log(found)))) if found.all() else 0.0
-
-
 def ranked(lines: Lines) -> list[tuple[Combination, float]]:
     """Combinations that ran on all tasks, by their mean factor over plain R-AdaZO."""
     mains = main_groups(lines)
     found = [
-        (combined, mean(of_task))
+        (combined, geometric_mean(list(of_task.values())))
         for combined, of_task in medians(mains, 0).items()
         if len(of_task) == len(mains) and not ROWS[combined[0]].is_reference
     ]

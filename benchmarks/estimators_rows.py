@@ -147,7 +147,9 @@ def _guided(setting: Setting, *, prior: str) -> radazo.Estimator:
     )
 
 
-def _history_reuse(setting: Setting, *, num_past: int, times: float) -> Any:
+def _history_reuse(
+    setting: Setting, *, num_past: int, times: float
+) -> radazo.Estimator:
     return radazo.history_reuse_estimator(
         num_past=num_past, smoothing=times * setting.each, **setting.shared
     )
@@ -159,7 +161,7 @@ def _history_mean(setting: Setting, *, num_past: int) -> radazo.Estimator:
     )
 
 
-def _trajectory(setting: Setting, *, num_points: int, times: float) -> Any:
+def _trajectory(setting: Setting, *, num_points: int, times: float) -> radazo.Estimator:
     return radazo.trajectory_estimator(
         num_points=num_points, smoothing=times * setting.smoothing, **setting.shared
     )

@@ -1,4 +1,4 @@
-"""Intervals that assume no distribution, for medians and for shares.
+"""Intervals that assume no distribution, for medians and for shares; a mean.
 
 The units must be independent. Runs of one image with different seeds are not: take the
 image as the unit, with the median over its seeds as its one number.
@@ -44,6 +44,12 @@ def median_interval(x: Any, level: float = 0.95) -> MedianInterval:
         float(x[n - r]),
         float(1 - 2 * below[r - 1]),
     )
+
+
+def geometric_mean(x: Any) -> float:
+    """exp(mean(log x)) of numbers that are not negative; 0 if one of them is."""
+    x = np.asarray(x, float)
+    return float(np.exp(np.mean(np.log(x)))) if x.all() else 0.0
 
 
 def wilson_interval(

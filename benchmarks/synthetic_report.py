@@ -16,6 +16,7 @@ from benchmarks import figures, records
 from benchmarks.figures import number
 from benchmarks.methods import METHODS
 from benchmarks.problems.synthetic import PROBLEMS
+from benchmarks.statistics import geometric_mean
 
 Lines = list[dict[str, Any]]
 COLUMNS = ("method", "rate", "f at the end (range)", "steps to 50 %", "10 %", "1 %")
@@ -245,11 +246,6 @@ def regrets(lines: Lines, arm: str) -> dict[str, dict[str, float]]:
     }
 
 
-def mean_regret(of_method: dict[str, float]) -> float:
-    """Geometric mean over functions."""
-    return float(np.exp(np.mean(np.log(list(of_method.values())))))
-
-
 def advice(lines: Lines) -> str:
     """What to choose, in a paragraph: nothing is in it that the lines do not say."""
     found = {arm: regrets(lines, arm) for arm in CHOICES}
@@ -257,7 +253,7 @@ def advice(lines: Lines) -> str:
     if not all(method in found[arm] for arm, method in needed):
         return ""
     means = {
-        (arm, method): mean_regret(of_method)
+        (arm, method): geometric_mean(list(of_method.values()))
         for arm, of_arm in found.items()
         for method, of_method in of_arm.items()
     }
@@ -301,8 +297,8 @@ def regret_table(lines: Lines) -> str:
     table = []
     for method in methods:
         cells = [
-            f"{mean_regret(x):.2f} ({max(x.values()):.2f})" if x else "–"
-            for x in (found[arm].get(method) for arm in arms)
+            f"{geometric_mean(x):.2f} ({max(x):.2f})" if x else "–"
+            for x in (list(found[arm].get(method, {}).values()) for arm in arms)
         ]
         table.append([f"`{method}`", *cells])
     return figures.markdown_table(["method", *arms], table) if table else ""

@@ -155,8 +155,7 @@ def mean(
 
     slopes, kept, values, auxs = seen
     num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
-    first = _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
-    value, aux = first if start is None else (jnp.sum(start[0]), start[1])
+    value, aux = _value(start, values, kept, auxs)
     constants = _constants(distribution, layout.dim, slopes.dtype)
     info = base.EstimateInfo(slopes, kept, num_values, aux, *constants)
     total, turn = carry
@@ -172,6 +171,13 @@ def _largest(*dtypes: Any) -> float:
 def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
     """By how many to divide a sum over kept directions: 1 where there is none."""
     return jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1).astype(dtype)
+
+
+def _value(start: Any, values: jax.Array, kept: jax.Array, auxs: Any) -> Any:
+    """The value of the step and its aux: at the parameters, where that was taken."""
+    if start is None:
+        return _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
+    return jnp.sum(start[0]), start[1]
 
 
 def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 Key = chex.PRNGKey | int
 Params = Any  # A pytree of arrays.
@@ -78,6 +79,13 @@ class Estimator(NamedTuple):
     init: Callable[[Params], Any]
     estimate: EstimateFn
     memoryless: bool = False
+
+
+def moved(updates: Params, params: Params) -> Params:
+    """params + updates; leaves that are not floating point stay as they are."""
+    return jax.tree.map(
+        lambda x, u: optax.apply_updates(x, u) if is_floating(x) else x, params, updates
+    )
 
 
 def is_floating(leaf: Any) -> bool:

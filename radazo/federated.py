@@ -255,12 +255,7 @@ def _local_steps(
     def step(carry: tuple[base.Params, Any], _: None) -> tuple[Any, jax.Array]:
         params, state = carry
         updates, state = optimizer.update(None, state, params, value_fn=value_fn)
-        params = jax.tree.map(
-            lambda x, u: optax.apply_updates(x, u) if base.is_floating(x) else x,
-            params,
-            updates,
-        )
-        return (params, state), state.last_value
+        return (base.moved(updates, params), state), state.last_value
 
     carry = start, optimizer.init(start)
     (reached, last), values = lax.scan(step, carry, length=num_local_steps)
@@ -352,11 +347,11 @@ def _check(where: str, client_value_fn: Any, estimator: Any, correction: Any) ->
 
 def _check_arrays(where: str, params: base.Params) -> None:
     """All leaves are arrays: the state is traced as a whole."""
-    arrays, rest = trees.split(params)
-    if len(arrays) != len(rest.leaves):
-        got = next(x for x in jax.tree.leaves(params) if not trees.split(x)[0])
+    others = [x for x in jax.tree.leaves(params) if not trees.split(x)[0]]
+    if others:
+        got = repr(others[0])[:200]
         way_out = "Close over what is constant, or make it an array."
-        checks.fail(where, "params", "be arrays", repr(got)[:200], way_out, TypeError)
+        checks.fail(where, "params", "be arrays", got, way_out, TypeError)
 
 
 def _normalized(where: str, shares: Any, num_clients: int) -> np.ndarray:

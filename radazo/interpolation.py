@@ -48,7 +48,7 @@ def interpolation_estimator(
     projected on the span of N directions: for N much less than d about N/d of it, which
     adaptive rules do not see, and exact for linear functions as soon as N directions
     span all d dimensions. A reused point costs no function value. Any rule goes
-    behind it; steps as long as those of an adaptive rule leave little within reach.
+    behind it.
 
       δᵢ = pᵢ − x     for the points pᵢ of the last step and its centre: those with
                       ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,

@@ -268,10 +268,7 @@ def _compiled_steps(
 
     def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
         changes = rest.pick(rest.treedef.flatten_up_to(updates))
-        changed: list[Any] = [
-            optax.apply_updates(x, change) if base.is_floating(x) else x
-            for x, change in zip(arrays, changes, strict=True)
-        ]
+        changed = base.moved(changes, arrays)
         return [
             jnp.where(ended, x, new) if base.is_floating(x) else x
             for x, new in zip(

@@ -77,8 +77,8 @@ def trajectory_estimator(
     minimum, where f changes less over `smoothing` than float32 and the jitter resolve,
     it gets worse: give a schedule that falls.
 
-    Behind `zo_sgd` it gained most; behind `radazo`, whose momentum averages what the
-    buffer has averaged, less.
+    Any rule goes behind it: on Rosenbrock and a logistic regression it gained more
+    behind `zo_sgd`, on a staircase and a pendulum more behind `radazo`.
 
     With `max_virtual_steps` a step takes no value at all, and answers from the buffer,
 

@@ -6,6 +6,13 @@ import numpy as np
 import optax
 import pytest
 from conftest import half_sum_of_squares, quick_jit
+from test_contracts_optimizers import (
+    assert_equal,
+    assert_near,
+    described,
+    start,
+    step_of,
+)
 
 import radazo
 
@@ -30,27 +37,6 @@ RULES = {
 @pytest.fixture(params=RULES.values(), ids=RULES.keys())
 def rule(request):
     return request.param
-
-
-def start(dtype=jnp.float32):
-    return {"a": jnp.array([2.0, -1.5, 1.0], dtype), "b": jnp.asarray(-2.0, dtype)}
-
-
-def step_of(optimizer, value_fn=half_sum_of_squares):
-    def step(params, state):
-        updates, state = optimizer.update(None, state, params, value_fn=value_fn)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-def described(tree):
-    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
-
-
-def assert_equal(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_it_descends_in_minimize_and_counts_its_values(rule):
@@ -84,11 +70,7 @@ def test_a_scan_is_a_loop_of_steps(rule):
         return jax.lax.scan(lambda c, _: (inner(*c), None), carry, length=5)[0]
 
     found = run((start(), optimizer.init(start())))
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
-        found,
-        (params, state),
-    )
+    assert_near(found, (params, state))
 
 
 def test_runs_of_a_batch_are_the_runs(rule):
@@ -98,11 +80,7 @@ def test_runs_of_a_batch_are_the_runs(rule):
     batched = quick_jit(jax.vmap(step_of(make(3)), (None, 0)))(start(), together)[0]
     step = quick_jit(step_of(make(3)))
     for i, state in enumerate(states):
-        jax.tree.map(
-            lambda x, y, i=i: np.testing.assert_allclose(x[i], y, 1e-4, 1e-4),
-            batched,
-            step(start(), state)[0],
-        )
+        assert_near(jax.tree.map(lambda x, i=i: x[i], batched), step(start(), state)[0])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

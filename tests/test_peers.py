@@ -330,7 +330,17 @@ def test_markdown_says_where_rivals_win():
         "in all runs: pycma CMA (1). Rivals that take less time: evosax SNES (0.50 s)."
     ) in first
     assert "Rivals that end lower in all runs: none. Rivals that take less" in second
+    assert "Lower in the median alone: none." in first
     assert peers.markdown is report.markdown
+
+
+def test_who_is_lower_in_the_median_and_faster_with_compiling_is_named():
+    own, lower = LINES[1], line_of("evotorch_snes", [1.9, 1.7, 2.1], 1.5)
+    compiled = own | {"numbers": own["numbers"] | {"compile_seconds": 2.0}}
+    text = report.markdown([compiled, lower])
+    assert "end lower in all runs: none. Rivals that take less time: none." in text
+    assert "Lower in the median alone: EvoTorch SNES (1.9)." in text
+    assert "Less time with compiling: EvoTorch SNES (1.50 s)." in text
 
 
 def test_the_table_marks_who_is_ahead(capsys):

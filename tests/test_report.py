@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     attack_report,
+    estimators_figures,
     estimators_report,
     figures,
     records,
@@ -162,6 +163,11 @@ def test_what_the_readme_says_of_synthetic_functions():
         assert f"{found[0]:.2f} to {found[-1]:.2f}" in README
 
 
+def test_no_two_estimators_are_drawn_alike():
+    styles = len(estimators_figures.COLORS) * len(estimators_figures.DASHES)
+    assert len(ROWS) <= styles
+
+
 def test_what_the_readme_says_of_the_estimators():
     lines = lines_of("estimators")
     mains = estimators_report.main_groups(lines)
@@ -238,6 +244,46 @@ def test_what_the_readme_says_of_the_attack():
     }
     for method in ("radazo", "zo_adamm", "zo_adamm_matched"):
         assert f"{found[method]:,.0f}" in README
+    ratio = found["zo_adamm"] / found["radazo"]
+    assert f"({found['zo_adamm']:,.0f}, {ratio:.2f} times as many" in README
+
+    def fallen(arm, method):
+        line = attack_lines(arm)[method]
+        return int(np.isfinite(attack_report.to_success(line, "function_values")).sum())
+
+    text = " ".join(README.split())
+    assert f"{fallen('shared', 'radazo')} images fall to `radazo`" in text
+    assert f"{fallen('shared', 'zo_adamm')} to `zo_adamm`" in text
+    assert f"{fallen('shared', 'zo_adamm_matched')} at its matched rate" in text
+    tuned = {fallen("tuned", method) for method in ("radazo", "zo_adamm")}
+    assert tuned == {12}
+    assert "tuned, 12 to each" in text
+    times = attack_lines("throughput")["radazo"]["numbers"]["times_one_by_one"][-1]
+    assert f"One batch is {times:.1f} times faster" in text
+
+
+def test_what_the_readme_says_of_the_moments():
+    (numbers,) = (
+        line["numbers"] for line in lines_of("moments") if line["settings"]["b1"] == 0.9
+    )
+    names = ("cos_g", "cos_m", "error_g", "error_m")
+    mean = {name: np.mean(numbers[name]) for name in names}
+    assert f"{mean['cos_m'] / mean['cos_g']:.1f} times the cosine" in README
+    assert f"{mean['error_g'] / mean['error_m']:.0f} times closer" in README
+
+
+def test_what_the_readme_says_of_speed():
+    text = " ".join(README.split())
+    numbers = lines_of("speed")[-1]["numbers"]
+    share = {
+        (x["side"], x["function"]): x["share_of_plain"]
+        for x in numbers["steps"]
+        if x["dim"] == 10_000
+    }
+    noisy = [x for (side, _), x in share.items() if side in ("gaussian", "sphere")]
+    assert f"takes {min(noisy):.2f} to {max(noisy):.2f} of the time" in text
+    signs = [share["rademacher", name] for name in ("quadratic", "rosenbrock")]
+    assert f"Rademacher directions {signs[0]:.2f} and {signs[1]:.2f};" in text
 
 
 @pytest.mark.parametrize("arm", ["tuned", "cosine"])
@@ -279,3 +325,5 @@ def test_what_the_readme_says_of_the_peers():
     for function in ("rosenbrock", "levy"):
         for packages in (lambda name: name == "radazo", lambda name: name not in own):
             assert lowest(function, 100, packages) in README
+    found = [peers.final(x) for x in cells["rastrigin", 100]]
+    assert max(found) / min(found) < 1.12

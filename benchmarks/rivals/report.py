@@ -152,25 +152,25 @@ def verdict(lines: list[dict[str, Any]]) -> str:
         return "radazo did not run here."
     rivals = [line for line in lines if package(line) != "radazo"]
     in_all = ahead(lines)
-    lower = [f"{name(x)} ({number(final(x))})" for x in in_all]
-    others = [x for x in rivals if x not in in_all and final(x) < final(own)]
-    in_median = [f"{name(x)} ({number(final(x))})" for x in others]
+    in_median = [x for x in rivals if x not in in_all and final(x) < final(own)]
     mine = f"{name(own)} ({number(final(own))}, {seconds(own):.2f} s)"
 
-    def listed(found: list[str]) -> str:
-        return ", ".join(found) or "none"
+    def listed(found: list[dict[str, Any]], text: Callable[[Any], str]) -> str:
+        return ", ".join(f"{name(x)} ({text(x)})" for x in found) or "none"
+
+    def lower(found: list[dict[str, Any]]) -> str:
+        return listed(found, lambda x: number(final(x)))
 
     def faster(time: Callable[[dict[str, Any]], float]) -> str:
-        return listed(
-            [f"{name(x)} ({time(x):.2f} s)" for x in rivals if time(x) < time(own)]
-        )
+        found = [x for x in rivals if time(x) < time(own)]
+        return listed(found, lambda x: f"{time(x):.2f} s")
 
     return (
         f"The best of radazo here is {mine}. "
-        f"Rivals that end lower in all runs: {listed(lower)}; "
-        f"in the median alone: {listed(in_median)}. "
-        f"Rivals that take less time: {faster(seconds)}; "
-        f"with compiling: {faster(all_seconds)}."
+        f"Rivals that end lower in all runs: {lower(in_all)}. "
+        f"Rivals that take less time: {faster(seconds)}. "
+        f"Lower in the median alone: {lower(in_median)}. "
+        f"Less time with compiling: {faster(all_seconds)}."
     )
 
 
