@@ -291,6 +291,27 @@ def test_a_client_without_values_keeps_what_it_has_learnt():
     np.testing.assert_allclose(state.corrections[0], learnt, rtol=1e-5)
 
 
+def test_a_step_that_saw_nothing_does_not_count_in_the_mean_gradient():
+    """Client 1 falls off an edge by its first step."""
+
+    def value_fn(x, client):
+        over = (client == 1) & (jnp.sum(x) < -0.03)
+        return jnp.where(over, jnp.nan, jnp.sum(x) * (1.0 + client.astype(x.dtype)))
+
+    run = radazo.federated(
+        value_fn,
+        radazo.finite_difference_estimator(AXES, num_directions=DIM, smoothing=1e-3),
+        optax.sgd(0.01),
+        num_clients=2,
+        key=0,
+        num_local_steps=2,
+        correction=radazo.scaffold,
+    )
+    state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)))
+    assert np.isnan(info.values).sum() == 1
+    np.testing.assert_allclose(state.corrections[0], [[1.0] * DIM, [2.0] * DIM], 1e-3)
+
+
 def test_a_client_of_no_share_moves_nothing_however_far_it_goes():
     run = radazo.federated(
         lambda x, client: jnp.sum(x) * jnp.where(client == 1, 1e20, 1.0),

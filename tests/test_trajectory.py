@@ -161,6 +161,20 @@ def test_a_step_far_from_all_points_is_not_virtual():
     assert nothing_known.num_values == 6
 
 
+def test_a_look_that_sees_nothing_gives_no_new_trust():
+    value_fn = lambda x: jnp.where(x[0] > 5, jnp.nan, bowl(x))
+    init, estimate = stepper(
+        value_fn, num_directions=5, num_points=12, max_virtual_steps=2, length_scale=1.0
+    )
+    x = jnp.ones(3)
+    _, _, state, _ = estimate(0, x, init(x))
+    taken = []
+    for key, at in enumerate((x, x, x + 10.0, x, x), start=1):
+        _, _, state, info = estimate(key, at, state)
+        taken.append(int(info.num_values))
+    assert taken == [0, 0, 6, 6, 0]
+
+
 def test_a_virtual_step_has_an_aux_of_the_same_form():
     estimator = radazo.trajectory_estimator(num_directions=5, max_virtual_steps=1)
     value_fn = lambda x: (bowl(x), {"first": x[0], "kept": x > 0})
