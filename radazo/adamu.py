@@ -71,7 +71,9 @@ def zo_adamu(
 
     Up to T1 this is slope · sign(u). Turning m uphill, as the authors' code does and
     algorithm 1 does not, changes nothing in the mean: the law of an update is the same
-    for m and −m. The cosine runs to the constants of the last phase; that of the
+    for m and −m. It goes with no other rule, that of R-AdaZO included: what is divided
+    by the root is the direction, element by element, and nu is remembered nowhere. The
+    cosine runs to the constants of the last phase; that of the
     authors has another period for each share and jumps.
 
     Args:

@@ -78,8 +78,9 @@ fed_avg = Correction(
     lambda prepared, own, mean_own, start, params, count: _zeros(params),
     lambda prepared, params, mean_gradient, estimator_state: (),
 )
-"""No correction: McMahan et al., Communication-efficient learning of deep networks from
-decentralized data, 2017. arXiv:1602.05629."""
+"""No correction, which is `fzoos` without features: McMahan et al.,
+Communication-efficient learning of deep networks from decentralized data, 2017.
+arXiv:1602.05629."""
 
 scaffold = Correction(
     lambda params, estimator_state: _zeros(params),

@@ -90,7 +90,9 @@ def federated(
       x ← x + learning_rate · Σᵢ sharesᵢ · (xᵢ − x)
 
     One client is a run of `with_estimator`, whose optimizer begins anew at each round.
-    The states of the estimators live on from round to round.
+    The states of the estimators live on from round to round. R-AdaZO on the clients is
+    `local_optimizer=chain(scale_by_radazo(), scale(-0.01))`, whose moments see the
+    gradient with its correction and begin anew at each round.
 
     Args:
       client_value_fn: `client_value_fn(params, client, *args)`, the function of one

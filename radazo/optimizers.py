@@ -238,6 +238,7 @@ def meazo(
     As published it squares the mean of the slopes, which for one Rademacher direction
     is the same, and for K of them or of Gaussian ones has the same mean if d is large,
     with more noise; and it corrects nu for its start at zero, as no rule does here.
+    With R-AdaZO's nu, that of the momentum, it is `radazo(..., granularity=scalar)`.
 
     Args:
       learning_rate: Step size, at least 0, or a schedule: the root mean square of the

@@ -83,6 +83,10 @@ def pars(
     it diverged, and ten times L was slow. D is read from q slopes. From one, at K = 2,
     it is so noisy that values rise again and again: take `prior=None` there.
 
+    Its rate is 1 / L, and y is between points that its own steps make, so that the rule
+    of R-AdaZO has no place in it: what R-AdaZO can take of it is its estimator,
+    `radazo(..., prior_guided_estimator())`.
+
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.
       key: Typed key or integer seed of the run.

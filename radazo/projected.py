@@ -30,7 +30,8 @@ def projected(
       updates ← optimizer.update(updates, state, x, ...)
       updates ← project(x + updates) − x
 
-    Put it around all that changes the updates, the learning rate included. Around an
+    Put it around all that changes the updates, the learning rate included. The moments
+    within, R-AdaZO's among them, are of gradients that know of no set. Around an
     optimizer with an estimator in it or within `with_estimator`, the steps are the
     same. Start inside the set, from `projection(params)`: then every step stays in a
     box exactly, and in other sets up to the last place of x + updates.
