@@ -15,16 +15,19 @@ Floors, from the bottom up; a module imports only from floors below its own.
      kernels                           what a few points say of a function
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
-     moments                           update rules
+     moments, rounding                 update rules; small changes kept in the mean
+     streaming                         a function at x + noise, without that point
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, votes                 values to gradient; values to votes
      guided, history                   guesses of the gradient; past steps drawn again
      interpolation, anchored           past points used again; a snapshot to start from
      trajectory                        a function fitted to the points of a run
+     parts                             parameters updated where they lie
   5  forms                             three ways into a training loop
      corrections                       what clients of a federated run add
   6  assembly, loop                    what optimizers are made of; a whole run
      federated                         clients that step, a server that averages
+     in_place                          an optimizer that copies nothing
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
 """
@@ -92,6 +95,9 @@ from radazo.guided import prior_guided_estimator as prior_guided_estimator
 from radazo.history import HistoryState as HistoryState
 from radazo.history import history_mean_estimator as history_mean_estimator
 from radazo.history import history_reuse_estimator as history_reuse_estimator
+from radazo.in_place import InPlace as InPlace
+from radazo.in_place import PastSlopes as PastSlopes
+from radazo.in_place import in_place as in_place
 from radazo.interpolation import InterpolationState as InterpolationState
 from radazo.interpolation import interpolation_estimator as interpolation_estimator
 from radazo.kernels import Kernel as Kernel

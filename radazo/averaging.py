@@ -106,9 +106,6 @@ def mean(
     distribution, difference = options.distribution, options.difference
     num_directions = options.num_directions or max(layout.dim, 1)
     chunk_size = min(options.chunk_size, num_directions)
-    # Slopes beyond the largest number over this would make the gradient infinite; an
-    # element of u is below 16.
-    share = 16 * num_directions * max(distribution.factor(layout.dim), 1.0)
     start = difference.start(evaluate, params)
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 
@@ -125,7 +122,7 @@ def mean(
             start,
             smoothing,
         )
-        kept = jnp.abs(slope) <= _largest(slope.dtype, layout.dtype) / share
+        kept = usable(slope, options, layout)
         slope = jnp.where(kept, slope, jnp.zeros_like(slope))
         return options.weigh(slope, scale, drawn), (slope, kept, value, aux)
 
@@ -155,17 +152,21 @@ def mean(
 
     slopes, kept, values, auxs = seen
     num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
-    value, aux = _value(start, values, kept, auxs)
-    constants = _constants(distribution, layout.dim, slopes.dtype)
-    info = base.EstimateInfo(slopes, kept, num_values, aux, *constants)
+    value, aux = value_of_step(start, values, kept, auxs)
+    law = constants(distribution, layout.dim, slopes.dtype)
+    info = base.EstimateInfo(slopes, kept, num_values, aux, *law)
     total, turn = carry
     gradient = distribution.factor(layout.dim) / num_kept(kept, layout.dtype) * total
     return value, gradient, turn, info
 
 
-def _largest(*dtypes: Any) -> float:
-    """The largest number that all of these types have."""
-    return min(float(jnp.finfo(dtype).max) for dtype in dtypes)
+def usable(slope: jax.Array, options: Options, layout: leaves.Layout) -> jax.Array:
+    """Whether a slope is finite, and leaves each element of the gradient finite."""
+    num_directions = options.num_directions or max(layout.dim, 1)
+    # An element of u is below 16.
+    share = 16 * num_directions * max(options.distribution.factor(layout.dim), 1.0)
+    largest = min(float(jnp.finfo(x).max) for x in (slope.dtype, layout.dtype))
+    return jnp.abs(slope) <= largest / share
 
 
 def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
@@ -173,7 +174,7 @@ def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
     return jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1).astype(dtype)
 
 
-def _value(start: Any, values: jax.Array, kept: jax.Array, auxs: Any) -> Any:
+def value_of_step(start: Any, values: jax.Array, kept: jax.Array, auxs: Any) -> Any:
     """The value of the step and its aux: at the parameters, where that was taken."""
     if start is None:
         return _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
@@ -187,7 +188,7 @@ def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(kept), mean_kept, values[0])
 
 
-def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
+def constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
     """The factor of the law, and its mean of ‖u‖²."""
     factor = law.factor(dim)
     squared_norm = dim / factor if law.independent and dim else math.nan

@@ -22,6 +22,10 @@ from jax import lax
 from radazo import base, checks, leaves, threefry
 
 
+def _only_whole(*arguments: Any) -> Any:
+    del arguments
+
+
 class Distribution(NamedTuple):
     """A law of directions.
 
@@ -34,6 +38,11 @@ class Distribution(NamedTuple):
         None for 1. It is applied to scalars where the direction is used, so that a
         norm costs no copy of the parameters.
       independent: Whether the directions of a step are independent of each other.
+      part: `part(prepared, k, offset, size, dtype) -> (size,) array`, elements
+        offset, ... of what is drawn; the offset may be traced, uint32. Left out where a
+        direction can only be drawn as a whole.
+      at: `at(prepared, k, indices, dtype) -> like indices`, the elements at these
+        indices, uint32.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
@@ -41,6 +50,8 @@ class Distribution(NamedTuple):
     factor: Callable[[int], float]
     scale: Callable[[jax.Array], jax.Array] | None = None
     independent: bool = True
+    part: Callable[[Any, jax.Array, Any, int, Any], jax.Array] = _only_whole
+    at: Callable[[Any, jax.Array, jax.Array, Any], jax.Array] = _only_whole
 
 
 def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
@@ -52,12 +63,36 @@ def _draw_gaussian(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Ar
     return threefry.normal(threefry.fold_in(key, k), dim, dtype)
 
 
+def _part_gaussian(
+    key: jax.Array, k: jax.Array, offset: Any, size: int, dtype: Any
+) -> jax.Array:
+    return threefry.normal(threefry.fold_in(key, k), size, dtype, offset)
+
+
+def _at_gaussian(
+    key: jax.Array, k: jax.Array, indices: jax.Array, dtype: Any
+) -> jax.Array:
+    return threefry.normal_at(threefry.fold_in(key, k), indices, dtype)
+
+
 def _inverse_norm(drawn: jax.Array) -> jax.Array:
     return lax.rsqrt(jnp.sum(jnp.square(drawn)))
 
 
 def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
     return threefry.signs(threefry.fold_in(key, k), dim, dtype)
+
+
+def _part_rademacher(
+    key: jax.Array, k: jax.Array, offset: Any, size: int, dtype: Any
+) -> jax.Array:
+    return threefry.signs(threefry.fold_in(key, k), size, dtype, offset)
+
+
+def _at_rademacher(
+    key: jax.Array, k: jax.Array, indices: jax.Array, dtype: Any
+) -> jax.Array:
+    return threefry.signs_at(threefry.fold_in(key, k), indices, dtype)
 
 
 def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
@@ -130,13 +165,21 @@ def orthonormal_rows(
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
-gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0)
+_in_parts = {"part": _part_gaussian, "at": _at_gaussian}
+
+gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0, **_in_parts)
 """Independent standard normals: ‖u‖ ≈ √d."""
 
-sphere = Distribution(_step_key, _draw_gaussian, float, _inverse_norm)
+sphere = Distribution(_step_key, _draw_gaussian, float, _inverse_norm, **_in_parts)
 """Uniform on the unit sphere in R^d: ‖u‖ = 1."""
 
-rademacher = Distribution(_step_key, _draw_rademacher, lambda dim: 1.0)
+rademacher = Distribution(
+    _step_key,
+    _draw_rademacher,
+    lambda dim: 1.0,
+    part=_part_rademacher,
+    at=_at_rademacher,
+)
 """Independent signs, one random bit each: ‖u‖ = √d."""
 
 coordinate = Distribution(_indices, _draw_coordinate, float)
@@ -231,6 +274,18 @@ def check(where: str, distribution: Any) -> None:
     """`distribution` is a law of directions."""
     way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
     checks.instance(where, "distribution", distribution, Distribution, way_out)
+
+
+def check_parts(where: str, distribution: Distribution) -> None:
+    """The directions of this law can be drawn in parts."""
+    if _only_whole in (distribution.part, distribution.at):
+        checks.fail(
+            where,
+            "distribution",
+            "have a `part` and an `at`",
+            "a law that draws its directions as a whole",
+            "`radazo.gaussian`, `radazo.sphere` and `radazo.rademacher` have them.",
+        )
 
 
 def direction(

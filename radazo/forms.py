@@ -200,18 +200,7 @@ def attached(
     words = threefry.key_data(where, key)
 
     def init(params: base.Params) -> WithEstimatorState:
-        # A number each and a copy of the key, so that a donated state takes nothing
-        # with it that the next `init` needs.
-        return WithEstimatorState(
-            count=jnp.zeros((), jnp.int32),
-            key_data=jnp.array(words, copy=True),
-            last_value=jnp.zeros((), jnp.result_type(float)),
-            num_values=jnp.zeros((), jnp.int32),
-            num_dropped=jnp.zeros((), jnp.int32),
-            num_skipped=jnp.zeros((), jnp.int32),
-            estimator=estimator.init(_fast(params)),
-            optimizer=optimizer.init(params),
-        )
+        return fresh(words, estimator.init(_fast(params)), optimizer.init(params))
 
     def update(
         updates: Any,
@@ -242,9 +231,25 @@ def attached(
             optimizer, gradient, state.optimizer, params, offered, seen
         )
         state = state._replace(estimator=estimator_state, optimizer=optimizer_state)
-        return updates, _counted(state, value, info, seen)
+        return updates, counted(state, value, info, seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def fresh(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimatorState:
+    """The state before the first step."""
+    # A number each and a copy of the key, so that a donated state takes nothing with it
+    # that the next `init` needs.
+    return WithEstimatorState(
+        count=jnp.zeros((), jnp.int32),
+        key_data=jnp.array(words, copy=True),
+        last_value=jnp.zeros((), jnp.result_type(float)),
+        num_values=jnp.zeros((), jnp.int32),
+        num_dropped=jnp.zeros((), jnp.int32),
+        num_skipped=jnp.zeros((), jnp.int32),
+        estimator=estimator,
+        optimizer=optimizer,
+    )
 
 
 def _updated(
@@ -269,12 +274,13 @@ def _updated(
     return updates, jax.tree.map(chosen, new, state)
 
 
-def _counted(
+def counted(
     state: WithEstimatorState,
     value: jax.Array,
     info: base.EstimateInfo,
     seen: jax.Array,
 ) -> WithEstimatorState:
+    """The state after a step that had this value and this info."""
     dropped = jnp.sum(~info.kept, dtype=jnp.int32)
     return state._replace(
         count=jnp.asarray(optax.safe_increment(state.count)),

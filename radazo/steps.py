@@ -91,15 +91,8 @@ class Settings(NamedTuple):
     mask: base.Mask = None
 
 
-def estimator(
-    where: str,
-    settings: Settings,
-    fresh: Callable[[leaves.Layout, base.Params], Any],
-    estimate: Callable[[Step, Any], Estimated],
-    *,
-    memoryless: bool = False,
-) -> base.Estimator:
-    """The estimator made of `fresh` and `estimate`, whose messages say `where`."""
+def check(where: str, settings: Settings) -> None:
+    """Say what is wrong with the arguments that all estimators have."""
     checks.positive(
         where, "smoothing", settings.smoothing, _SMOOTHING_WAY_OUT, schedule=True
     )
@@ -110,6 +103,18 @@ def estimator(
         bool,
         "True says that `value_fn` returns terms whose sum is the objective.",
     )
+
+
+def estimator(
+    where: str,
+    settings: Settings,
+    fresh: Callable[[leaves.Layout, base.Params], Any],
+    estimate: Callable[[Step, Any], Estimated],
+    *,
+    memoryless: bool = False,
+) -> base.Estimator:
+    """The estimator made of `fresh` and `estimate`, whose messages say `where`."""
+    check(where, settings)
 
     def init(params: base.Params) -> Any:
         return fresh(leaves.layout(where, params, settings.mask), params)

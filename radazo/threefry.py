@@ -105,7 +105,10 @@ def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
 
 
 def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array]:
-    """Both output words of the counters offset, ..., offset + size - 1."""
+    """Both output words of the counters offset, ..., offset + size - 1.
+
+    An offset that is traced, uint32, is taken to end below 2³².
+    """
     start = jnp.uint32(offset % _WORD) if isinstance(offset, int) else offset
     lo = lax.iota(jnp.uint32, size) + start
     hi = jnp.zeros_like(lo)
@@ -120,10 +123,18 @@ def bits(key: jax.Array, size: int, offset: Any = 0) -> jax.Array:
     return hi ^ lo
 
 
-def normal(key: jax.Array, size: int, dtype: Any, offset: int = 0) -> jax.Array:
+def normal(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     """(size,) standard normals of float32 or float64, elements offset, ... ."""
+    return _normal(*_block(key, size, offset), dtype)
+
+
+def normal_at(key: jax.Array, indices: jax.Array, dtype: Any) -> jax.Array:
+    """The elements of `normal` at these indices, uint32."""
+    return _normal(*threefry(key, jnp.zeros_like(indices), indices), dtype)
+
+
+def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
     dtype = jnp.dtype(dtype)
-    hi, lo = _block(key, size, offset)
     if dtype == jnp.float32:
         mantissa, one = (hi ^ lo) >> jnp.uint32(9), jnp.uint32(0x3F800000)
     else:
@@ -135,28 +146,45 @@ def normal(key: jax.Array, size: int, dtype: Any, offset: int = 0) -> jax.Array:
     return dtype.type(np.sqrt(2)) * lax.erf_inv(uniform)
 
 
-def signs(key: jax.Array, size: int, dtype: Any, offset: int = 0) -> jax.Array:
+def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     """(size,) independent signs of float32 or float64, one random bit for each."""
-    dtype = jnp.dtype(dtype)
-    first = offset // 32
-    num_words = -(-(offset + size) // 32) - first
+    first, before = offset // 32, offset % 32
+    known = isinstance(offset, int)
+    num_words = -(-(size + (before if known else 31)) // 32)
     part = -(-num_words // _SIGN_PARTS)
+    start = jnp.uint32(first % _WORD) if known else first
 
     # A loop, because XLA does not fuse across one: each word serves 32 elements, and
     # fused into them it would be computed 32 times.
     words = lax.map(
-        lambda i: bits(key, part, jnp.uint32(first % _WORD) + i * jnp.uint32(part)),
+        lambda i: bits(key, part, start + i * jnp.uint32(part)),
         jnp.arange(_SIGN_PARTS, dtype=jnp.uint32),
     ).reshape(-1)
-    top = (words[:, None] << lax.iota(jnp.uint32, 32)[None, :]) & jnp.uint32(1 << 31)
+    raw = _sign(words[:, None] << lax.iota(jnp.uint32, 32)[None, :], dtype)
+    # The barrier keeps the reshape here: moved into a sum by XLA, it makes that sum
+    # several times slower on CPU.
+    flat = lax.optimization_barrier(raw.reshape(-1))
+    if known:
+        return flat[before : before + size]
+    return lax.dynamic_slice(flat, (before,), (size,))
+
+
+def signs_at(key: jax.Array, indices: jax.Array, dtype: Any) -> jax.Array:
+    """The elements of `signs` at these indices, uint32: a random word for each."""
+    places = indices >> jnp.uint32(5)
+    hi, lo = threefry(key, jnp.zeros_like(places), places)
+    return _sign((hi ^ lo) << (indices & jnp.uint32(31)), dtype)
+
+
+def _sign(words: jax.Array, dtype: Any) -> jax.Array:
+    """−1 where the first bit of a word is set, else 1."""
+    dtype = jnp.dtype(dtype)
+    top = words & jnp.uint32(1 << 31)
     if dtype == jnp.float32:
         raw = top | jnp.uint32(0x3F800000)
     else:
         raw = (top.astype(jnp.uint64) << jnp.uint64(32)) | jnp.uint64(0x3FF << 52)
-    # The barrier keeps the reshape here: moved into a sum by XLA, it makes that sum
-    # several times slower on CPU.
-    flat = lax.optimization_barrier(lax.bitcast_convert_type(raw, dtype).reshape(-1))
-    return flat[offset - 32 * first : offset - 32 * first + size]
+    return lax.bitcast_convert_type(raw, dtype)
 
 
 def index_below(key: jax.Array, size: int) -> jax.Array:
