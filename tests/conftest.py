@@ -16,7 +16,6 @@ import radazo
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
 
 OPTIMIZERS = {
     "radazo": radazo.radazo,

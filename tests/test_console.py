@@ -118,7 +118,15 @@ def test_control_c_in_the_last_step_is_not_lost(handler):
     assert (result.num_steps, result.status) == (10, "interrupted")
 
 
-def test_control_c_while_steps_are_under_way_lets_them_end():
+@pytest.fixture
+def listening():
+    """A shell that starts a job in the background has it ignore Ctrl-C."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+def test_control_c_while_steps_are_under_way_lets_them_end(listening):
     timer = threading.Timer(0.3, interrupt)
     host = lambda x: np.float32(np.sum(np.square(np.asarray(x))))
 
