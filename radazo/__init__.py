@@ -23,6 +23,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
      interpolation, anchored           past points used again; a snapshot to start from
      trajectory                        a function fitted to the points of a run
      parts                             parameters updated where they lie
+     points                            values along a direction, without the points
   5  forms                             three ways into a training loop
      corrections                       what clients of a federated run add
   6  assembly, loop                    what optimizers are made of; a whole run
@@ -120,6 +121,7 @@ from radazo.optimizers import zo_sgd as zo_sgd
 from radazo.optimizers import zo_signsgd as zo_signsgd
 from radazo.pars import ParsState as ParsState
 from radazo.pars import pars as pars
+from radazo.points import perturbed as perturbed
 from radazo.projected import projected as projected
 from radazo.projected import projected_zo_adamm as projected_zo_adamm
 from radazo.projected import zo_psgd as zo_psgd

@@ -38,11 +38,12 @@ class Distribution(NamedTuple):
         None for 1. It is applied to scalars where the direction is used, so that a
         norm costs no copy of the parameters.
       independent: Whether the directions of a step are independent of each other.
-      part: `part(prepared, k, offset, size, dtype) -> (size,) array`, elements
-        offset, ... of what is drawn; the offset may be traced, uint32. Left out where a
-        direction can only be drawn as a whole.
-      at: `at(prepared, k, indices, dtype) -> like indices`, the elements at these
-        indices, uint32.
+      part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
+        of what is drawn, from the key of the direction, fold_in(step key, k); the
+        offset may be traced, uint32. Left out where a direction can only be drawn as a
+        whole.
+      at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
+        uint32.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
@@ -50,8 +51,8 @@ class Distribution(NamedTuple):
     factor: Callable[[int], float]
     scale: Callable[[jax.Array], jax.Array] | None = None
     independent: bool = True
-    part: Callable[[Any, jax.Array, Any, int, Any], jax.Array] = _only_whole
-    at: Callable[[Any, jax.Array, jax.Array, Any], jax.Array] = _only_whole
+    part: Callable[[jax.Array, int, Any, Any], jax.Array] = _only_whole
+    at: Callable[[jax.Array, jax.Array, Any], jax.Array] = _only_whole
 
 
 def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
@@ -63,36 +64,12 @@ def _draw_gaussian(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Ar
     return threefry.normal(threefry.fold_in(key, k), dim, dtype)
 
 
-def _part_gaussian(
-    key: jax.Array, k: jax.Array, offset: Any, size: int, dtype: Any
-) -> jax.Array:
-    return threefry.normal(threefry.fold_in(key, k), size, dtype, offset)
-
-
-def _at_gaussian(
-    key: jax.Array, k: jax.Array, indices: jax.Array, dtype: Any
-) -> jax.Array:
-    return threefry.normal_at(threefry.fold_in(key, k), indices, dtype)
-
-
 def _inverse_norm(drawn: jax.Array) -> jax.Array:
     return lax.rsqrt(jnp.sum(jnp.square(drawn)))
 
 
 def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
     return threefry.signs(threefry.fold_in(key, k), dim, dtype)
-
-
-def _part_rademacher(
-    key: jax.Array, k: jax.Array, offset: Any, size: int, dtype: Any
-) -> jax.Array:
-    return threefry.signs(threefry.fold_in(key, k), size, dtype, offset)
-
-
-def _at_rademacher(
-    key: jax.Array, k: jax.Array, indices: jax.Array, dtype: Any
-) -> jax.Array:
-    return threefry.signs_at(threefry.fold_in(key, k), indices, dtype)
 
 
 def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
@@ -165,7 +142,7 @@ def orthonormal_rows(
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
-_in_parts = {"part": _part_gaussian, "at": _at_gaussian}
+_in_parts = {"part": threefry.normal, "at": threefry.normal_at}
 
 gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0, **_in_parts)
 """Independent standard normals: ‖u‖ ≈ √d."""
@@ -177,8 +154,8 @@ rademacher = Distribution(
     _step_key,
     _draw_rademacher,
     lambda dim: 1.0,
-    part=_part_rademacher,
-    at=_at_rademacher,
+    part=threefry.signs,
+    at=threefry.signs_at,
 )
 """Independent signs, one random bit each: ‖u‖ = √d."""
 

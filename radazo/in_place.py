@@ -25,6 +25,7 @@ from radazo import (
     forms,
     leaves,
     parts,
+    points,
     steps,
     streaming,
     threefry,
@@ -225,16 +226,15 @@ def _looked(
     at_once: list[tuple[int, int]] = []
 
     def one(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        scale = jnp.ones((), layout.dtype)
-        if law.scale is not None:
-            scale = law.scale(_norms(law, key, k, layout))
+        own = threefry.fold_in(key, k)
+        scale = points.scale_of(law, own, layout)
 
         def along(distance: jax.Array) -> Any:
-            noise = streaming.Noise(
-                lambda offset, size: (
-                    distance * law.part(key, k, offset, size, layout.dtype)
-                ),
-                lambda indices: distance * law.at(key, k, indices, layout.dtype),
+            noise = points.noise_along(
+                law,
+                own,
+                layout,
+                distance,
                 lambda leaf, size: at_once.append((leaf, size)),
             )
             return streaming.evaluate(evaluate, params, layout, noise)
@@ -254,21 +254,6 @@ def _looked(
     info = base.EstimateInfo(slopes, kept, num_values, None, *constants)
     factor = law.factor(layout.dim) / averaging.num_kept(kept, layout.dtype)
     return value, factor * (slopes.astype(layout.dtype) * scales), info
-
-
-def _norms(
-    law: directions.Distribution, key: jax.Array, k: jax.Array, layout: leaves.Layout
-) -> jax.Array:
-    """The norms of the blocks of what is drawn: a vector of the same norm as that."""
-
-    def norm(offset: Any, size: int) -> jax.Array:
-        part = law.part(key, k, offset, size, layout.dtype)
-        return jnp.sqrt(jnp.sum(jnp.square(part)))
-
-    num, rest = divmod(layout.dim, parts.BLOCK)
-    starts = jnp.arange(num, dtype=jnp.uint32) * jnp.uint32(parts.BLOCK)
-    norms = lax.map(lambda start: norm(start, parts.BLOCK), starts)
-    return jnp.append(norms, norm(num * parts.BLOCK, rest))
 
 
 def _warn_of_whole_leaves(params: base.Params, at_once: list[tuple[int, int]]) -> None:
@@ -303,5 +288,8 @@ def _mean(
     """The first moment of the remembered estimates, as terms to add up."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
     decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
-    keys = jax.vmap(lambda count: threefry.fold_in(key, count))(past.counts)
-    return parts.Terms(law, keys, decays[:, None] * past.weights)
+    num_steps, num_directions = past.weights.shape
+    counts = jnp.repeat(past.counts, num_directions)
+    ks = jnp.tile(jnp.arange(num_directions, dtype=jnp.uint32), num_steps)
+    keys = jax.vmap(lambda count, k: threefry.fold_in(threefry.fold_in(key, count), k))
+    return parts.Terms(law, keys(counts, ks), (decays[:, None] * past.weights).ravel())

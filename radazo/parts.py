@@ -32,8 +32,8 @@ class Terms(NamedTuple):
 
     Attributes:
       distribution: The law of the directions; it has a `part`.
-      keys: (num_steps, 2) uint32, the words of the keys of the steps.
-      weights: (num_steps, num_directions).
+      keys: (num_terms, 2) uint32, the words of the key of each direction.
+      weights: (num_terms,).
     """
 
     distribution: directions.Distribution
@@ -42,20 +42,16 @@ class Terms(NamedTuple):
 
     def part(self, offset: Any, size: int) -> jax.Array:
         """(size,) elements offset, ... of the sum."""
-        num_steps, num_directions = self.weights.shape
         dtype = self.weights.dtype
 
         def add(i: Any, total: jax.Array) -> jax.Array:
-            age, k = i // num_directions, i % num_directions
-            k = jnp.asarray(k, jnp.uint32)
-            drawn = self.distribution.part(self.keys[age], k, offset, size, dtype)
-            return total + self.weights[age, k] * drawn
+            drawn = self.distribution.part(self.keys[i], size, dtype, offset)
+            return total + self.weights[i] * drawn
 
         total = jnp.zeros(size, dtype)
-        num = num_steps * num_directions
-        if num > _UNROLLED:
-            return lax.fori_loop(0, num, add, total)
-        for i in range(num):
+        if self.weights.size > _UNROLLED:
+            return lax.fori_loop(0, self.weights.size, add, total)
+        for i in range(self.weights.size):
             total = add(i, total)
         return total
 
@@ -131,12 +127,16 @@ def move(
         # writing of one array, a reading of another would have XLA copy that other.
         return lax.cond(
             seen,
-            lambda x, state: _moved(rule, terms, key, x, state, offset),
+            lambda x, state: _moved(rule, terms, keys, x, state, offset),
             lambda x, state: (x, state),
             x,
             state,
         )
 
+    # One key for each array that is kept of a part, and one for the part itself.
+    num_keys = 1 + max((len(jax.tree.leaves(state)) for state in states), default=0)
+    numbers = jnp.arange(num_keys, dtype=jnp.uint32) + jnp.uint32(_ROUNDING)
+    keys = jax.vmap(lambda number: threefry.fold_in(key, number))(numbers)
     arrays, treedef = jax.tree.flatten(params)
     starts = np.cumsum([0, *layout.sizes]).tolist()
     rest = iter(states)
@@ -171,7 +171,7 @@ def _in_parts(
 
 
 def _moved(
-    rule: Rule, terms: Terms, key: jax.Array, x: jax.Array, state: Any, offset: Any
+    rule: Rule, terms: Terms, keys: jax.Array, x: jax.Array, state: Any, offset: Any
 ) -> tuple[jax.Array, Any]:
     """A part and its state, a step later."""
     wide = base.wide(x.dtype)
@@ -181,7 +181,7 @@ def _moved(
     moved = x.astype(wide) + updates.astype(wide)
     arrays, treedef = jax.tree.flatten((moved, new))
     stored = [
-        _stored(threefry.fold_in(key, jnp.uint32(_ROUNDING + i)), a, old.dtype, offset)
+        _stored(keys[i], a, old.dtype, offset)
         for i, (a, old) in enumerate(
             zip(arrays, jax.tree.leaves((x, state)), strict=True)
         )

@@ -114,9 +114,16 @@ def test_steps_are_those_of_an_estimator_around_the_same_rule(rule):
     assert np.any(found["layers"] != params["layers"])
 
 
-@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize(
-    "difference", [radazo.forward, radazo.central, radazo.exact, radazo.one_point]
+    ("law", "difference"),
+    [
+        ("gaussian", radazo.forward),
+        ("gaussian", radazo.central),
+        ("gaussian", radazo.exact),
+        ("gaussian", radazo.one_point),
+        ("sphere", radazo.central),
+        ("rademacher", radazo.central),
+    ],
 )
 def test_slopes_are_those_of_the_estimator(law, difference):
     distribution, make = LAWS[law]

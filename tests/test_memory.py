@@ -1,0 +1,126 @@
+"""Steps in place take hardly more memory than the function itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import quick_jit, raises
+
+import radazo
+from benchmarks import memory, records
+from benchmarks.language import opt
+
+SMALL = memory.Work(opt.SHAPES["small"], jnp.float32, 2, 64)
+TINY = opt.Config(
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    ffn_dim=24,
+    num_attention_heads=2,
+    max_position_embeddings=12,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def of_users():
+    """The model is written as users write, under the flags that users have."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def inference(of_users):
+    return memory.measured(SMALL, "inference")["total"]
+
+
+@pytest.mark.parametrize("mode", memory.LIMITS)
+def test_a_mode_takes_no_more_than_its_limit(mode, inference):
+    found = memory.measured(SMALL, mode)
+    assert inference < found["total"] <= memory.LIMITS[mode] * inference
+
+
+def test_inference_is_counted_as_its_parameters_and_little_more(inference):
+    size = 4 * sum(x.size for x in jax.tree.leaves(SMALL.params))
+    assert size < inference < 1.1 * size
+    assert memory.settings(SMALL, "small", "inference")["parameters"] * 4 == size
+
+
+def test_a_copy_shows_where_one_is_made():
+    work = memory.Work(TINY, jnp.float32, 2, 8)
+    size = 4 * sum(x.size for x in jax.tree.leaves(work.params))
+    extra = {
+        mode: memory.measured(work, mode)["temporaries"]
+        - memory.measured(work, "inference")["temporaries"]
+        for mode in ("evaluation", "evaluation of a copy", "ZO-SGD, held gradient")
+    }
+    assert extra["evaluation"] < 0.5 * size < 0.9 * size < extra["evaluation of a copy"]
+    assert extra["ZO-SGD, held gradient"] > 0.9 * size
+
+
+@pytest.mark.parametrize(
+    "mode", [mode for mode in memory.MODES if mode not in memory.LIMITS]
+)
+def test_each_mode_is_a_step_that_runs(mode):
+    work = memory.Work(TINY, jnp.bfloat16, 2, 8)
+    step, state = memory.MODES[mode](work)
+    shapes = jax.eval_shape(step, work.params, state, work.ids)
+    if mode in ("inference", "evaluation", "evaluation of a copy"):
+        assert (shapes.shape, shapes.dtype) == ((), jnp.float32)
+    else:
+        same = jax.tree.map(
+            lambda x, y: x.shape == y.shape, shapes, (work.params, state)
+        )
+        assert all(jax.tree.leaves(same))
+
+
+def test_the_command_writes_a_line_and_a_row_for_each_mode(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(opt.SHAPES, "small", TINY)
+    call = "--modes inference evaluation --length 8 --batch-size 3 --dtype bfloat16"
+    memory.main([*call.split(), "--output", str(tmp_path)])
+    lines = records.read(tmp_path / "memory.jsonl")
+    assert [line["settings"]["mode"] for line in lines] == ["inference", "evaluation"]
+    for line in lines:
+        assert line["settings"]["dtype"] == "bfloat16"
+        assert line["settings"]["batch_size"] == 3
+        parts = line["numbers"]
+        total = parts.pop("total")
+        assert total == sum(parts.values()) > 0
+    text = capsys.readouterr().out
+    assert "inference" in text
+    assert "1.000" in text
+
+
+@functools.cache
+def compiled(work):
+    return quick_jit(work.value)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [radazo.gaussian, radazo.sphere, radazo.rademacher],
+    ids=["gaussian", "sphere", "rademacher"],
+)
+def test_values_along_a_direction_are_those_of_the_moved_point(law):
+    params = opt.random(TINY, jax.random.key(0))
+    ids = jnp.array([[1, 1, 5, 6, 7], [3, 4, 5, 6, 8]])
+    work = memory.Work(TINY, jnp.float32, 2, 5)
+    direction = radazo.sample_directions(4, params, law, num_directions=1)
+    moved = jax.tree.map(lambda x, u: x + jnp.float32(0.02) * u[0], params, direction)
+    value = quick_jit(radazo.perturbed(work.value, law))(4, params, 0.02, ids)
+    plain = compiled(work)
+    expected, before = plain(moved, ids), plain(params, ids)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert abs(value - before) > 1e-5
+
+
+def test_what_cannot_be_perturbed_in_parts_is_refused():
+    with raises(TypeError, "perturbed(value_fn", "be a function", "3"):
+        radazo.perturbed(3)
+    with raises(TypeError, "perturbed(distribution", "a Distribution", "3"):
+        radazo.perturbed(jnp.sum, 3)
+    with raises(ValueError, "perturbed(distribution", "a `part`", "as a whole"):
+        radazo.perturbed(jnp.sum, radazo.coordinate)
