@@ -11,6 +11,7 @@ COMMANDS = {
     "estimators": "all estimators under three rules, at equal function values",
     "report": "tables and figures of result lines; runs nothing",
     "speed": "time and memory of one step",
+    "finetune": "a language model tuned with function values: figure 3 of the paper",
     "memory": "memory of a step of fine-tuning, by mode, without running it",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }

@@ -34,8 +34,13 @@ class Checkpoint:
         with np.load(self.path) as file:
             if str(file["identity"]) != self.identity:
                 return tree
-            structure = jax.tree.structure(tree)
-            leaves = [file[f"leaf_{i}"] for i in range(structure.num_leaves)]
+            old, structure = jax.tree.flatten(tree)
+            kept = [file[f"leaf_{i}"] for i in range(structure.num_leaves)]
+            # NumPy forgets the name of bfloat16, and of no type of its own.
+            leaves = [
+                x.view(np.asarray(own).dtype) if x.dtype.kind == "V" else x
+                for x, own in zip(kept, old, strict=True)
+            ]
             return jax.tree.unflatten(structure, leaves)
 
     def keep(self, tree: Any) -> None:

@@ -181,6 +181,8 @@ def log_likelihoods(
 
 def _linear(p: Any, x: jax.Array) -> jax.Array:
     y = x @ p["weight"].T
+    if "lora_up" in p:  # A low-rank adapter, whose scale is in `lora_down`.
+        y = y + (x @ p["lora_down"].T) @ p["lora_up"].T
     return y + p["bias"] if "bias" in p else y
 
 
