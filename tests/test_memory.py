@@ -1,5 +1,6 @@
 """Steps in place take hardly more memory than the function itself."""
 
+import dataclasses
 import functools
 
 import jax
@@ -73,6 +74,13 @@ def test_each_mode_is_a_step_that_runs(mode):
             lambda x, y: x.shape == y.shape, shapes, (work.params, state)
         )
         assert all(jax.tree.leaves(same))
+
+
+def test_shapes_without_a_place_for_each_parameter_have_no_row_of_directions():
+    assert memory.too_large(dataclasses.replace(SMALL, config=opt.SHAPES["opt-13b"]))
+    assert not memory.too_large(
+        dataclasses.replace(SMALL, config=opt.SHAPES["opt-1.3b"])
+    )
 
 
 def test_the_command_writes_a_line_and_a_row_for_each_mode(
