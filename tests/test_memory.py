@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import radazo
 from benchmarks import memory, records
 from benchmarks.language import opt
 
+ROOT = Path(__file__).parent.parent
 SMALL = memory.Work(opt.SHAPES["small"], jnp.float32, 2, 64)
 TINY = opt.Config(
     vocab_size=50,
@@ -74,6 +76,29 @@ def test_each_mode_is_a_step_that_runs(mode):
             lambda x, y: x.shape == y.shape, shapes, (work.params, state)
         )
         assert all(jax.tree.leaves(same))
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_committed_lines():
+    lines = records.read(ROOT / "benchmarks" / "results" / "memory.jsonl")
+    totals = {
+        line["settings"]["mode"]: line["numbers"]["total"]
+        for line in lines
+        if line["settings"]["model"] == "small"
+    }
+    share = {mode: total / totals["inference"] for mode, total in totals.items()}
+    text = (ROOT / "README.md").read_text("utf-8")
+    words = " ".join(text[text.index("**In place**") :].split("\n\n")[0].split())
+    assert share["ZO-SGD"] == pytest.approx(1.01, abs=0.005)
+    assert share["R-AdaZO, rebuilt momentum, factored"] == pytest.approx(
+        1.01, abs=0.005
+    )
+    for mode, shown in (
+        ("ZO-SGD", "takes {:.2f} times (ZO-SGD; R-AdaZO with its momentum drawn again"),
+        ("R-AdaZO, bfloat16 moments", ", {:.2f} (bfloat16 moments)"),
+        ("R-AdaZO", ", {:.2f} (float32)"),
+        ("Adam, backpropagation", "backpropagation with Adam {:.2f} ("),
+    ):
+        assert shown.format(share[mode]) in words
 
 
 def test_shapes_without_a_place_for_each_parameter_have_no_row_of_directions():
