@@ -96,15 +96,15 @@ def in_place(
     update far below their precision is kept in the mean; with a learning rate of 0 they
     stay as they are, bit for bit.
 
-    Memory, R-AdaZO on a 12-layer, 512-wide float32 transformer that is scanned over
-    2 sequences of 64, in multiples of what inference takes (`python -m benchmarks
-    memory` for other shapes):
+    Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
+    tokens, in multiples of what inference takes (`python -m benchmarks memory` for
+    other shapes):
 
-      optax.sgd(lr)                                               1.03
-      chain(scale_by_radazo(), scale(-lr))                        2.87
-      the same, moment_dtype=jnp.bfloat16                         1.95
-      the same with granularity=factored                          1.49
-      b1=0.9, chain(scale_by_second_moment(granularity=factored), scale(-lr))   1.03
+      optax.sgd(lr)                                                         1.01
+      chain(scale_by_radazo(), scale(-lr))                                  2.87
+      the same, moment_dtype=jnp.bfloat16                                   1.97
+      the same with granularity=factored                                    1.48
+      chain(scale_by_second_moment(granularity=factored), scale(-lr)), b1   1.01
 
     Args:
       optimizer: Any `optax.GradientTransformation` that takes a gradient, its learning
