@@ -122,8 +122,7 @@ def mean(
             start,
             smoothing,
         )
-        kept = usable(slope, options, layout)
-        slope = jnp.where(kept, slope, jnp.zeros_like(slope))
+        slope, kept = kept_slope(slope, options, layout)
         return options.weigh(slope, scale, drawn), (slope, kept, value, aux)
 
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
@@ -150,23 +149,43 @@ def mean(
         carry, rest = add_chunk(carry, ks[whole:])
         seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
 
-    slopes, kept, values, auxs = seen
-    num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
-    value, aux = value_of_step(start, values, kept, auxs)
-    law = constants(distribution, layout.dim, slopes.dtype)
-    info = base.EstimateInfo(slopes, kept, num_values, aux, *law)
+    value, info = told(options, layout, start, seen)
     total, turn = carry
-    gradient = distribution.factor(layout.dim) / num_kept(kept, layout.dtype) * total
-    return value, gradient, turn, info
+    return value, share_of_each(options, layout, info) * total, turn, info
 
 
-def usable(slope: jax.Array, options: Options, layout: leaves.Layout) -> jax.Array:
-    """Whether a slope is finite, and leaves each element of the gradient finite."""
+def kept_slope(
+    slope: jax.Array, options: Options, layout: leaves.Layout
+) -> tuple[jax.Array, jax.Array]:
+    """The slope, 0 if it is dropped, and whether it is kept: if it is finite, and
+    leaves each element of the gradient finite."""
     num_directions = options.num_directions or max(layout.dim, 1)
     # An element of u is below 16.
     share = 16 * num_directions * max(options.distribution.factor(layout.dim), 1.0)
     largest = min(float(jnp.finfo(x).max) for x in (slope.dtype, layout.dtype))
-    return jnp.abs(slope) <= largest / share
+    kept = jnp.abs(slope) <= largest / share
+    return jnp.where(kept, slope, jnp.zeros_like(slope)), kept
+
+
+def told(
+    options: Options, layout: leaves.Layout, start: Any, seen: Any
+) -> tuple[jax.Array, base.EstimateInfo]:
+    """The value of the step and its info, from what was seen along all directions:
+    (slopes, kept, values, auxs)."""
+    slopes, kept, values, auxs = seen
+    num_values = options.difference.num_values(slopes.size)
+    value, aux = _value(start, values, kept, auxs)
+    law = _constants(options.distribution, layout.dim, slopes.dtype)
+    num_values = jnp.asarray(num_values, jnp.int32)
+    return value, base.EstimateInfo(slopes, kept, num_values, aux, *law)
+
+
+def share_of_each(
+    options: Options, layout: leaves.Layout, info: base.EstimateInfo
+) -> jax.Array:
+    """What multiplies slope times direction in the mean over those that are kept."""
+    factor = options.distribution.factor(layout.dim)
+    return factor / num_kept(info.kept, layout.dtype)
 
 
 def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
@@ -174,7 +193,7 @@ def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
     return jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1).astype(dtype)
 
 
-def value_of_step(start: Any, values: jax.Array, kept: jax.Array, auxs: Any) -> Any:
+def _value(start: Any, values: jax.Array, kept: jax.Array, auxs: Any) -> Any:
     """The value of the step and its aux: at the parameters, where that was taken."""
     if start is None:
         return _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
@@ -188,7 +207,7 @@ def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(kept), mean_kept, values[0])
 
 
-def constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
+def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
     """The factor of the law, and its mean of ‖u‖²."""
     factor = law.factor(dim)
     squared_norm = dim / factor if law.independent and dim else math.nan

@@ -94,7 +94,7 @@ def in_place(
     Directions, slopes and keys are those of `with_estimator` with the same key.
     Parameters in bfloat16 or float16 are rounded up or down by chance, so that an
     update far below their precision is kept in the mean; with a learning rate of 0 they
-    stay as they are, bit for bit.
+    stay as they are.
 
     Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
     tokens, in multiples of what inference takes (`python -m benchmarks memory` for
@@ -173,8 +173,7 @@ def in_place(
         layout = leaves.layout(where, params, mask)
         bound = functools.partial(value_fn, **extra)
         evaluate = differences.evaluation(where, bound, terms=terms, has_aux=False)
-        distance = smoothing(state.count) if callable(smoothing) else smoothing
-        distance = jnp.asarray(distance, layout.dtype)
+        distance = steps.smoothing_at(smoothing, state.count, layout)
         own = threefry.fold_in(state.key_data, state.count)
         here = steps.Step(own, layout, evaluate, params, distance)
         value, weights, info = _looked(here, options)
@@ -221,39 +220,30 @@ def _looked(
     """The value, what multiplies each direction in the gradient, and what was seen."""
     key, layout, evaluate, params, smoothing = step
     law, difference = options.distribution, options.difference
-    num_directions = options.num_directions or 1
     start = difference.start(evaluate, params)
     at_once: list[tuple[int, int]] = []
 
-    def one(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def one(k: jax.Array) -> tuple[Any, jax.Array]:
         own = threefry.fold_in(key, k)
         scale = points.scale_of(law, own, layout)
 
         def along(distance: jax.Array) -> Any:
-            noise = points.noise_along(
-                law,
-                own,
-                layout,
-                distance,
-                lambda leaf, size: at_once.append((leaf, size)),
-            )
+            noise = points.noise_along(law, own, layout, distance)
+            noise = noise._replace(seen=lambda *part: at_once.append(part))
             return streaming.evaluate(evaluate, params, layout, noise)
 
-        slope, value, _ = difference.slope(
+        slope, value, aux = difference.slope(
             along, lambda distance: distance * scale, start, smoothing
         )
-        kept = averaging.usable(slope, options, layout)
-        return jnp.where(kept, slope, jnp.zeros_like(slope)), kept, value, scale
+        slope, kept = averaging.kept_slope(slope, options, layout)
+        return (slope, kept, value, aux), scale
 
-    ks = jnp.arange(num_directions, dtype=jnp.uint32)
-    slopes, kept, values, scales = lax.map(one, ks)
+    ks = jnp.arange(options.num_directions, dtype=jnp.uint32)
+    seen, scales = lax.map(one, ks)
     _warn_of_whole_leaves(params, at_once)
-    value, _ = averaging.value_of_step(start, values, kept, None)
-    num_values = jnp.asarray(difference.num_values(num_directions), jnp.int32)
-    constants = averaging.constants(law, layout.dim, slopes.dtype)
-    info = base.EstimateInfo(slopes, kept, num_values, None, *constants)
-    factor = law.factor(layout.dim) / averaging.num_kept(kept, layout.dtype)
-    return value, factor * (slopes.astype(layout.dtype) * scales), info
+    value, info = averaging.told(options, layout, start, seen)
+    share = averaging.share_of_each(options, layout, info)
+    return value, share * (info.slopes.astype(layout.dtype) * scales), info
 
 
 def _warn_of_whole_leaves(params: base.Params, at_once: list[tuple[int, int]]) -> None:
@@ -261,7 +251,7 @@ def _warn_of_whole_leaves(params: base.Params, at_once: list[tuple[int, int]]) -
     for i in sorted({leaf for leaf, _ in at_once}):
         path, leaf = paths[i]
         whole = max(size for other, size in at_once if other == i) == leaf.size
-        if whole and leaf.ndim > 2 and leaf.size > parts.BLOCK:
+        if whole and leaf.ndim > 2 and leaf.size > streaming.BLOCK:
             name = jax.tree_util.keystr(path)
             warnings.warn(
                 f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} "

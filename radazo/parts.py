@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import base, directions, leaves, rounding, threefry
+from radazo import base, directions, leaves, rounding, streaming, threefry
 
-BLOCK = 1 << 20
 _UNROLLED = 4  # Directions that are drawn within one loop over the elements.
 _ROUNDING = 1 << 31  # Keys that round begin here; those of directions are below.
 
@@ -79,11 +78,11 @@ def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """How many parts a leaf of this shape has, and the shape of one."""
     if len(shape) > 2:
         return shape[0], shape[1:]
-    if len(shape) < 2 or math.prod(shape) <= BLOCK:
+    if len(shape) < 2 or math.prod(shape) <= streaming.BLOCK:
         return 1, shape
     # Blocks of one size, as near to that wanted as the number of rows can be divided.
     rows, columns = shape
-    wanted = math.prod(shape) / BLOCK
+    wanted = math.prod(shape) / streaming.BLOCK
     divisors = [num for num in range(1, rows + 1) if rows % num == 0]
     num = min(divisors, key=lambda num: abs(math.log(num / wanted)))
     return num, (rows // num, columns)
@@ -92,20 +91,15 @@ def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
 def init(rule: Rule, params: base.Params, layout: leaves.Layout) -> tuple[Any, ...]:
     """For each perturbed leaf the optimizer's states for its parts, stacked."""
 
+    def of_part(x: jax.Array) -> Any:
+        return jax.tree.map(
+            lambda a: a.astype(rule.moment_dtype) if rule.is_narrow(a, x) else a,
+            rule.optimizer.init(x.astype(base.wide(x.dtype))),
+        )
+
     def start(leaf: Any) -> Any:
         num, shape = _shape_of_part(leaf.shape)
-        part = jax.ShapeDtypeStruct(shape, leaf.dtype)
-        state = jax.vmap(lambda x: rule.optimizer.init(x.astype(base.wide(x.dtype))))(
-            jnp.asarray(leaf).reshape(num, *shape)
-        )
-        one = jax.eval_shape(lambda s: jax.tree.map(lambda a: a[0], s), state)
-        return jax.tree.map(
-            lambda a, part_a: (
-                a.astype(rule.moment_dtype) if rule.is_narrow(part_a, part) else a
-            ),
-            state,
-            one,
-        )
+        return jax.vmap(of_part)(jnp.asarray(leaf).reshape(num, *shape))
 
     chosen = zip(jax.tree.leaves(params), layout.active, strict=True)
     return tuple(start(leaf) for leaf, on in chosen if on)

@@ -9,8 +9,6 @@ from jax import lax
 
 from radazo import base, checks, directions, leaves, streaming, threefry
 
-_BLOCK = 1 << 20
-
 
 def perturbed(
     value_fn: Callable[..., Any],
@@ -75,13 +73,11 @@ def noise_along(
     key: jax.Array,
     layout: leaves.Layout,
     distance: jax.Array,
-    seen: Callable[[int, int], None] = lambda leaf, size: None,
 ) -> streaming.Noise:
     """`distance` times what is drawn from the key of a direction."""
     return streaming.Noise(
         lambda offset, size: distance * law.part(key, size, layout.dtype, offset),
         lambda indices: distance * law.at(key, indices, layout.dtype),
-        seen,
     )
 
 
@@ -96,8 +92,8 @@ def scale_of(
         part = law.part(key, size, layout.dtype, offset)
         return jnp.sqrt(jnp.sum(jnp.square(part)))
 
-    num, rest = divmod(layout.dim, _BLOCK)
-    starts = jnp.arange(num, dtype=jnp.uint32) * jnp.uint32(_BLOCK)
-    norms = lax.map(lambda start: norm(start, _BLOCK), starts)
+    num, rest = divmod(layout.dim, streaming.BLOCK)
+    starts = jnp.arange(num, dtype=jnp.uint32) * jnp.uint32(streaming.BLOCK)
+    norms = lax.map(lambda start: norm(start, streaming.BLOCK), starts)
     # The norms of the blocks are a vector of the same norm as all elements.
-    return law.scale(jnp.append(norms, norm(num * _BLOCK, rest)))
+    return law.scale(jnp.append(norms, norm(num * streaming.BLOCK, rest)))

@@ -105,6 +105,14 @@ def check(where: str, settings: Settings) -> None:
     )
 
 
+def smoothing_at(
+    smoothing: base.Schedule | float, count: jax.Array, layout: leaves.Layout
+) -> jax.Array:
+    """What `smoothing` is after `count` steps."""
+    now = smoothing(count) if callable(smoothing) else smoothing
+    return jnp.asarray(now, layout.dtype)
+
+
 def estimator(
     where: str,
     settings: Settings,
@@ -133,8 +141,7 @@ def estimator(
         traced = any(isinstance(x, Tracer) for x in inputs)
         config: Any = jax.config  # Its flags are not in its type.
         outside = config.jax_disable_jit
-        schedule = settings.smoothing
-        smoothing = schedule(state.count) if callable(schedule) else schedule
+        smoothing = smoothing_at(settings.smoothing, state.count, layout)
 
         def called(params: base.Params) -> Any:
             with jax.disable_jit(outside):
@@ -146,7 +153,6 @@ def estimator(
             evaluate = differences.evaluation(
                 where, called, terms=settings.terms, has_aux=has_aux
             )
-            smoothing = jnp.asarray(smoothing, layout.dtype)
             step = Step(words, layout, evaluate, params, smoothing)
             value, flat, new, info, turn = estimate(step, state)
             gradient = leaves.unravel(layout, params, flat, turn)

@@ -32,7 +32,7 @@ from jax.extend import core
 from radazo import base, leaves
 
 _NOWHERE = np.uint32(0xFFFFFFFF)  # The index of no element.
-_BLOCK = 1 << 20  # Elements of a matrix that are perturbed at a time.
+BLOCK = 1 << 20  # Elements of a matrix that are made at a time.
 
 # The primitives that stand for the program they hold, and where they hold it.
 _CALLS = {
@@ -309,7 +309,7 @@ def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
 
 def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
     for side, x in enumerate(operands):
-        if not (isinstance(x, Moved) and x.stored.ndim > 1 and x.stored.size > _BLOCK):
+        if not (isinstance(x, Moved) and x.stored.ndim > 1 and x.stored.size > BLOCK):
             continue
         contracted, batch = (axes[side] for axes in params["dimension_numbers"])
         axis = x.order.index(0)
@@ -328,7 +328,7 @@ def _in_blocks(
 
     The last block begins where it ends with the last row, so that all have one size."""
     num_rows = x.stored.shape[0]
-    count = max(1, _BLOCK * num_rows // x.stored.size)
+    count = max(1, BLOCK * num_rows // x.stored.size)
 
     def product(start: Any) -> jax.Array:
         part = x.rows(start, count).whole()

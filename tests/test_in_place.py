@@ -150,7 +150,7 @@ def test_slopes_are_those_of_the_estimator(law, difference):
 def test_large_matrices_are_updated_in_blocks_of_rows(monkeypatch):
     params = make_params()
     expected, *_ = run(radazo.in_place(RULES["R-AdaZO"], key=3), 4, params)
-    monkeypatch.setattr(radazo.parts, "BLOCK", 5)
+    monkeypatch.setattr(radazo.streaming, "BLOCK", 5)
     assert radazo.parts._shape_of_part((3, 4)) == (3, (1, 4))
     found, *_ = run(radazo.in_place(RULES["R-AdaZO"], key=3), 4, params)
     assert_near(found, expected)
@@ -323,7 +323,7 @@ def test_several_runs_in_one_program_are_those_runs():
 
 
 def test_a_stacked_leaf_that_is_used_as_a_whole_is_warned_of(monkeypatch):
-    monkeypatch.setattr(radazo.parts, "BLOCK", 10)
+    monkeypatch.setattr(radazo.streaming, "BLOCK", 10)
     params = make_params()
     optimizer = radazo.in_place(optax.sgd(RATE), key=0)
 

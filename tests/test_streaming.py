@@ -237,7 +237,7 @@ def test_the_value_is_that_of_a_perturbed_copy(value_fn):
 
 @each_function
 def test_blocks_of_a_product_change_no_value(value_fn, monkeypatch):
-    monkeypatch.setattr(streaming, "_BLOCK", 20)  # 12 rows of 8 in blocks of two.
+    monkeypatch.setattr(streaming, "BLOCK", 20)  # 12 rows of 8 in blocks of two.
     params = make_params()
     found, _ = streamed(value_fn, params)
     np.testing.assert_allclose(found, copied(value_fn, params), rtol=2e-6)
@@ -276,7 +276,7 @@ def test_what_is_masked_is_not_moved():
 
 
 def test_no_more_of_a_leaf_is_perturbed_than_is_used(monkeypatch):
-    monkeypatch.setattr(streaming, "_BLOCK", 32)
+    monkeypatch.setattr(streaming, "BLOCK", 32)
     params = make_params()
 
     def at_once(value_fn):
@@ -294,7 +294,7 @@ def test_no_more_of_a_leaf_is_perturbed_than_is_used(monkeypatch):
 
 
 def test_the_tied_head_is_perturbed_in_blocks(monkeypatch):
-    monkeypatch.setattr(streaming, "_BLOCK", 40)
+    monkeypatch.setattr(streaming, "BLOCK", 40)
     params = make_params()
     h = jnp.ones((2, 8))
     value, at_once = streamed(lambda p: jnp.sum(jnp.tanh(h @ p["embed"].T)), params)
