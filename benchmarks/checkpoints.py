@@ -5,6 +5,7 @@ A command that was interrupted, or killed, goes on from there when it is started
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ import jax
 import numpy as np
 
 SECONDS = 30.0
+
+
+def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
+    """Have `save(beside)` write a file beside `path`, and move it there when it is
+    whole: a kill leaves the file before, or this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    try:
+        save(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class Checkpoint:
@@ -48,12 +61,12 @@ class Checkpoint:
         if time.perf_counter() - self.written < SECONDS:
             return
         leaves = {f"leaf_{i}": x for i, x in enumerate(jax.tree.leaves(tree))}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, identity=self.identity, **leaves)
-        # Renamed when it is whole: a kill leaves the file before, or this one.
-        partial.replace(self.path)
+
+        def save(beside: Path) -> None:
+            with beside.open("wb") as file:
+                np.savez(file, identity=self.identity, **leaves)
+
+        write_whole(self.path, save)
         self.written = time.perf_counter()
 
     def remove(self) -> None:

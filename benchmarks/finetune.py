@@ -14,7 +14,6 @@ and goes on from its checkpoint in --output, bit for bit as if nothing had happe
 
 import argparse
 import functools
-import hashlib
 import resource
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from tqdm import tqdm
 
 import radazo
 from benchmarks import methods, records
-from benchmarks.checkpoints import Checkpoint
+from benchmarks.checkpoints import Checkpoint, write_whole
 from benchmarks.language import problems, tasks
 
 STEPS_PER_CALL = 50
@@ -320,12 +319,9 @@ def _made(
     identity = records.identity([plan.seed], settings)
     checkpoint = Checkpoint(output, "finetune", identity)
     numbers, best = run(problem, plan, checkpoint)
-    tail = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    whole = output / f"finetune_{tail}.safetensors"
-    beside = whole.with_suffix(".partial")
-    output.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.asarray(x) for name, x in best.items()}, beside)
-    beside.replace(whole)
+    tensors = {name: np.asarray(x) for name, x in best.items()}
+    whole = checkpoint.path.with_suffix(".safetensors")
+    write_whole(whole, functools.partial(save_file, tensors))
     path = output / "finetune.jsonl"
     line = records.append(path, "finetune", [plan.seed], settings, numbers)
     checkpoint.remove()

@@ -58,6 +58,10 @@ class Work:
         return opt.abstract(self.config, self.dtype)
 
     @property
+    def num_parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(self.params))
+
+    @property
     def ids(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.batch_size, self.length), jnp.int32)
 
@@ -178,13 +182,13 @@ DRAWN = MODES.keys() - {"inference", "evaluation of a copy", "Adam, backpropagat
 
 def too_large(work: Work) -> bool:
     """Whether there are more parameters than places in a direction."""
-    return sum(x.size for x in jax.tree.leaves(work.params)) >= 1 << 32
+    return work.num_parameters >= 1 << 32
 
 
 def settings(work: Work, model: str, mode: str) -> dict[str, Any]:
     return {
         "model": model,
-        "parameters": sum(x.size for x in jax.tree.leaves(work.params)),
+        "parameters": work.num_parameters,
         "dtype": jnp.dtype(work.dtype).name,
         "batch_size": work.batch_size,
         "length": work.length,
@@ -213,19 +217,19 @@ def main(argv: list[str]) -> None:
     )
     for name in ("mode", "GB", "of inference", "temporaries, GB"):
         table.add_column(name, justify="left" if name == "mode" else "right")
-    first = measured(work, "inference")["total"]
+    first = measured(work, "inference")
     for mode in args.modes:
         if too_large(work) and mode in DRAWN:
             table.add_row(mode, "–", "–", "–")
             continue
-        found = measured(work, mode)
+        found = first if mode == "inference" else measured(work, mode)
         if args.output:
             path = args.output / "memory.jsonl"
             records.append(path, "memory", [], settings(work, args.model, mode), found)
         table.add_row(
             mode,
             f"{found['total'] / 1e9:.3f}",
-            f"{found['total'] / first:.3f}",
+            f"{found['total'] / first['total']:.3f}",
             f"{found['temporaries'] / 1e9:.3f}",
         )
     records.console().print(table)

@@ -52,6 +52,20 @@ def x64():
 
 
 @contextmanager
+def as_a_user():
+    """The flags that users have: JAX's own promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def of_users():
+    """For models and functions that are written as users write."""
+    with as_a_user():
+        yield
+
+
+@contextmanager
 def raises(kind, *parts):
     """`kind` is raised and its message has the four parts: each of `parts` in order."""
     assert kind in (TypeError, ValueError)

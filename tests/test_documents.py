@@ -17,6 +17,7 @@ import jupytext
 import nbformat
 import optax
 import pytest
+from conftest import as_a_user
 
 import radazo
 
@@ -57,13 +58,6 @@ def ran(test):
     with as_a_user():
         doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.append)
     return "".join(report)
-
-
-@contextlib.contextmanager
-def as_a_user():
-    """JAX's own promotion, which optax needs: `MultiSteps` divides by an integer."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def printed_by(block, names, name):

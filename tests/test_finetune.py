@@ -12,6 +12,8 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 from benchmarks import checkpoints, finetune, records
 from benchmarks.language import minilm, opt, problems, tasks, weights
 
+pytestmark = pytest.mark.usefixtures("of_users")
+
 CONFIG = opt.Config(
     vocab_size=300,
     hidden_size=16,
@@ -37,13 +39,6 @@ COPA = [
         "label": 1,
     },
 ]
-
-
-@pytest.fixture(autouse=True)
-def of_users():
-    """The models are written as users write, under the flags that users have."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit, raises
+from conftest import as_a_user, quick_jit, raises
 
 import radazo
 from benchmarks import memory, records
 from benchmarks.language import opt
 
+pytestmark = pytest.mark.usefixtures("of_users")
 ROOT = Path(__file__).parent.parent
 SMALL = memory.Work(opt.SHAPES["small"], jnp.float32, 2, 64)
 TINY = opt.Config(
@@ -26,16 +27,10 @@ TINY = opt.Config(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def of_users():
-    """The model is written as users write, under the flags that users have."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.fixture(scope="module")
-def inference(of_users):
-    return memory.measured(SMALL, "inference")["total"]
+def inference():
+    with as_a_user():
+        return memory.measured(SMALL, "inference")["total"]
 
 
 @pytest.mark.parametrize("mode", memory.LIMITS)

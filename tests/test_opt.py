@@ -12,15 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.language import opt, weights
 
+pytestmark = pytest.mark.usefixtures("of_users")
+
 LAYOUTS = [*opt_reference.CONFIGS]
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
-
-
-@pytest.fixture(autouse=True)
-def of_users():
-    """The model is written as users write, under the flags that users have."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def config_of(layout):

@@ -11,16 +11,11 @@ from jax import lax
 
 from radazo import leaves, streaming, threefry
 
+pytestmark = pytest.mark.usefixtures("of_users")
+
 KEY = jnp.array([7, 11], jnp.uint32)
 DISTANCE = 0.1
 TOKENS = jnp.array([[3, 1, 4, 1], [5, 9, 2, 6]])
-
-
-@pytest.fixture(autouse=True)
-def of_users():
-    """The functions are those of users, under the flags that users have."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def make_params(dtype=jnp.float32):

@@ -1,4 +1,4 @@
 """Language models as JAX users write them, their tasks, and how they are fine-tuned.
 
-`opt` and `checkpoints` know nothing of radazo.
+All of it knows nothing of radazo.
 """

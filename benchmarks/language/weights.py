@@ -9,8 +9,7 @@ held twice.
 import dataclasses
 import difflib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from benchmarks.checkpoints import write_whole
 from benchmarks.language import opt
 
 _FILES = ["*.json", "*.safetensors", "merges.txt"]
@@ -71,24 +71,14 @@ def save(folder: Path, config: opt.Config, params: Any) -> None:
 
     A file is written beside its place and moved there when it is whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         for name, part in _named(path, np.asarray(leaf)):
             tensors[_PREFIXES[0] + name] = np.ascontiguousarray(part)
-    _written(folder / _SINGLE, lambda to: save_file(tensors, to, {"format": "pt"}))
+    write_whole(folder / _SINGLE, lambda to: save_file(tensors, to, {"format": "pt"}))
     settings = {"model_type": "opt", "architectures": ["OPTForCausalLM"]}
     text = json.dumps(settings | dataclasses.asdict(config), indent=2)
-    _written(folder / "config.json", lambda to: to.write_text(text, "utf-8"))
-
-
-def _written(path: Path, write: Callable[[Path], Any]) -> None:
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(folder / "config.json", lambda to: to.write_text(text, "utf-8"))
 
 
 class _Tensors:
