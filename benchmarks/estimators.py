@@ -15,7 +15,7 @@ it is finished. Started again, the command goes on with what is missing.
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +27,11 @@ from benchmarks import estimators_runs as runs
 from benchmarks.estimators_rows import ROWS, unfit
 from benchmarks.estimators_tasks import TASKS, Problem, Task
 from benchmarks.methods import chosen
+from benchmarks.tuning import best, tune
 
 TUNING_SEED = 1000
 # A walk by whole powers goes this far from where it begins, then by parts of one.
-REACH, PARTS = 4, (1.0, 0.5, 0.25)
+PARTS = (1.0, 0.5, 0.25)
 FULL = {"tasks": ",".join(TASKS), "budget": 1.0, "seeds": 0, "tuning_seeds": 0}
 
 # What is to be small: f at the end, and of equals the mean of f over the marks.
@@ -194,7 +195,7 @@ def numbers_of(
     def score(rate: float) -> Score:
         return scored([program.run(piece.rule, seed, rate) for seed in tuning_seeds])
 
-    tried = tune(score, TASKS[piece.task].rates[piece.rule])
+    tried = tune(score, TASKS[piece.task].rates[piece.rule], PARTS)
     rate = best(tried)
     done = [program.run(piece.rule, seed, rate) for seed in seeds_of(piece.task, args)]
     return {
@@ -222,25 +223,3 @@ def scored(done: list[runs.Run]) -> Score:
         run.values.mean() if x else np.inf for run, x in zip(done, better, strict=True)
     ]
     return float(np.median(ends)), float(np.median(means))
-
-
-def tune(score: Callable[[float], Score], first: float) -> dict[float, Score]:
-    """Scores by rate: a walk over first · 10ᵉ to the lowest, in ever smaller steps."""
-    tried: dict[float, Score] = {}
-    exponents: dict[float, float] = {}
-    here = 0.0
-    for step in PARTS:
-        moved = True
-        while moved:
-            for e in (here, here - step, here + step):
-                if e not in exponents and abs(e) <= REACH:
-                    exponents[e] = first * 10**e
-                    tried[exponents[e]] = score(exponents[e])
-            lowest = min(exponents, key=lambda e: (tried[exponents[e]], e))
-            here, moved = lowest, lowest != here
-    return tried
-
-
-def best(tried: dict[float, Score]) -> float:
-    """The rate of the lowest score, of equals the smallest."""
-    return min(tried, key=lambda rate: (tried[rate], rate))

@@ -1,4 +1,4 @@
-"""Intervals that assume no distribution, for medians and for shares; a mean.
+"""Intervals that assume no distribution, for medians and for shares; means.
 
 The units must be independent. Runs of one image with different seeds are not: take the
 image as the unit, with the median over its seeds as its one number.
@@ -9,6 +9,7 @@ import statistics
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 
 class MedianInterval(NamedTuple):
@@ -62,3 +63,13 @@ def wilson_interval(
     half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
     low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
     return max(0.0, low), min(1.0, high)
+
+
+def mean_interval(x: Any, level: float = 0.95) -> tuple[float, float]:
+    """The mean, and half of Student's interval around it: of few normal numbers."""
+    x = np.asarray(x, float)
+    if len(x) < 2:
+        return float(np.mean(x)), math.inf
+    quantile = scipy.stats.t.ppf((1 + level) / 2, len(x) - 1)
+    half = quantile * np.std(x, ddof=1) / math.sqrt(len(x))
+    return float(np.mean(x)), float(half)

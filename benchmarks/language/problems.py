@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.language import minilm, opt, tasks, weights
 
-_AT_ONCE = 100  # Examples that are evaluated in one call.
+_AT_ONCE = 25  # Examples that are evaluated in one call.
 _FIRST, _PADDING = 0, 1  # MeZO's rows begin with <s>, not with OPT's own </s>.
 _RANK, _ALPHA = 8, 16.0
 
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
       frozen: The others.
       value, scores: As above.
       data: For train, dev and eval a dict of arrays, one row an example.
-      num_tokens: Of a training example, padding included.
+      num_tokens: Of a training example in the mean, without padding.
     """
 
     trained: dict[str, jax.Array]
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
     value: Callable[[Any, Any, Any], jax.Array]
     scores: Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]]
     data: dict[str, dict[str, jax.Array]]
-    num_tokens: int
+    num_tokens: float
 
 
 def split(params: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any, Any]:
@@ -80,7 +80,7 @@ def of_minilm(data_dir: Path, folder: Path | None = None) -> Problem:
         return jnp.concatenate(parts), mask
 
     verbalizers = minilm.pooled(upper, *features([*minilm.WORDS], "verbalizers"))
-    params = minilm.with_adapters(upper, verbalizers, jax.random.key(0))
+    params = minilm.with_adapters(upper, minilm.unit(verbalizers), jax.random.key(0))
     names = ("lora_down", "lora_up", "verbalizers")
     trained, frozen, joined = split(params, lambda name: name.endswith(names))
     data = {}
@@ -92,14 +92,13 @@ def of_minilm(data_dir: Path, folder: Path | None = None) -> Problem:
 
     def scores(trained: Any, frozen: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         params = joined(trained, frozen)
-        return _scored(
-            minilm.logits(params, batch["states"], batch["mask"]), batch["labels"]
-        )
+        found = minilm.logits(params, batch["states"], batch["mask"])
+        return _scored(found, batch["labels"])
 
     def value(trained: Any, frozen: Any, batch: Any) -> jax.Array:
         return jnp.mean(scores(trained, frozen, batch)[0])
 
-    num_tokens = data["train"]["mask"].shape[1]
+    num_tokens = float(jnp.mean(jnp.sum(data["train"]["mask"], axis=1)))
     return Problem(trained, frozen, value, scores, data, num_tokens)
 
 
@@ -148,7 +147,8 @@ def of_opt(
         each, inside = token_scores(trained, frozen, right)
         return -jnp.sum(each) / jnp.sum(inside)
 
-    num_tokens = data["train"]["ids"][0].size
+    ids = data["train"]["ids"]
+    num_tokens = float(jnp.sum(ids != _PADDING)) / len(ids)
     return Problem(trained, frozen, value, scores, data, num_tokens)
 
 

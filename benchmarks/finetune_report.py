@@ -1,0 +1,232 @@
+"""Tables and figure of `finetune`, from its result lines alone."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import figures, methods
+from benchmarks.figures import markdown_table
+from benchmarks.statistics import mean_interval
+
+Lines = list[dict[str, Any]]
+
+HEADER = (
+    "method",
+    "rate",
+    "training loss",
+    "against radazo",
+    "steps to the loss of zo_adamm",
+    "dev accuracy",
+    "eval accuracy",
+)
+NOTE = (
+    "Means over seeds ± half of Student's 95 % interval; seeds differ in directions "
+    "and in the order of batches, and share start and data. Training loss: of all "
+    "training examples at the end. Against radazo: the difference of it, by seed. "
+    "Steps: at which the mean loss, taken every {every} steps, is first that of "
+    "zo_adamm at the shared rate at the end, and how many times fewer those are. Dev: "
+    "the best of those taken; eval: of the parameters that had it."
+)
+# What is varied in each part of the report, all else being as in the first.
+_VARIED = {"learning_rate": None, "b1": methods.B1, "moments": "held"}
+COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
+
+
+def final_loss(line: dict[str, Any]) -> float:
+    """Of the training examples, infinite if the run has diverged."""
+    loss = line["numbers"]["train_loss"]
+    return math.inf if loss is None else loss
+
+
+def curve(line: dict[str, Any]) -> np.ndarray:
+    """The training loss at the start and after every `eval_every` steps."""
+    losses = np.array(line["numbers"]["train_losses"], float)
+    return np.where(np.isnan(losses), np.inf, losses)
+
+
+def experiments(lines: Lines) -> list[Lines]:
+    """Lines that differ in method, rate, b1, moments and seed alone."""
+    found: dict[str, Lines] = {}
+    for line in lines:
+        rest = {k: v for k, v in line["settings"].items() if k not in _VARIED}
+        del rest["method"]
+        found.setdefault(json.dumps(rest), []).append(line)
+    return list(found.values())
+
+
+def runs(lines: Lines, **settings: Any) -> dict[int, dict[str, Any]]:
+    """The line of each seed, of a method with these settings."""
+    wanted = {name: x for name, x in _VARIED.items() if x is not None} | settings
+    return {
+        line["seeds"][0]: line
+        for line in lines
+        if all(line["settings"][name] == x for name, x in wanted.items())
+    }
+
+
+def arms(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
+    """For the shared rate, that of most methods, and for tuned ones, by method.
+
+    Tuned is the rate which ends lowest on a seed that is not reported."""
+    main = [x for x in lines if x in runs([x], method=x["settings"]["method"]).values()]
+    by_rate: dict[float, set[str]] = {}
+    for line in main:
+        given = line["settings"]
+        by_rate.setdefault(given["learning_rate"], set()).add(given["method"])
+    shared = max(by_rate, key=lambda rate: len(by_rate[rate]))
+    reported = {x["seeds"][0] for x in main if x["settings"]["learning_rate"] == shared}
+    found: dict[str, dict[str, dict[int, Any]]] = {"shared": {}, "tuned": {}}
+    for method in methods.METHODS:
+        if method in by_rate[shared]:
+            own = runs(main, method=method, learning_rate=shared)
+            found["shared"][method] = {x: own[x] for x in own if x in reported}
+        tuning = [
+            line
+            for line in main
+            if line["settings"]["method"] == method and line["seeds"][0] not in reported
+        ]
+        if tuning:
+            rate = min(tuning, key=final_loss)["settings"]["learning_rate"]
+            own = runs(main, method=method, learning_rate=rate)
+            own = {seed: line for seed, line in own.items() if seed in reported}
+            if own:
+                found["tuned"][method] = own
+    return found
+
+
+def steps_to(loss: float, group: dict[int, Any]) -> float:
+    """The step at which the mean curve of a group is first at a loss, between two that
+    were taken; infinite if it is never."""
+    every = next(iter(group.values()))["settings"]["eval_every"]
+    mean = np.mean([curve(line) for line in group.values()], axis=0)
+    below = np.flatnonzero(mean[1:] <= loss)
+    if not len(below):
+        return math.inf
+    i = 1 + int(below[0])
+    part = (mean[i - 1] - loss) / (mean[i - 1] - mean[i])
+    return float(every * (i - 1 + part))
+
+
+def with_half(x: Sequence[float], digits: int = 4) -> str:
+    mean, half = mean_interval(x)
+    if not math.isfinite(mean):
+        return "diverges"
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(x) > 1 else "")
+
+
+def row(
+    name: str, group: dict[int, Any], radazo: dict[int, Any], goal: float
+) -> Sequence[str]:
+    lines = list(group.values())
+    steps, last = steps_to(goal, group), lines[0]["settings"]["steps"]
+    both = sorted({*group} & {*radazo})
+    less = [final_loss(group[seed]) - final_loss(radazo[seed]) for seed in both]
+    dev = [max(x or 0 for x in line["numbers"]["dev_accuracies"]) for line in lines]
+    evaluated = [line["numbers"]["eval_accuracy_of_best"] for line in lines]
+    settings = lines[0]["settings"]
+    rate = settings["learning_rate"] * methods.METHODS[settings["method"]].factor
+    return (
+        name,
+        f"{rate:.3g}",
+        with_half([final_loss(line) for line in lines]),
+        "–" if group is radazo or not both else with_half(less),
+        f"{steps:,.0f} ({last / steps:.2f})" if math.isfinite(steps) else "–",
+        with_half(dev, 3),
+        with_half(evaluated, 3),
+    )
+
+
+def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, Any]]]]:
+    """The groups of each table, by what is said of it and by their names."""
+    found = arms(lines)
+    labels = {name: method.label for name, method in methods.METHODS.items()}
+    tables: dict[str, Any] = {
+        f"{arm} rate": {labels[method]: group for method, group in groups.items()}
+        for arm, groups in found.items()
+        if groups
+    }
+    plain = found["shared"].get("radazo")
+    if plain is None:
+        return tables
+    rate = next(iter(plain.values()))["settings"]["learning_rate"]
+    of_radazo = {"method": "radazo", "learning_rate": rate}
+    values: dict[str, Callable[[Any], str]] = {
+        "b1": lambda b1: f"b1 = {b1:g}",
+        "moments": lambda moments: moments,
+    }
+    for option, name in values.items():
+        swept = {
+            line["settings"][option]
+            for line in lines
+            if line["settings"]["method"] == "radazo"
+            and line["settings"]["learning_rate"] == rate
+        }
+        if len(swept) > 1:
+            order = sorted(swept) if option == "b1" else sorted(swept, key=_by_memory)
+            tables[f"R-AdaZO at the shared rate by {option}"] = {
+                name(x): runs(lines, **of_radazo, **{option: x}) for x in order
+            }
+    return {title: {n: g for n, g in t.items() if g} for title, t in tables.items()}
+
+
+def _by_memory(moments: str) -> int:
+    return ("held", "float32", "bfloat16", "factored", "rebuilt").index(moments)
+
+
+def markdown(lines: Lines) -> str:
+    text = []
+    for group in experiments(lines):
+        given = group[0]["settings"]
+        tables = parts(group)
+        shared = arms(group)["shared"]
+        radazo, adamm = shared.get("radazo", {}), shared.get("zo_adamm")
+        goal = -math.inf
+        if adamm:
+            goal = float(np.mean([final_loss(line) for line in adamm.values()]))
+        for title, groups in tables.items():
+            num = max(len(group) for group in groups.values())
+            text.append(
+                f"**{given['model']} on {given['task']}, {given['steps']:,} steps of "
+                f"two function values, batches of {given['batch_size']}, {num} "
+                f"seed(s): {title}**\n"
+            )
+            rows = [row(name, group, radazo, goal) for name, group in groups.items()]
+            text.append(markdown_table(HEADER, rows))
+        text.append(NOTE.format(every=given["eval_every"]) + "\n")
+    return "\n".join(text)
+
+
+def draw(lines: Lines, folder: Path) -> list[Path]:
+    """A figure for each experiment of several seeds, a panel for each of its tables."""
+    paths = []
+    for group in experiments(lines):
+        given, tables = group[0]["settings"], parts(group)
+        if max(len(runs) for groups in tables.values() for runs in groups.values()) < 2:
+            continue
+        figure, panels = figures.figure_of(len(tables), columns=2)
+        drawn = []
+        for panel, (title, groups) in zip(panels, tables.items(), strict=True):
+            for i, (name, found) in enumerate(groups.items()):
+                style = next(iter(found.values()))["settings"]["method"]
+                color, dash = methods.METHODS[style].color, methods.METHODS[style].dash
+                if "by" in title.split():
+                    color, dash = COLORS[i % len(COLORS)], "-"
+                curves = [curve(line) for line in found.values()]
+                x = given["eval_every"] * np.arange(len(curves[0]))
+                drawn.append(figures.draw_band(panel, x, curves, name, color, dash))
+            panel.set_title(title, fontsize="medium")
+            panel.set_xlabel("steps")
+            panel.set_ylabel("training loss")
+            first = np.median([curve(line)[0] for line in group])
+            panel.set_ylim(top=1.15 * first)
+        name = f"{given['model']} on {given['task']}"
+        figure.suptitle(f"{name}: median, and range over seeds", fontsize="medium")
+        paths.append(
+            folder / f"finetune_{Path(given['model']).name}_{given['task']}.png"
+        )
+        figures.save(figure, drawn, paths[-1])
+    return paths
