@@ -31,13 +31,14 @@ from safetensors.numpy import save_file
 
 from benchmarks import finetune_report, methods, records
 from benchmarks.checkpoints import Checkpoint, write_whole
+from benchmarks.finetune_report import TUNING_SEED
 from benchmarks.finetune_runs import MOMENTS, Plan, run
 from benchmarks.language import problems, tasks
 from benchmarks.tuning import best, tune
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SHARED = ("radazo", "zo_adamm", "zo_adamm_matched", "zo_rmsprop", "zo_sgd", "meazo")
-FULL_SEEDS, TUNING_SEED, PARTS = (0, 1, 2), 100, (0.5, 0.25)
+FULL_SEEDS, PARTS = (0, 1, 2), (0.5, 0.25)
 B1S = (0.0, 0.5, 0.8, 0.95, 0.99)
 REDUCED = ("bfloat16", "factored", "rebuilt")
 
@@ -179,7 +180,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--tune", choices=("all", "lora"), default="all", help="of an OPT")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of an OPT")
     add("--methods", help="separated by , (radazo,zo_adamm; all with --full)")
-    add("--learning-rates", type=float, nargs="+", default=[2e-4])
+    add("--learning-rates", type=float, nargs="+", default=[5e-5])
     add("--seeds", type=int, nargs="+", default=[0])
     add("--steps", type=int, default=1000)
     add("--eval-every", type=int, default=defaults["eval_every"])

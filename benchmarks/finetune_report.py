@@ -31,6 +31,7 @@ NOTE = (
     "zo_adamm at the shared rate at the end, and how many times fewer those are. Dev: "
     "the best of those taken; eval: of the parameters that had it."
 )
+TUNING_SEED = 100  # Rates are chosen by runs of it, and of none that is reported.
 # What is varied in each part of the report, all else being as in the first.
 _VARIED = {"learning_rate": None, "b1": methods.B1, "moments": "held"}
 COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
@@ -68,6 +69,10 @@ def runs(lines: Lines, **settings: Any) -> dict[int, dict[str, Any]]:
     }
 
 
+def reported(group: dict[int, Any]) -> dict[int, Any]:
+    return {seed: line for seed, line in group.items() if seed != TUNING_SEED}
+
+
 def arms(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
     """For the shared rate, that of most methods, and for tuned ones, by method.
 
@@ -78,23 +83,21 @@ def arms(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
         given = line["settings"]
         by_rate.setdefault(given["learning_rate"], set()).add(given["method"])
     shared = max(by_rate, key=lambda rate: len(by_rate[rate]))
-    reported = {x["seeds"][0] for x in main if x["settings"]["learning_rate"] == shared}
     found: dict[str, dict[str, dict[int, Any]]] = {"shared": {}, "tuned": {}}
     for method in methods.METHODS:
         if method in by_rate[shared]:
             own = runs(main, method=method, learning_rate=shared)
-            found["shared"][method] = {x: own[x] for x in own if x in reported}
+            found["shared"][method] = reported(own)
         tuning = [
             line
             for line in main
-            if line["settings"]["method"] == method and line["seeds"][0] not in reported
+            if line["settings"]["method"] == method and line["seeds"][0] == TUNING_SEED
         ]
         if tuning:
             rate = min(tuning, key=final_loss)["settings"]["learning_rate"]
             own = runs(main, method=method, learning_rate=rate)
-            own = {seed: line for seed, line in own.items() if seed in reported}
-            if own:
-                found["tuned"][method] = own
+            if reported(own):
+                found["tuned"][method] = reported(own)
     return found
 
 
@@ -170,7 +173,10 @@ def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, An
             tables[f"R-AdaZO at the shared rate by {option}"] = {
                 name(x): runs(lines, **of_radazo, **{option: x}) for x in order
             }
-    return {title: {n: g for n, g in t.items() if g} for title, t in tables.items()}
+    return {
+        title: {name: reported(group) for name, group in groups.items() if group}
+        for title, groups in tables.items()
+    }
 
 
 def _by_memory(moments: str) -> int:

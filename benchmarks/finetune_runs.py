@@ -111,7 +111,7 @@ def run(
     train = problem.data["train"]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def call(trained: Any, state: Any, frozen: Any, rows: jax.Array) -> Any:
+    def call(trained: Any, state: Any, frozen: Any, train: Any, rows: Any) -> Any:
         def turn(carry: Any, row: jax.Array) -> tuple[Any, jax.Array]:
             batch = {name: x[row] for name, x in train.items()}
             value_fn = functools.partial(problem.value, frozen=frozen, batch=batch)
@@ -127,15 +127,14 @@ def run(
     bar = tqdm(total=plan.steps, initial=done, desc=_name(plan), unit="step")
     with bar:
         while done < plan.steps:
-            num = min(
-                STEPS_PER_CALL, plan.steps - done, -done % plan.eval_every or 10**9
-            )
+            to_evaluation = plan.eval_every - done % plan.eval_every
+            num = min(STEPS_PER_CALL, plan.steps - done, to_evaluation)
             rows = np.stack(
                 [_rows(plan, done + i, len(train["labels"])) for i in range(num)]
             )
             start = time.perf_counter()
             (trained, state), values = call(
-                now.trained, now.state, problem.frozen, rows
+                now.trained, now.state, problem.frozen, train, rows
             )
             now.losses[done : done + num] = np.asarray(values)
             seconds = time.perf_counter() - start

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from contracts import ESTIMATORS
+from language import toy_files
 
 import radazo
 
@@ -42,6 +43,12 @@ def make_optimizer(request):
 @pytest.fixture(params=[radazo.forward, radazo.central], ids=["forward", "central"])
 def difference(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A folder of toy reviews, and of toy causes and effects."""
+    yield from toy_files(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

