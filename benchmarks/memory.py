@@ -6,9 +6,9 @@ program of a step: arguments (parameters, state, batch) and results, those that 
 the memory of donated arguments counted once, and temporaries. What the compiler's
 backend of another device would need can differ; the device is in the result line. The
 CPU's, which multiplies no bfloat16, converts stacked bfloat16 weights to float32 before
-the loop over them: there look at the difference to inference, not at the ratio. Shapes
-of 2³² parameters and more, as opt-13b, only have rows for backpropagation and inference
-so far, since places in a direction are counted in 32 bits.
+the loop over them: there look at the difference to inference, not at the ratio. A
+direction as long as a gradient that is held has at most 2³² elements: of opt-13b those
+rows are empty.
 
 The objective is the mean negative log-probability of the last tokens of each row, as in
 scoring the options of a prompt.
@@ -176,13 +176,9 @@ def measured(work: Work, mode: str) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
-# Modes that draw directions.
-DRAWN = MODES.keys() - {"inference", "evaluation of a copy", "Adam, backpropagation"}
-
-
-def too_large(work: Work) -> bool:
-    """Whether there are more parameters than places in a direction."""
-    return work.num_parameters >= 1 << 32
+def is_too_large(work: Work, mode: str) -> bool:
+    """Whether there are more parameters than a direction drawn as a whole can have."""
+    return mode.endswith("held gradient") and work.num_parameters >= 1 << 32
 
 
 def settings(work: Work, model: str, mode: str) -> dict[str, Any]:
@@ -219,7 +215,7 @@ def main(argv: list[str]) -> None:
         table.add_column(name, justify="left" if name == "mode" else "right")
     first = measured(work, "inference")
     for mode in args.modes:
-        if too_large(work) and mode in DRAWN:
+        if is_too_large(work, mode):
             table.add_row(mode, "–", "–", "–")
             continue
         found = first if mode == "inference" else measured(work, mode)

@@ -40,10 +40,10 @@ class Distribution(NamedTuple):
       independent: Whether the directions of a step are independent of each other.
       part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
         of what is drawn, from the key of the direction, fold_in(step key, k); the
-        offset may be traced, uint32. Left out where a direction can only be drawn as a
-        whole.
+        offset is an int, a traced uint32, or two of them (`offsets.Offset`). Left out
+        where a direction can only be drawn as a whole.
       at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
-        uint32.
+        uint32 or two of them.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]

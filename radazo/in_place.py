@@ -157,7 +157,7 @@ def in_place(
     words = threefry.key_data(where, key)
 
     def init(params: base.Params) -> forms.WithEstimatorState:
-        layout = leaves.layout(where, params, mask)
+        layout = leaves.layout(where, params, mask, in_parts=True)
         weights = jnp.zeros((num_steps, num_directions), layout.dtype)
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
         return forms.fresh(words, past, parts.init(rule, params, layout))
@@ -170,7 +170,7 @@ def in_place(
     ) -> tuple[base.Params, forms.WithEstimatorState, base.EstimateInfo]:
         way_out = "It takes the parameters first."
         checks.function(f"{where}(...).step", "value_fn", value_fn, way_out)
-        layout = leaves.layout(where, params, mask)
+        layout = leaves.layout(where, params, mask, in_parts=True)
         bound = functools.partial(value_fn, **extra)
         evaluate = differences.evaluation(where, bound, terms=terms, has_aux=False)
         distance = steps.smoothing_at(smoothing, state.count, layout)

@@ -17,7 +17,8 @@ from jax import lax
 
 from radazo import base, checks
 
-_MAX_DIM = 1 << 32
+_MAX_DIM = 1 << 32  # What the places of a direction that is drawn as a whole can be.
+_MAX_IN_PARTS = 1 << 37  # What `threefry.signs` can number.
 
 
 class Layout(NamedTuple):
@@ -36,8 +37,12 @@ class Layout(NamedTuple):
     dtype: Any
 
 
-def layout(where: str, params: base.Params, mask: base.Mask = None) -> Layout:
-    """Read the layout of `params`, or say what in them cannot be perturbed."""
+def layout(
+    where: str, params: base.Params, mask: base.Mask = None, *, in_parts: bool = False
+) -> Layout:
+    """Read the layout of `params`, or say what in them cannot be perturbed.
+
+    `in_parts`: a direction is not drawn as a whole, so that there may be more of it."""
     _no_masked_node(where, params)
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     chosen = [True] * len(paths) if mask is None else _chosen(where, params, mask)
@@ -59,13 +64,14 @@ def layout(where: str, params: base.Params, mask: base.Mask = None) -> Layout:
             "be optimized by `jnp.asarray(x, float)`, and let `mask` choose a leaf.",
         )
     dim = sum(sizes)
-    if dim >= _MAX_DIM:
+    if dim >= (_MAX_IN_PARTS if in_parts else _MAX_DIM):
+        way_out = "Freeze some leaves with `mask`"
         checks.fail(
             where,
             "params",
-            "have fewer than 2³² perturbed elements",
+            f"have fewer than {'2³⁷' if in_parts else '2³²'} perturbed elements",
             dim,
-            "Freeze some leaves with the estimator's `mask`.",
+            f"{way_out}." if in_parts else f"{way_out}, or take `radazo.in_place`.",
         )
     dtypes = [leaf.dtype for leaf, on in zip(leaves, active, strict=True) if on]
     return Layout(active, sizes, dim, base.wide(*dtypes))

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import base, directions, leaves, rounding, streaming, threefry
+from radazo import (
+    base,
+    directions,
+    leaves,
+    offsets,
+    rounding,
+    streaming,
+    threefry,
+)
 
 _UNROLLED = 4  # Directions that are drawn within one loop over the elements.
 _ROUNDING = 1 << 31  # Keys that round begin here; those of directions are below.
@@ -152,7 +160,7 @@ def _in_parts(
         part = jax.tree.map(
             lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), whole
         )
-        offset = jnp.uint32(start) + jnp.uint32(i) * jnp.uint32(size)
+        offset = offsets.moved(start, i, size, num * size)
         return jax.tree.map(
             lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0),
             whole,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from radazo import base, checks, directions, leaves, streaming, threefry
+from radazo import base, checks, directions, leaves, offsets, streaming, threefry
 
 
 def perturbed(
@@ -56,7 +56,7 @@ def perturbed(
     def value(
         key: base.Key, params: base.Params, distance: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        layout = leaves.layout(where, params, mask)
+        layout = leaves.layout(where, params, mask, in_parts=True)
         own = threefry.fold_in(threefry.key_data(where, key), 0)
         scale = scale_of(distribution, own, layout)
         moved = jnp.asarray(distance, layout.dtype) * scale
@@ -93,7 +93,11 @@ def scale_of(
         return jnp.sqrt(jnp.sum(jnp.square(part)))
 
     num, rest = divmod(layout.dim, streaming.BLOCK)
-    starts = jnp.arange(num, dtype=jnp.uint32) * jnp.uint32(streaming.BLOCK)
-    norms = lax.map(lambda start: norm(start, streaming.BLOCK), starts)
+
+    def of_block(i: jax.Array) -> jax.Array:
+        start = offsets.moved(0, i, streaming.BLOCK, layout.dim)
+        return norm(start, streaming.BLOCK)
+
+    norms = lax.map(of_block, jnp.arange(num, dtype=jnp.uint32))
     # The norms of the blocks are a vector of the same norm as all elements.
     return law.scale(jnp.append(norms, norm(num * streaming.BLOCK, rest)))

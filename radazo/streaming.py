@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from radazo import base, leaves
+from radazo import base, checks, leaves, offsets
 
 _NOWHERE = np.uint32(0xFFFFFFFF)  # The index of no element.
 BLOCK = 1 << 20  # Elements of a matrix that are made at a time.
@@ -52,12 +52,13 @@ class Noise(NamedTuple):
 
     Attributes:
       part: `part(offset, size) -> (size,)`, elements offset, ... of the noise.
-      at: `at(indices) -> like indices`, the elements at these indices, uint32.
+      at: `at(indices) -> like indices`, the elements at these indices, uint32 or an
+        `Offset` of arrays.
       seen: `seen(leaf, size)` is told how many elements of a leaf are made at once.
     """
 
     part: Callable[[Any, int], jax.Array]
-    at: Callable[[jax.Array], jax.Array]
+    at: Callable[[Any], jax.Array]
     seen: Callable[[int, int], None] = lambda leaf, size: None
 
 
@@ -68,7 +69,7 @@ class Moved(NamedTuple):
       noise: What is added.
       leaf: The number of the leaf of which it is a part.
       stored: The part of x.
-      offset: Where its first element lies in the flat direction, an int or uint32.
+      offset: Where its first element lies in the flat direction.
       order: How its axes are permuted after noise was added.
       dtype: The type to which it is converted after that.
     """
@@ -84,30 +85,34 @@ class Moved(NamedTuple):
     def lies_as_stored(self) -> bool:
         return self.order == tuple(range(len(self.order)))
 
-    def part(self, stored: jax.Array, start: Any) -> "Moved":
-        """Of a promise that lies as stored, the part that begins at `start`."""
+    def part(self, stored: jax.Array, index: Any = 0, unit: int = 1) -> "Moved":
+        """Of a promise that lies as stored, the part that begins at index · unit."""
         axes = tuple(range(stored.ndim))
-        return self._replace(stored=stored, offset=self._place(start), order=axes)
+        offset = offsets.moved(self.offset, index, unit, self.stored.size)
+        return self._replace(stored=stored, offset=offset, order=axes)
 
     def rows(self, start: Any, count: int) -> "Moved":
         """`count` rows of what is stored, in the same order of axes."""
         first = jnp.clip(start, 0, self.stored.shape[0] - count)
         stored = lax.dynamic_slice_in_dim(self.stored, first, count)
         row = math.prod(stored.shape[1:])
-        offset = self._place(first.astype(jnp.uint32) * jnp.uint32(row))
+        offset = offsets.moved(self.offset, first, row, self.stored.size)
         return self._replace(stored=stored, offset=offset)
 
     def whole(self) -> jax.Array:
         """The numbers."""
+        if self.stored.size >= offsets.WORD:
+            checks.fail(
+                "in_place(...).step",
+                "params",
+                "be used in parts of fewer than 2³² elements",
+                f"one of shape {self.stored.shape}",
+                "Run over its first axis by `jax.lax.scan` in `value_fn`.",
+            )
         self.noise.seen(self.leaf, self.stored.size)
         drawn = self.noise.part(self.offset, self.stored.size)
         moved = _added(self.stored, drawn.reshape(self.stored.shape))
         return lax.transpose(moved, self.order).astype(self.dtype)
-
-    def _place(self, start: Any) -> Any:
-        if isinstance(self.offset, int) and isinstance(start, int):
-            return self.offset + start
-        return jnp.asarray(self.offset, jnp.uint32) + jnp.asarray(start, jnp.uint32)
 
 
 def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -220,7 +225,7 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
 def _layer(stack: Moved, number: jax.Array, stored: jax.Array) -> Moved:
     """Slice `number` of a stacked leaf."""
     order = tuple(axis - 1 for axis in stack.order[1:])
-    layer = stack.part(stored, number * jnp.uint32(stored.size))
+    layer = stack.part(stored, number, stored.size)
     return layer._replace(order=order)
 
 
@@ -252,7 +257,7 @@ def _slice(params: dict[str, Any], x: Moved) -> list[Any] | None:
     if not (x.lies_as_stored and by_rows and {*strides} == {1}):
         return None
     row = math.prod(x.stored.shape[1:])
-    return [x.part(lax.slice(x.stored, start, limit), start[0] * row)]
+    return [x.part(lax.slice(x.stored, start, limit), start[0], row)]
 
 
 def _dynamic_slice(params: dict[str, Any], x: Any, *starts: Any) -> list[Any] | None:
@@ -267,13 +272,13 @@ def _dynamic_slice(params: dict[str, Any], x: Any, *starts: Any) -> list[Any] | 
 def _squeeze(params: dict[str, Any], x: Moved) -> list[Any] | None:
     if not x.lies_as_stored:
         return None
-    return [x.part(lax.squeeze(x.stored, params["dimensions"]), 0)]
+    return [x.part(lax.squeeze(x.stored, params["dimensions"]))]
 
 
 def _reshape(params: dict[str, Any], x: Moved, *sizes: Any) -> list[Any] | None:
     if sizes or not x.lies_as_stored or params["dimensions"] is not None:
         return None
-    return [x.part(x.stored.reshape(params["new_sizes"]), 0)]
+    return [x.part(x.stored.reshape(params["new_sizes"]))]
 
 
 def _transpose(params: dict[str, Any], x: Moved) -> list[Any]:
@@ -303,7 +308,8 @@ def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
     places = taken(places, fill_value=_NOWHERE)
     rows = taken(x.stored, fill_value=params["fill_value"])
     x.noise.seen(x.leaf, rows.size)
-    moved = _added(rows, x.noise.at(jnp.asarray(x.offset, jnp.uint32) + places))
+    indices = offsets.moved(x.offset, places, 1, x.stored.size)
+    moved = _added(rows, x.noise.at(indices))
     return [jnp.where(places == _NOWHERE, rows, moved).astype(x.dtype)]
 
 

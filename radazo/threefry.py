@@ -25,13 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import checks
+from radazo import checks, offsets
 
 KEY_CONTRACT_VERSION = 1
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
-_WORD = 1 << 32
 _SIGN_PARTS = 4
 
 
@@ -107,13 +106,14 @@ def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
 def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array]:
     """Both output words of the counters offset, ..., offset + size - 1.
 
-    An offset that is traced, uint32, is taken to end below 2³².
+    An offset that is a uint32 is taken to end below 2³².
     """
-    start = jnp.uint32(offset % _WORD) if isinstance(offset, int) else offset
+    first_hi, first_lo = offsets.words(offset)
+    start = jnp.uint32(first_lo)
     lo = lax.iota(jnp.uint32, size) + start
     hi = jnp.zeros_like(lo)
-    if isinstance(offset, int) and offset + size > _WORD:
-        hi = jnp.uint32(offset // _WORD) + (lo < start).astype(jnp.uint32)
+    if offsets.may_end_beyond(offset, size):
+        hi = jnp.uint32(first_hi) + (lo < start).astype(jnp.uint32)
     return threefry(key, hi, lo)
 
 
@@ -128,9 +128,9 @@ def normal(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     return _normal(*_block(key, size, offset), dtype)
 
 
-def normal_at(key: jax.Array, indices: jax.Array, dtype: Any) -> jax.Array:
-    """The elements of `normal` at these indices, uint32."""
-    return _normal(*threefry(key, jnp.zeros_like(indices), indices), dtype)
+def normal_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
+    """The elements of `normal` at these indices, uint32 or an `Offset` of arrays."""
+    return _normal(*threefry(key, *offsets.words(indices)), dtype)
 
 
 def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
@@ -148,11 +148,11 @@ def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
 
 def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     """(size,) independent signs of float32 or float64, one random bit for each."""
-    first, before = offset // 32, offset % 32
+    first, before = _word_and_bit(offset)
     known = isinstance(offset, int)
     num_words = -(-(size + (before if known else 31)) // 32)
     part = -(-num_words // _SIGN_PARTS)
-    start = jnp.uint32(first % _WORD) if known else first
+    start = jnp.uint32(first)
 
     # A loop, because XLA does not fuse across one: each word serves 32 elements, and
     # fused into them it would be computed 32 times.
@@ -169,11 +169,21 @@ def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     return lax.dynamic_slice(flat, (before,), (size,))
 
 
-def signs_at(key: jax.Array, indices: jax.Array, dtype: Any) -> jax.Array:
-    """The elements of `signs` at these indices, uint32: a random word for each."""
-    places = indices >> jnp.uint32(5)
+def signs_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
+    """The elements of `signs` at these indices, uint32 or an `Offset` of arrays: a
+    random word for each."""
+    places, before = _word_and_bit(indices)
     hi, lo = threefry(key, jnp.zeros_like(places), places)
-    return _sign((hi ^ lo) << (indices & jnp.uint32(31)), dtype)
+    return _sign((hi ^ lo) << before, dtype)
+
+
+def _word_and_bit(index: Any) -> tuple[Any, Any]:
+    """Which word has the sign of an element below 2³⁷, and which of its 32 bits."""
+    if isinstance(index, int):
+        return divmod(index, 32)
+    hi, lo = offsets.words(index)
+    first = (hi << jnp.uint32(27)) | (lo >> jnp.uint32(5))
+    return first, lo & jnp.uint32(31)
 
 
 def _sign(words: jax.Array, dtype: Any) -> jax.Array:
@@ -190,16 +200,6 @@ def _sign(words: jax.Array, dtype: Any) -> jax.Array:
 def index_below(key: jax.Array, size: int) -> jax.Array:
     """A uniform integer in [0, size), uint32: ⌊x · size / 2⁶⁴⌋ of 64 random bits x."""
     hi, lo = threefry(key, jnp.uint32(0), jnp.uint32(0))
-    carried = hi * jnp.uint32(size) + _multiply_high(lo, size)
+    carried = hi * jnp.uint32(size) + offsets.multiply_high(lo, size)
     carry = carried < hi * jnp.uint32(size)
-    return _multiply_high(hi, size) + carry.astype(jnp.uint32)
-
-
-def _multiply_high(a: jax.Array, b: int) -> jax.Array:
-    """The upper word of the 64-bit product of two uint32, in 16-bit pieces."""
-    half, sixteen = jnp.uint32(0xFFFF), jnp.uint32(16)
-    a1, a0 = a >> sixteen, a & half
-    b1, b0 = jnp.uint32(b >> 16), jnp.uint32(b & 0xFFFF)
-    middle = a1 * b0 + ((a0 * b0) >> sixteen)
-    other = (middle & half) + a0 * b1
-    return a1 * b1 + (middle >> sixteen) + (other >> sixteen)
+    return offsets.multiply_high(hi, size) + carry.astype(jnp.uint32)
