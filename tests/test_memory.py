@@ -96,11 +96,12 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_lines():
         assert shown.format(share[mode]) in words
 
 
-def test_shapes_without_a_place_for_each_parameter_have_no_row_of_directions():
-    assert memory.too_large(dataclasses.replace(SMALL, config=opt.SHAPES["opt-13b"]))
-    assert not memory.too_large(
-        dataclasses.replace(SMALL, config=opt.SHAPES["opt-1.3b"])
-    )
+def test_a_direction_drawn_as_a_whole_is_refused_where_it_is_too_large():
+    large = dataclasses.replace(SMALL, config=opt.SHAPES["opt-13b"])
+    small = dataclasses.replace(SMALL, config=opt.SHAPES["opt-1.3b"])
+    assert memory.is_too_large(large, "ZO-SGD, held gradient")
+    assert not memory.is_too_large(large, "R-AdaZO")
+    assert not memory.is_too_large(small, "ZO-SGD, held gradient")
 
 
 def test_the_command_writes_a_line_and_a_row_for_each_mode(
