@@ -177,7 +177,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--full", action="store_true", help="all runs of the report: hours")
     add("--model", default="minilm", help="minilm, a folder, or a name")
     add("--task", choices=tasks.TASKS, default="sst2", help="of an OPT")
-    add("--tune", choices=("all", "lora"), default="all", help="of an OPT")
+    add("--tune", choices=problems.TUNED, default="all", help="of an OPT")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of an OPT")
     add("--methods", help="separated by , (radazo,zo_adamm; all with --full)")
     add("--learning-rates", type=float, nargs="+", default=[5e-5])

@@ -121,6 +121,15 @@ def test_adapters_change_nothing_at_first_and_are_all_that_is_trained(problem_of
     assert problems.evaluated(lora, moved, "train")[0] != start[0]
 
 
+def test_a_soft_prompt_is_all_that_is_trained(problem_of):
+    problem = problem_of(tune="prompt")
+    prefix = "layers.self_attn.prompt_"
+    assert {*problem.trained} == {f"{prefix}keys", f"{prefix}values"}
+    start, _ = problems.evaluated(problem, problem.trained, "train")
+    moved = jax.tree.map(lambda x: x + 0.1, problem.trained)
+    assert problems.evaluated(problem, moved, "train")[0] != start
+
+
 def test_a_run_lowers_the_loss_and_tells_its_best_parameters(toy):
     numbers, best = finetune_runs.run(toy, plan_of(learning_rate=0.02, steps=80))
     losses = numbers["train_losses"]

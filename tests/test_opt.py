@@ -224,3 +224,20 @@ def test_a_name_that_is_no_folder_is_fetched_from_the_hub(tmp_path, monkeypatch)
     config, _ = weights.load("facebook/opt-tiny", jnp.float32)
     assert config == config_of("before")
     assert asked == [("facebook/opt-tiny", ["*.json", "*.safetensors", "merges.txt"])]
+
+
+@each_layout
+def test_a_soft_prompt_is_what_its_tokens_are(layout):
+    """Where all positions are alike, since texts are numbered from 0 behind it."""
+    config = config_of(layout)
+    params = opt.random(config, jax.random.key(0))
+    alike = jnp.ones_like(params["embed_positions"]["weight"])
+    params |= {"embed_positions": {"weight": alike}}
+    ids = jax.random.randint(jax.random.key(1), (3, 9), 2, config.vocab_size)
+    ids = ids.at[:, :4].set(ids[0, :4])
+    expected = quick_jit(opt.hidden, static_argnums=0)(config, params, ids)[:, 4:]
+    prompted = opt.with_prompt(config, params, ids[0, :4])
+    found = quick_jit(opt.hidden, static_argnums=0)(config, prompted, ids[:, 4:])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    keys = prompted["layers"]["self_attn"]["prompt_keys"]
+    assert keys.shape == (config.num_hidden_layers, 4, config.hidden_size)

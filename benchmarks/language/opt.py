@@ -11,6 +11,7 @@ axis and run by one `jax.lax.scan`.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -137,28 +138,31 @@ def hidden(
 
     `mask` is 1 where there is a token and 0 for padding, left or right.
     """
-    mask = jnp.ones_like(ids) if mask is None else mask
-    places = jnp.cumsum(mask, axis=1) * mask - 1 + _OFFSET
-    x = params["embed_tokens"]["weight"][ids]
-    if "project_in" in params:
-        x = _linear(params["project_in"], x)
-    x = x + params["embed_positions"]["weight"][places]
-    length = ids.shape[1]
-    seen = jnp.tril(jnp.ones((length, length), bool))[None] & (mask[:, None, :] > 0)
-
-    def layer(x: jax.Array, p: Any) -> tuple[jax.Array, None]:
-        before = config.do_layer_norm_before
-        h = _norm(p["self_attn_layer_norm"], x) if before else x
-        x = x + _attention(config, p["self_attn"], h, seen)
-        x = x if before else _norm(p["self_attn_layer_norm"], x)
-        h = _norm(p["final_layer_norm"], x) if before else x
-        x = x + _linear(p["fc2"], jax.nn.relu(_linear(p["fc1"], h)))
-        return (x if before else _norm(p["final_layer_norm"], x)), None
-
-    x, _ = lax.scan(layer, x, params["layers"])
+    x, seen = _start(params, ids, jnp.ones_like(ids) if mask is None else mask)
+    layer = functools.partial(_layer, config, seen)
+    x, _ = lax.scan(lambda x, p: (layer(p, x), None), x, params["layers"])
     if "final_layer_norm" in params:
         x = _norm(params["final_layer_norm"], x)
     return _linear(params["project_out"], x) if "project_out" in params else x
+
+
+def with_prompt(config: Config, params: Any, ids: jax.Array) -> Any:
+    """With a soft prompt before all texts: for each layer keys and values, those of the
+    tokens `ids`, (t,), at first."""
+    x, seen = _start(params, ids[None], jnp.ones_like(ids)[None])
+
+    def turn(x: jax.Array, p: Any) -> tuple[jax.Array, Any]:
+        before, own = config.do_layer_norm_before, p["self_attn"]
+        h = _norm(p["self_attn_layer_norm"], x) if before else x
+        found = {
+            "prompt_keys": _linear(own["k_proj"], h)[0],
+            "prompt_values": _linear(own["v_proj"], h)[0],
+        }
+        return _layer(config, seen, p, x), found
+
+    _, prompt = lax.scan(turn, x, params["layers"])
+    attention = params["layers"]["self_attn"] | prompt
+    return params | {"layers": params["layers"] | {"self_attn": attention}}
 
 
 def logits(params: Any, states: jax.Array) -> jax.Array:
@@ -177,6 +181,27 @@ def log_likelihoods(
     found = jax.nn.log_softmax(logits(params, states).astype(jnp.float32))
     last = ids[:, -num_last:, None]
     return jnp.take_along_axis(found, last, axis=-1)[..., 0]
+
+
+def _start(params: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What goes into the first layer, and which token sees which."""
+    places = jnp.cumsum(mask, axis=1) * mask - 1 + _OFFSET
+    x = params["embed_tokens"]["weight"][ids]
+    if "project_in" in params:
+        x = _linear(params["project_in"], x)
+    length = ids.shape[1]
+    seen = jnp.tril(jnp.ones((length, length), bool))[None] & (mask[:, None, :] > 0)
+    return x + params["embed_positions"]["weight"][places], seen
+
+
+def _layer(config: Config, seen: jax.Array, p: Any, x: jax.Array) -> jax.Array:
+    before = config.do_layer_norm_before
+    h = _norm(p["self_attn_layer_norm"], x) if before else x
+    x = x + _attention(config, p["self_attn"], h, seen)
+    x = x if before else _norm(p["self_attn_layer_norm"], x)
+    h = _norm(p["final_layer_norm"], x) if before else x
+    x = x + _linear(p["fc2"], jax.nn.relu(_linear(p["fc1"], h)))
+    return x if before else _norm(p["final_layer_norm"], x)
 
 
 def _linear(p: Any, x: jax.Array) -> jax.Array:
@@ -199,9 +224,20 @@ def _attention(config: Config, p: Any, x: jax.Array, seen: jax.Array) -> jax.Arr
     def split(h: jax.Array) -> jax.Array:
         return h.reshape(*h.shape[:2], heads, -1)
 
+    def behind(prompt: str, own: jax.Array) -> jax.Array:
+        if prompt not in p:
+            return own
+        first = jnp.broadcast_to(p[prompt], (len(own), *p[prompt].shape))
+        return jnp.concatenate([first, own], axis=1)
+
     size = config.hidden_size // heads
     q = split(_linear(p["q_proj"], x)) * (1 / math.sqrt(size))
-    k, v = split(_linear(p["k_proj"], x)), split(_linear(p["v_proj"], x))
+    k = split(behind("prompt_keys", _linear(p["k_proj"], x)))
+    v = split(behind("prompt_values", _linear(p["v_proj"], x)))
+    # All tokens see the prompt.
+    seen = jnp.pad(
+        seen, ((0, 0), (0, 0), (k.shape[1] - q.shape[1], 0)), constant_values=True
+    )
     scores = jnp.einsum("bthd,bshd->bhts", q, k).astype(jnp.float32)
     scores = jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores).astype(x.dtype)

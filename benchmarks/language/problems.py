@@ -20,6 +20,9 @@ from benchmarks.language import minilm, opt, tasks, weights
 _AT_ONCE = 25  # Examples that are evaluated in one call.
 _FIRST, _PADDING = 0, 1  # MeZO's rows begin with <s>, not with OPT's own </s>.
 _RANK, _ALPHA = 8, 16.0
+_PROMPT = "What is said here is"  # The soft prompt begins as these tokens.
+# What is trained, and what is in the names of its parameters.
+TUNED = {"all": "", "lora": "lora", "prompt": "prompt"}
 
 
 class Problem(NamedTuple):
@@ -120,9 +123,9 @@ def of_opt(
     num_last = max(int(arrays["sizes"].max()) for arrays in found.values())
     if tune == "lora":
         params = with_adapters(params, jax.random.key(seed))
-    trained, frozen, joined = split(
-        params, lambda name: tune == "all" or "lora" in name
-    )
+    if tune == "prompt":
+        params = opt.with_prompt(config, params, jnp.asarray(tokens(_PROMPT)))
+    trained, frozen, joined = split(params, lambda name: TUNED[tune] in name)
     as_classifier = tasks.TASKS[task].as_classifier
 
     def token_scores(trained: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
