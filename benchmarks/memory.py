@@ -17,6 +17,8 @@ scoring the options of a prompt.
 import argparse
 import dataclasses
 import functools
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,19 @@ from rich.table import Table
 
 import radazo
 from benchmarks import records
+from benchmarks.figures import markdown_table
 from benchmarks.language import opt
 
 RATE, B1 = 1e-6, 0.9
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+HEADER = ("mode", "GB", "of inference", "temporaries, GB", "s per step")
+NOTE = (
+    "Counted from the compiled program of a step; nothing of the large shapes was run. "
+    "Seconds: median of a few steps on a machine that others used too. On CPU, XLA "
+    "converts stacked bfloat16 weights to float32 before the loop over them, inference "
+    "included: of bfloat16 shapes read the difference to inference. Opt-13b has no "
+    "rows for a gradient that is held: its directions would be drawn as a whole.\n"
+)
 # At most this many times the memory of inference, on "small" in float32.
 LIMITS = {
     "evaluation": 1.06,
@@ -72,14 +83,14 @@ class Work:
 
 
 def in_place(rule: Any, **options: Any) -> Callable[[Work], Any]:
-    """A step that copies nothing, and its state."""
+    """A step that copies nothing, and what makes its state of the parameters."""
     optimizer = radazo.in_place(optax.chain(rule, optax.scale(-RATE)), key=0, **options)
 
     def make(work: Work) -> tuple[Any, Any]:
         def step(params: Any, state: Any, ids: jax.Array) -> tuple[Any, Any]:
             return optimizer.step(work.value, params, state, ids=ids)[:2]
 
-        return step, jax.eval_shape(optimizer.init, work.params)
+        return step, optimizer.init
 
     return make
 
@@ -98,13 +109,13 @@ def with_gradient(optimizer: Any) -> Callable[[Work], Any]:
             updates, state = optimizer.update(gradient, state, params, **extra)
             return optax.apply_updates(params, updates), state
 
-        return step, jax.eval_shape(optimizer.init, work.params)
+        return step, optimizer.init
 
     return make
 
 
 def inference(work: Work) -> tuple[Any, Any]:
-    return lambda params, state, ids: work.value(params, ids), ()
+    return lambda params, state, ids: work.value(params, ids), lambda params: ()
 
 
 def evaluation(work: Work) -> tuple[Any, Any]:
@@ -114,7 +125,7 @@ def evaluation(work: Work) -> tuple[Any, Any]:
     def step(params: Any, state: Any, ids: jax.Array) -> Any:
         return value(state, params, 1e-3, ids=ids)
 
-    return step, jax.eval_shape(lambda: jax.random.key(0))
+    return step, lambda params: jax.random.key(0)
 
 
 def evaluation_of_a_copy(work: Work) -> tuple[Any, Any]:
@@ -129,7 +140,7 @@ def evaluation_of_a_copy(work: Work) -> tuple[Any, Any]:
         ]
         return work.value(treedef.unflatten(moved), ids)
 
-    return step, jax.eval_shape(lambda: jax.random.key(0))
+    return step, lambda params: jax.random.key(0)
 
 
 ESTIMATOR = radazo.gaussian_estimator(
@@ -159,13 +170,17 @@ MODES = {
 }
 
 
+def moves(mode: str) -> bool:
+    """Whether a step returns parameters and state, and not a value."""
+    return mode not in ("inference", "evaluation", "evaluation of a copy")
+
+
 def measured(work: Work, mode: str) -> dict[str, int]:
     """Bytes of the program of a step."""
-    step, state = MODES[mode](work)
+    step, init = MODES[mode](work)
     # Results lie where donated parameters and state lay.
-    moves = mode not in ("inference", "evaluation", "evaluation of a copy")
-    program = jax.jit(step, donate_argnums=(0, 1) if moves else ())
-    lowered = program.lower(work.params, state, work.ids)
+    program = jax.jit(step, donate_argnums=(0, 1) if moves(mode) else ())
+    lowered = program.lower(work.params, jax.eval_shape(init, work.params), work.ids)
     # Where buffers lie is decided before machine code is made, which nobody runs.
     found = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
     sizes = {
@@ -176,9 +191,53 @@ def measured(work: Work, mode: str) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
+def seconds_per_step(work: Work, mode: str, repeats: int) -> float:
+    """The median of so many steps of a model with random parameters."""
+    step, init = MODES[mode](work)
+    program = jax.jit(step, donate_argnums=(0, 1) if moves(mode) else ())
+    params = opt.random(work.config, jax.random.key(0), work.dtype)
+    state = jax.jit(init)(params)
+    ids = jax.random.randint(jax.random.key(1), work.ids.shape, 2, 100)
+    found = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        out = jax.block_until_ready(program(params, state, ids))
+        found.append(time.perf_counter() - start)
+        params, state = out if moves(mode) else (params, state)
+    return statistics.median(found[1:])  # The first has compiling in it.
+
+
 def is_too_large(work: Work, mode: str) -> bool:
     """Whether there are more parameters than a direction drawn as a whole can have."""
     return mode.endswith("held gradient") and work.num_parameters >= 1 << 32
+
+
+def row(mode: str, found: dict[str, Any], first: dict[str, Any]) -> list[str]:
+    seconds = found.get("seconds_per_step")
+    return [
+        mode,
+        f"{found['total'] / 1e9:.3f}",
+        f"{found['total'] / first['total']:.3f}",
+        f"{found['temporaries'] / 1e9:.3f}",
+        "–" if seconds is None else f"{seconds:.3g}",
+    ]
+
+
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """A table for each shape, type and batch of the lines."""
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        given = line["settings"]
+        name = (
+            f"{given['model']}, {given['parameters']:,} parameters, {given['dtype']}, "
+            f"{given['batch_size']} x {given['length']} tokens"
+        )
+        groups.setdefault(name, {})[given["mode"]] = line["numbers"]
+    parts = []
+    for name, group in groups.items():
+        rows = [row(mode, group[mode], group["inference"]) for mode in group]
+        parts += [f"**{name}**\n", markdown_table(HEADER, rows)]
+    return "\n".join([*parts, NOTE])
 
 
 def settings(work: Work, model: str, mode: str) -> dict[str, Any]:
@@ -203,6 +262,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
+    parser.add_argument("--repeats", type=int, default=0, help="steps that are timed")
     parser.add_argument("--output", type=Path, help="folder of result lines")
     args = parser.parse_args(argv)
     work = Work(
@@ -211,21 +271,19 @@ def main(argv: list[str]) -> None:
     table = Table(
         title=f"{args.model}, {args.dtype}, {args.batch_size} x {args.length}"
     )
-    for name in ("mode", "GB", "of inference", "temporaries, GB"):
+    for name in HEADER:
         table.add_column(name, justify="left" if name == "mode" else "right")
     first = measured(work, "inference")
     for mode in args.modes:
         if is_too_large(work, mode):
-            table.add_row(mode, "–", "–", "–")
+            table.add_row(mode, *["–"] * (len(HEADER) - 1))
             continue
         found = first if mode == "inference" else measured(work, mode)
+        if args.repeats:
+            seconds = seconds_per_step(work, mode, args.repeats)
+            found = found | {"seconds_per_step": seconds}
         if args.output:
             path = args.output / "memory.jsonl"
             records.append(path, "memory", [], settings(work, args.model, mode), found)
-        table.add_row(
-            mode,
-            f"{found['total'] / 1e9:.3f}",
-            f"{found['total'] / first['total']:.3f}",
-            f"{found['temporaries'] / 1e9:.3f}",
-        )
+        table.add_row(*row(mode, found, first))
     records.console().print(table)

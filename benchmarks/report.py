@@ -16,6 +16,8 @@ from benchmarks import (
     attack_report,
     estimators_figures,
     estimators_report,
+    finetune_report,
+    memory,
     moments,
     peers,
     records,
@@ -50,6 +52,8 @@ LONG = (
     "--methods radazo,zo_adamm,zo_rmsprop"
 )
 ONE = " --dataset mnist --methods radazo,zo_adamm,zo_adamm_matched --data-dir DIR"
+LARGE = " --model opt-1.3b --dtype bfloat16 --batch-size 16"
+LARGER = " --model opt-13b --dtype bfloat16 --batch-size 16"
 
 SECTIONS = (
     Section(
@@ -86,6 +90,20 @@ SECTIONS = (
         "Against what people use today",
         peers.markdown,
         lambda lines, folder: [peers.draw(lines, folder / "peers.png")],
+    ),
+    Section(
+        "finetune",
+        (" --full --data-dir DIR",),
+        "Fine-tuning a language model (figure 3)",
+        finetune_report.markdown,
+        finetune_report.draw,
+    ),
+    Section(
+        "memory",
+        (" --repeats 5", LARGE, LARGER),
+        "Memory of a step of fine-tuning",
+        memory.markdown,
+        lambda *_: [],
     ),
     Section(
         "speed", ("",), "Time and memory of one step", speed.markdown, lambda *_: []

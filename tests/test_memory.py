@@ -62,9 +62,10 @@ def test_a_copy_shows_where_one_is_made():
 )
 def test_each_mode_is_a_step_that_runs(mode):
     work = memory.Work(TINY, jnp.bfloat16, 2, 8)
-    step, state = memory.MODES[mode](work)
+    step, init = memory.MODES[mode](work)
+    state = jax.eval_shape(init, work.params)
     shapes = jax.eval_shape(step, work.params, state, work.ids)
-    if mode in ("inference", "evaluation", "evaluation of a copy"):
+    if not memory.moves(mode):
         assert (shapes.shape, shapes.dtype) == ((), jnp.float32)
     else:
         same = jax.tree.map(
@@ -109,18 +110,24 @@ def test_the_command_writes_a_line_and_a_row_for_each_mode(
 ):
     monkeypatch.setitem(opt.SHAPES, "small", TINY)
     call = "--modes inference evaluation --length 8 --batch-size 3 --dtype bfloat16"
+    call += " --repeats 2"
     memory.main([*call.split(), "--output", str(tmp_path)])
     lines = records.read(tmp_path / "memory.jsonl")
     assert [line["settings"]["mode"] for line in lines] == ["inference", "evaluation"]
     for line in lines:
         assert line["settings"]["dtype"] == "bfloat16"
         assert line["settings"]["batch_size"] == 3
-        parts = line["numbers"]
+        parts = dict(line["numbers"])
+        assert parts.pop("seconds_per_step") > 0
         total = parts.pop("total")
         assert total == sum(parts.values()) > 0
     text = capsys.readouterr().out
     assert "inference" in text
     assert "1.000" in text
+    report = memory.markdown(lines)
+    assert "parameters, bfloat16, 3 x 8 tokens" in report
+    ratio = lines[1]["numbers"]["total"] / lines[0]["numbers"]["total"]
+    assert f"| evaluation | 0.000 | {ratio:.3f} |" in report
 
 
 @functools.cache
