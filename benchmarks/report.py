@@ -100,7 +100,7 @@ SECTIONS = (
     ),
     Section(
         "memory",
-        (" --repeats 5", LARGE, LARGER),
+        (" --repeats 3", LARGE, LARGER),
         "Memory of a step of fine-tuning",
         memory.markdown,
         lambda *_: [],
