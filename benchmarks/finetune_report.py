@@ -136,7 +136,7 @@ def row(
         name,
         f"{rate:.3g}",
         with_half([final_loss(line) for line in lines]),
-        "–" if group is radazo or not both else with_half(less),
+        with_half(less) if any(less) else "–",
         f"{steps:,.0f} ({last / steps:.2f})" if math.isfinite(steps) else "–",
         with_half(dev, 3),
         with_half(evaluated, 3),
@@ -227,8 +227,10 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
             panel.set_title(title, fontsize="medium")
             panel.set_xlabel("steps")
             panel.set_ylabel("training loss")
-            first = np.median([curve(line)[0] for line in group])
-            panel.set_ylim(top=1.15 * first)
+            shown = [curve(x) for found in groups.values() for x in found.values()]
+            lowest, start = np.min(shown), np.max(shown, axis=0)[0]
+            span = max(start - lowest, 1e-6)
+            panel.set_ylim(lowest - 0.05 * span, start + 0.2 * span)
         name = f"{given['model']} on {given['task']}"
         figure.suptitle(f"{name}: median, and range over seeds", fontsize="medium")
         paths.append(
