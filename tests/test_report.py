@@ -35,7 +35,8 @@ def test_every_section_has_lines_of_its_command():
             assert line["command"] == section.name
             assert not str(line["commit"]).endswith("-dirty")
             for name in ("date", "versions", "device", "seeds", "settings", "numbers"):
-                assert line[name], (section.name, name)
+                nothing_is_drawn = (section.name, name) == ("memory", "seeds")
+                assert line[name] or nothing_is_drawn, (section.name, name)
 
 
 @pytest.fixture(scope="module")
