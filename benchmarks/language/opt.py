@@ -178,8 +178,14 @@ def log_likelihoods(
     Logits are taken at these tokens alone, which all rows have at their end: pad left.
     """
     states = hidden(config, params, ids, mask)[:, -num_last - 1 : -1]
-    found = jax.nn.log_softmax(logits(params, states).astype(jnp.float32))
-    last = ids[:, -num_last:, None]
+    return of_last(logits(params, states), ids)
+
+
+def of_last(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """The log-probability, in float32, of the last tokens, (b, n), of logits (b, n, v)
+    before them."""
+    found = jax.nn.log_softmax(logits.astype(jnp.float32))
+    last = ids[:, -logits.shape[1] :, None]
     return jnp.take_along_axis(found, last, axis=-1)[..., 0]
 
 

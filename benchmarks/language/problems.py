@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from tqdm import tqdm
 
-from benchmarks.language import minilm, opt, tasks, weights
+from benchmarks.language import llama, minilm, opt, tasks, weights
 
 _AT_ONCE = 25  # Examples that are evaluated in one call.
 _FIRST, _PADDING = 0, 1  # MeZO's rows begin with <s>, not with OPT's own </s>.
@@ -112,8 +112,57 @@ def of_opt(
     folder = weights.folder_of(model)
     config, params = weights.load(str(folder), dtype)
     tokens = tokenizer_of(folder)
+    if tune == "lora":
+        params = with_adapters(params, jax.random.key(seed))
+    if tune == "prompt":
+        params = opt.with_prompt(config, params, jnp.asarray(tokens(_PROMPT)))
+    causal = Causal(
+        params, functools.partial(opt.log_likelihoods, config), tokens, _FIRST, _PADDING
+    )
+    return _of_causal(causal, task, TUNED[tune], data_dir)
+
+
+def of_stories(task: str, data_dir: Path) -> Problem:
+    """stories260K in `data_dir` on SST-2 or COPA, as MeZO trains an OPT."""
+    folder = data_dir / "stories260K"
+    params, tokenizer = llama.load(folder), llama.tokenizer(folder)
+    causal = Causal(
+        params,
+        llama.log_likelihoods,
+        lambda text: tokenizer.encode(text).ids,
+        llama.FIRST,
+        llama.PADDING,
+        96,
+    )
+    return _of_causal(causal, task, "", data_dir)
+
+
+class Causal(NamedTuple):
+    """A causal language model.
+
+    Attributes:
+      params: Its parameters.
+      log_likelihoods: `log_likelihoods(params, ids, mask, num_last)`, as of `opt`.
+      tokens: `tokens(text)`, without a first one.
+      first, padding: The tokens before each text and before that.
+      length: Tokens of a row, which loses its beginning if it has more; None for as
+        many as the longest has.
+    """
+
+    params: Any
+    log_likelihoods: Callable[[Any, jax.Array, jax.Array, int], jax.Array]
+    tokens: Callable[[str], list[int]]
+    first: int
+    padding: int
+    length: int | None = None
+
+
+def _of_causal(model: Causal, task: str, tuned: str, data_dir: Path) -> Problem:
+    """What is trained has `tuned` in its name."""
     found = {
-        name: tasks.encoded(examples, tokens, _FIRST, _PADDING)
+        name: tasks.encoded(
+            examples, model.tokens, model.first, model.padding, model.length
+        )
         for name, examples in tasks.splits(task, data_dir).items()
     }
     data = {
@@ -121,18 +170,13 @@ def of_opt(
         for name, arrays in found.items()
     }
     num_last = max(int(arrays["sizes"].max()) for arrays in found.values())
-    if tune == "lora":
-        params = with_adapters(params, jax.random.key(seed))
-    if tune == "prompt":
-        params = opt.with_prompt(config, params, jnp.asarray(tokens(_PROMPT)))
-    trained, frozen, joined = split(params, lambda name: TUNED[tune] in name)
+    trained, frozen, joined = split(model.params, lambda name: tuned in name)
     as_classifier = tasks.TASKS[task].as_classifier
 
     def token_scores(trained: Any, frozen: Any, batch: Any) -> tuple[Any, Any]:
         ids = batch["ids"].reshape(-1, batch["ids"].shape[-1])
-        mask = (ids != _PADDING).astype(jnp.int32)
-        params = joined(trained, frozen)
-        each = opt.log_likelihoods(config, params, ids, mask, num_last)
+        mask = (ids != model.padding).astype(jnp.int32)
+        each = model.log_likelihoods(joined(trained, frozen), ids, mask, num_last)
         each = each.reshape(*batch["sizes"].shape, num_last)
         inside = jnp.arange(num_last) >= num_last - batch["sizes"][..., None]
         return jnp.where(inside, each, 0), inside
@@ -151,7 +195,7 @@ def of_opt(
         return -jnp.sum(each) / jnp.sum(inside)
 
     ids = data["train"]["ids"]
-    num_tokens = float(jnp.sum(ids != _PADDING)) / len(ids)
+    num_tokens = float(jnp.sum(ids != model.padding)) / len(ids)
     return Problem(trained, frozen, value, scores, data, num_tokens)
 
 
