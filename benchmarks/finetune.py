@@ -174,6 +174,13 @@ def _table(args: argparse.Namespace, lines: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {number}")
+    return number
+
+
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks finetune",
@@ -183,22 +190,36 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     defaults, add = Plan._field_defaults, parser.add_argument
     add("--full", action="store_true", help="all runs of the report: hours")
     add("--model", default="minilm", help="minilm, stories260K, a folder, or a name")
-    add("--task", choices=tasks.TASKS, default="sst2", help="of an OPT")
-    add("--tune", choices=problems.TUNED, default="all", help="of an OPT")
-    add("--dtype", choices=DTYPES, default="bfloat16", help="of an OPT")
+    add("--task", choices=tasks.TASKS, default="sst2", help="of a causal model")
+    add("--tune", choices=problems.TUNED, help="of an OPT; all, if not given")
+    add("--dtype", choices=DTYPES, help="of an OPT; bfloat16, if not given")
     add("--methods", help="separated by , (radazo,zo_adamm; all with --full)")
     add("--learning-rates", type=float, nargs="+", default=[5e-5])
     add("--seeds", type=int, nargs="+", default=[0])
-    add("--steps", type=int, default=1000)
-    add("--eval-every", type=int, default=defaults["eval_every"])
+    add("--steps", type=_positive, default=1000)
+    add("--eval-every", type=_positive, default=defaults["eval_every"])
     add("--warmup", type=int, default=defaults["warmup"], help="steps of a rising rate")
-    add("--batch-size", type=int, default=defaults["batch_size"])
+    add("--batch-size", type=_positive, default=defaults["batch_size"])
     add("--smoothing", type=float, default=defaults["smoothing"])
     add("--b1", type=float, default=defaults["b1"], help="of radazo")
-    add("--moments", choices=MOMENTS, default=defaults["moments"])
+    add("--moments", choices=MOMENTS, help="held; of an OPT in place, in float32")
     add("--data-dir", type=Path, required=True)
     add("--output", type=Path, help="folder of lines and checkpoints")
     args = parser.parse_args(argv)
+    is_opt = args.model not in ("minilm", "stories260K")
+    given = {"--tune": args.tune, "--dtype": args.dtype}
+    for option, value in given.items():
+        if value and not is_opt:
+            parser.error(f"{option}: is of an OPT; {args.model} has one way alone")
+    if args.model == "minilm" and args.task != "sst2":
+        parser.error("--task: minilm is a classifier of reviews, sst2")
+    args.tune, args.dtype = args.tune or "all", args.dtype or "bfloat16"
+    args.moments = args.moments or ("float32" if is_opt else defaults["moments"])
+    if is_opt and args.moments == "held" and args.dtype == "bfloat16":
+        parser.error(
+            "--moments held: updates are lost in bfloat16 weights, to which they are "
+            "rounded; take --moments float32, in place, or --dtype float32"
+        )
     names = args.methods or ",".join(SHARED if args.full else SHARED[:2])
     args.methods = methods.chosen(parser, "--methods", names, methods.METHODS)
     of_radazo = {
@@ -208,7 +229,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     for option, is_given in of_radazo.items():
         if is_given and args.methods != ["radazo"]:
             parser.error(f"{option}: is of R-AdaZO, --methods radazo, alone")
+    if args.moments != "held" and "meazo" in args.methods:
+        parser.error("--methods meazo: has one second moment; in place one per part")
     given = (args.seeds, args.b1, args.moments, len(args.learning_rates))
     if args.full and given != ([0], defaults["b1"], defaults["moments"], 1):
         parser.error("--full: has seeds, rates, b1 and moments of its own")
+    if args.full and args.output is None:
+        parser.error("--full: takes hours, which --output keeps")
     return args

@@ -40,7 +40,7 @@ COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 def final_loss(line: dict[str, Any]) -> float:
     """Of the training examples, infinite if the run has diverged."""
     loss = line["numbers"]["train_loss"]
-    return math.inf if loss is None else loss
+    return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def curve(line: dict[str, Any]) -> np.ndarray:
@@ -85,9 +85,9 @@ def arms(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
     shared = max(by_rate, key=lambda rate: len(by_rate[rate]))
     found: dict[str, dict[str, dict[int, Any]]] = {"shared": {}, "tuned": {}}
     for method in methods.METHODS:
-        if method in by_rate[shared]:
-            own = runs(main, method=method, learning_rate=shared)
-            found["shared"][method] = reported(own)
+        own = reported(runs(main, method=method, learning_rate=shared))
+        if own:
+            found["shared"][method] = own
         tuning = [
             line
             for line in main
@@ -107,7 +107,7 @@ def steps_to(loss: float, group: dict[int, Any]) -> float:
     every = next(iter(group.values()))["settings"]["eval_every"]
     mean = np.mean([curve(line) for line in group.values()], axis=0)
     below = np.flatnonzero(mean[1:] <= loss)
-    if not len(below):
+    if not len(below) or mean[0] <= loss:
         return math.inf
     i = 1 + int(below[0])
     part = (mean[i - 1] - loss) / (mean[i - 1] - mean[i])
@@ -153,7 +153,7 @@ def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, An
         if groups
     }
     plain = found["shared"].get("radazo")
-    if plain is None:
+    if not plain:
         return tables
     rate = next(iter(plain.values()))["settings"]["learning_rate"]
     of_radazo = {"method": "radazo", "learning_rate": rate}
@@ -174,13 +174,20 @@ def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, An
                 name(x): runs(lines, **of_radazo, **{option: x}) for x in order
             }
     return {
-        title: {name: reported(group) for name, group in groups.items() if group}
+        title: {x: reported(group) for x, group in groups.items() if reported(group)}
         for title, groups in tables.items()
     }
 
 
 def _by_memory(moments: str) -> int:
     return ("held", "float32", "bfloat16", "factored", "rebuilt").index(moments)
+
+
+def name_of(settings: dict[str, Any]) -> str:
+    """Of an experiment; a model that is a folder is called by its last part."""
+    options = [str(settings[x]) for x in ("tune", "dtype") if x in settings]
+    name = f"{Path(settings['model']).name} on {settings['task']}"
+    return ", ".join([name, *options])
 
 
 def markdown(lines: Lines) -> str:
@@ -196,7 +203,7 @@ def markdown(lines: Lines) -> str:
         for title, groups in tables.items():
             num = max(len(group) for group in groups.values())
             text.append(
-                f"**{given['model']} on {given['task']}, {given['steps']:,} steps of "
+                f"**{name_of(given)}, {given['steps']:,} steps of "
                 f"two function values, batches of {given['batch_size']}, {num} "
                 f"seed(s): {title}**\n"
             )
@@ -211,7 +218,7 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
     paths = []
     for group in experiments(lines):
         given, tables = group[0]["settings"], parts(group)
-        if max(len(runs) for groups in tables.values() for runs in groups.values()) < 2:
+        if not any(len(x) > 1 for groups in tables.values() for x in groups.values()):
             continue
         figure, panels = figures.figure_of(len(tables), columns=2)
         drawn = []
@@ -231,10 +238,11 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
             lowest, start = np.min(shown), np.max(shown, axis=0)[0]
             span = max(start - lowest, 1e-6)
             panel.set_ylim(lowest - 0.05 * span, start + 0.2 * span)
-        name = f"{given['model']} on {given['task']}"
+        name = name_of(given)
         figure.suptitle(f"{name}: median, and range over seeds", fontsize="medium")
-        paths.append(
-            folder / f"finetune_{Path(given['model']).name}_{given['task']}.png"
-        )
+        stem = "_".join(["finetune", *name.replace(" on ", " ").split()])
+        taken = [path.stem for path in paths].count(stem.replace(",", ""))
+        more = f"_{taken + 1}" if taken else ""
+        paths.append(folder / f"{stem.replace(',', '')}{more}.png")
         figures.save(figure, drawn, paths[-1])
     return paths

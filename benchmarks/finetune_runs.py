@@ -4,7 +4,7 @@ One Gaussian direction, central difference: two function values a step.
 """
 
 import functools
-import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +20,11 @@ import radazo
 from benchmarks import methods, records
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.language import problems, tasks
+
+try:
+    import resource
+except ImportError:  # On Windows.
+    resource = None
 
 STEPS_PER_CALL = 50
 _BLOCK = 50  # Steps whose mean loss is one number of a curve.
@@ -198,8 +203,10 @@ def _shown(now: Progress, done: int, num_tokens: int, seconds: float) -> dict[st
 def peak_memory() -> int:
     """The most bytes that the device held so far; on CPU, the process."""
     found = jax.devices()[0].memory_stats() or {}
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return found.get("peak_bytes_in_use", own)
+    if "peak_bytes_in_use" in found or resource is None:
+        return found.get("peak_bytes_in_use", 0)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _numbers(problem: problems.Problem, now: Progress) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """Memory of one step of fine-tuning, by mode, before a machine is rented for it.
 
-Programs are compiled for shapes and never run, so that a model of any size can be asked
-about on a laptop. What is counted is what `compiled.memory_analysis()` says of the
-program of a step: arguments (parameters, state, batch) and results, those that lie in
-the memory of donated arguments counted once, and temporaries. What the compiler's
-backend of another device would need can differ; the device is in the result line. The
-CPU's, which multiplies no bfloat16, converts stacked bfloat16 weights to float32 before
-the loop over them: there look at the difference to inference, not at the ratio. A
-direction as long as a gradient that is held has at most 2³² elements: of opt-13b those
-rows are empty.
+Programs are compiled for shapes, and run only if `--repeats` says so: a model of any
+size can be asked about on a laptop. What is counted is what
+`compiled.memory_analysis()` says of the program of a step: arguments (parameters,
+state, batch) and results, those that lie in the memory of donated arguments counted
+once, and temporaries. What the compiler's backend of another device would need can
+differ; the device is in the result line. The CPU's, which multiplies no bfloat16,
+converts stacked bfloat16 weights to float32 before the loop over them: there look at
+the difference to inference, not at the ratio. A direction as long as a gradient that is
+held has at most 2³² elements: of opt-13b those rows are empty.
 
 The objective is the mean negative log-probability of the last tokens of each row, as in
 scoring the options of a prompt.
@@ -17,6 +17,7 @@ scoring the options of a prompt.
 import argparse
 import dataclasses
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -37,8 +38,8 @@ RATE, B1 = 1e-6, 0.9
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 HEADER = ("mode", "GB", "of inference", "temporaries, GB", "s per step")
 NOTE = (
-    "Counted from the compiled program of a step; nothing of the large shapes was run. "
-    "Seconds: median of a few steps on a machine that others used too. On CPU, XLA "
+    "Counted from the compiled program of a step, which was run where there are "
+    "seconds: median of a few steps on a machine that others used too. On CPU, XLA "
     "converts stacked bfloat16 weights to float32 before the loop over them, inference "
     "included: of bfloat16 shapes read the difference to inference. Opt-13b has no "
     "rows for a gradient that is held: its directions would be drawn as a whole.\n"
@@ -230,12 +231,14 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         given = line["settings"]
         name = (
             f"{given['model']}, {given['parameters']:,} parameters, {given['dtype']}, "
-            f"{given['batch_size']} x {given['length']} tokens"
+            f"{given['batch_size']} x {given['length']} tokens, "
+            f"{line['device']['kind']}"
         )
         groups.setdefault(name, {})[given["mode"]] = line["numbers"]
     parts = []
     for name, group in groups.items():
-        rows = [row(mode, group[mode], group["inference"]) for mode in group]
+        first = group.get("inference", {"total": math.nan})
+        rows = [row(mode, group[mode], first) for mode in group]
         parts += [f"**{name}**\n", markdown_table(HEADER, rows)]
     return "\n".join([*parts, NOTE])
 

@@ -88,8 +88,9 @@ def in_place(
 
     The optimizer sees one part at a time, as if it were all: a leaf; of a leaf of three
     axes and more, a slice along the first; of a matrix of more than 2²⁰ elements, a
-    block of rows. Rules by elements do not notice. Moments that are shared (`factored`,
-    `per_leaf`) are shared within a part, and a norm is that of a part.
+    block of rows if their number can be divided. Rules by elements do not notice.
+    Moments that are shared (`factored`, `per_leaf`) are shared within a part, and a
+    norm is that of a part.
 
     Directions, slopes and keys are those of `with_estimator` with the same key.
     Parameters in bfloat16 or float16 are rounded up or down by chance, so that an
@@ -160,7 +161,10 @@ def in_place(
         layout = leaves.layout(where, params, mask, in_parts=True)
         weights = jnp.zeros((num_steps, num_directions), layout.dtype)
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
-        return forms.fresh(words, past, parts.init(rule, params, layout))
+        # Compiled, since a wide copy of a part is asked for its shape alone.
+        states = jax.jit(lambda params: parts.init(rule, params, layout))(params)
+        _check_takes_a_gradient(where, states)
+        return forms.fresh(words, past, states)
 
     def step(
         value_fn: base.ValueFn,
@@ -202,6 +206,21 @@ def _checked(
     way_out = "It says how many steps are remembered; None takes what `b1` needs."
     checks.integer(where, "num_steps", num_steps, 1, way_out)
     return num_steps
+
+
+def _check_takes_a_gradient(where: str, states: Any) -> None:
+    def is_complete(state: Any) -> bool:
+        return isinstance(state, forms.WithEstimatorState)
+
+    if any(is_complete(x) for x in jax.tree.leaves(states, is_leaf=is_complete)):
+        checks.fail(
+            where,
+            "optimizer",
+            "take a gradient",
+            "one with an estimator in it",
+            "Pass the rule alone: `optax.chain(radazo.scale_by_radazo(), "
+            "optax.scale(-1e-6))`, say.",
+        )
 
 
 def _check_options(where: str, options: averaging.Options) -> None:
@@ -251,7 +270,12 @@ def _warn_of_whole_leaves(params: base.Params, at_once: list[tuple[int, int]]) -
     for i in sorted({leaf for leaf, _ in at_once}):
         path, leaf = paths[i]
         whole = max(size for other, size in at_once if other == i) == leaf.size
-        if whole and leaf.ndim > 2 and leaf.size > streaming.BLOCK:
+        if (
+            whole
+            and leaf.ndim > 2
+            and leaf.shape[0] > 1
+            and leaf.size > streaming.BLOCK
+        ):
             name = jax.tree_util.keystr(path)
             warnings.warn(
                 f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} "

@@ -84,9 +84,9 @@ class Rule(NamedTuple):
 
 def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """How many parts a leaf of this shape has, and the shape of one."""
-    if len(shape) > 2:
+    if len(shape) > 2 and math.prod(shape):
         return shape[0], shape[1:]
-    if len(shape) < 2 or math.prod(shape) <= streaming.BLOCK:
+    if len(shape) != 2 or math.prod(shape) <= streaming.BLOCK:
         return 1, shape
     # Blocks of one size, as near to that wanted as the number of rows can be divided.
     rows, columns = shape
@@ -154,6 +154,7 @@ def _in_parts(
     step: Callable[..., tuple[jax.Array, Any]], leaf: Any, state: Any, start: int
 ) -> tuple[jax.Array, Any]:
     num, shape = _shape_of_part(leaf.shape)
+    streaming.check_size(shape)
     size = math.prod(shape)
 
     def turn(i: Any, whole: Any) -> Any:

@@ -15,15 +15,16 @@ from radazo import threefry
 
 
 def stochastic(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:
-    """x, float32, in bfloat16 or float16: E[rounded] = x; exact where x can be stored.
+    """x in bfloat16 or float16: E[rounded] = x; exact where x can be stored.
 
       rounded = ulp · ⌊x / ulp + v⌋,  v uniform on [0, 1)
 
     v of element i is made of bits offset + i of `key`. Numbers beyond the largest stay
-    the largest, infinities and NaN what they are.
+    the largest, infinities and NaN what they are. x is taken in float32.
     """
     if jnp.dtype(dtype).itemsize >= x.dtype.itemsize:
         return x.astype(dtype)
+    x = x.astype(jnp.float32)
     info = jnp.finfo(dtype)
     words = lax.bitcast_convert_type(x, jnp.uint32)
     exponent = lax.bitcast_convert_type(words & jnp.uint32(0x7F800000), jnp.float32)
@@ -36,4 +37,6 @@ def stochastic(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax
     rounded = jnp.floor(x / ulp + chance.astype(jnp.float32) * 2.0**-num_bits) * ulp
     largest = float(info.max)
     rounded = jnp.clip(rounded, -largest, largest)
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(dtype)
+    # Below 2⁻¹⁰⁰ the unit above is too coarse for what could be stored.
+    is_stored = x.astype(dtype).astype(jnp.float32) == x
+    return jnp.where(is_stored | ~jnp.isfinite(x), x, rounded).astype(dtype)

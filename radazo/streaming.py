@@ -11,7 +11,7 @@ needs numbers gets them, and they die with it:
   squeeze, reshape,           nothing yet
   transpose, convert
   dot_general                 a large matrix, in blocks of its rows
-  jit, cond, checkpoint ...   within them as outside
+  jit, cond, checkpoint       within them as outside
   any other                   the leaf as a whole, just before it
 
 The values are those of a perturbed copy, since an element of a direction depends on its
@@ -39,8 +39,6 @@ _CALLS = {
     "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "remat2": "jaxpr",
@@ -101,18 +99,24 @@ class Moved(NamedTuple):
 
     def whole(self) -> jax.Array:
         """The numbers."""
-        if self.stored.size >= offsets.WORD:
-            checks.fail(
-                "in_place(...).step",
-                "params",
-                "be used in parts of fewer than 2³² elements",
-                f"one of shape {self.stored.shape}",
-                "Run over its first axis by `jax.lax.scan` in `value_fn`.",
-            )
+        check_size(self.stored.shape)
         self.noise.seen(self.leaf, self.stored.size)
         drawn = self.noise.part(self.offset, self.stored.size)
         moved = _added(self.stored, drawn.reshape(self.stored.shape))
         return lax.transpose(moved, self.order).astype(self.dtype)
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """What is drawn at once is numbered in 32 bits from its first element on."""
+    if math.prod(shape) >= offsets.WORD:
+        checks.fail(
+            "in_place(...).step",
+            "params",
+            "be used in parts of fewer than 2³² elements",
+            f"one of shape {shape}",
+            "Hold it with layers along its first axis, and run over that by "
+            "`jax.lax.scan` in `value_fn`.",
+        )
 
 
 def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -230,9 +234,29 @@ def _layer(stack: Moved, number: jax.Array, stored: jax.Array) -> Moved:
 
 
 def _is_taken_in_parts(program: core.Jaxpr, taker: Any) -> bool:
-    uses = [eqn for eqn in program.eqns if any(taker is x for x in eqn.invars)]
-    names = {eqn.primitive.name for eqn in uses}
-    return names <= {"dynamic_slice", "gather"} and taker not in program.outvars
+    """Whether a program uses an input by its slices and rows alone, here or within."""
+    if any(taker is x for x in program.outvars):
+        return False
+    return all(
+        _takes_parts(eqn, place)
+        for eqn in program.eqns
+        for place, x in enumerate(eqn.invars)
+        if taker is x
+    )
+
+
+def _takes_parts(eqn: core.JaxprEqn, place: int) -> bool:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+        inner = params[_CALLS[name]]
+        inner = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
+        return _is_taken_in_parts(inner, inner.invars[place])
+    if name == "scan":
+        inner, last = params["jaxpr"].jaxpr, params["num_consts"] + params["num_carry"]
+        if place < params["num_consts"]:
+            return _is_taken_in_parts(inner, inner.invars[place])
+        return place >= last  # Stacked: layer by layer.
+    return name in ("dynamic_slice", "gather") and place == 0
 
 
 def _cond(params: dict[str, Any], index: Any, *ins: Any) -> list[Any]:
@@ -304,6 +328,7 @@ def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
         mode=params["mode"],
         **{name: params[name] for name in names},
     )
+    check_size(x.stored.shape)
     places = lax.iota(jnp.uint32, x.stored.size).reshape(x.stored.shape)
     places = taken(places, fill_value=_NOWHERE)
     rows = taken(x.stored, fill_value=params["fill_value"])

@@ -213,18 +213,27 @@ def test_the_command_writes_lines_and_the_best_parameters(
     assert records.read(tmp_path / "out" / "finetune.jsonl") == lines
 
 
-@pytest.mark.parametrize("option", ["--moments rebuilt", "--b1 0.5"])
-def test_what_is_of_radazo_alone_is_refused_of_other_rules(data_dir, capsys, option):
-    with pytest.raises(SystemExit):
-        finetune.main([*option.split(), "--data-dir", str(data_dir)])
-    message = f"{option}: is of R-AdaZO, --methods radazo, alone"
-    assert message in capsys.readouterr().err
+WHOLE = "--full: has seeds, rates, b1 and moments of its own"
 
 
-@pytest.mark.parametrize("option", ["--seeds 1", "--b1 0.5", "--learning-rates 1 2"])
-def test_the_whole_comparison_has_options_of_its_own(data_dir, capsys, option):
-    call = ["--full", "--methods", "radazo", "--data-dir", str(data_dir)]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--moments rebuilt", "--moments rebuilt: is of R-AdaZO, --methods radazo"),
+        ("--b1 0.5", "--b1 0.5: is of R-AdaZO, --methods radazo, alone"),
+        ("--full --methods radazo --seeds 1", WHOLE),
+        ("--full --methods radazo --b1 0.5", WHOLE),
+        ("--full --learning-rates 1 2", WHOLE),
+        ("--full", "--full: takes hours, which --output keeps"),
+        ("--steps 0", "must be at least 1; got 0"),
+        ("--task copa", "--task: minilm is a classifier of reviews, sst2"),
+        ("--tune lora", "--tune: is of an OPT; minilm has one way alone"),
+        ("--model stories260K --dtype float32", "--dtype: is of an OPT; stories260K"),
+        ("--model x --moments held", "take --moments float32, in place, or --dtype"),
+        ("--methods meazo --moments float32", "--methods meazo: has one second moment"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(data_dir, capsys, options, message):
     with pytest.raises(SystemExit):
-        finetune.main([*call, *option.split()])
-    message = "--full: has seeds, rates, b1 and moments of its own"
+        finetune.main([*options.split(), "--data-dir", str(data_dir)])
     assert message in capsys.readouterr().err

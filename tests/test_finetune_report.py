@@ -63,6 +63,31 @@ def test_the_step_of_a_loss_is_between_those_that_were_taken(loss, step):
     assert finetune_report.steps_to(loss, group) == pytest.approx(step)
 
 
+def test_a_loss_that_the_start_has_takes_no_step_worth_the_name():
+    group = {0: line("radazo", 1e-3, 0, [1.0, 0.9, 0.8, 0.7, 0.6])}
+    assert finetune_report.steps_to(1.1, group) == math.inf
+
+
+def test_runs_for_tuning_alone_are_no_arm(tmp_path):
+    alone = [line("radazo", 1e-3, 100, [1.0, 0.9, 0.8, 0.7, 0.6])]
+    assert finetune_report.arms(alone) == {"shared": {}, "tuned": {}}
+    assert finetune_report.draw(alone, tmp_path) == []
+    assert finetune_report.markdown(alone)
+
+
+def test_experiments_have_figures_and_names_of_their_own(tmp_path):
+    found = lines()
+    for more in ({"tune": "lora", "dtype": "float32"}, {"batch_size": 32}):
+        other = [x | {"settings": x["settings"] | more} for x in lines()]
+        found += other
+    names = [path.stem for path in finetune_report.draw(found, tmp_path)]
+    first = "finetune_minilm_sst2"
+    assert names == [first, f"{first}_lora_float32", f"{first}_2"]
+    assert "**minilm on sst2, lora, float32, 400 steps" in finetune_report.markdown(
+        found
+    )
+
+
 def test_the_tables_have_what_the_lines_say():
     text = finetune_report.markdown(lines())
     rows = [x.split(" | ") for x in text.splitlines() if x.startswith("| ")]

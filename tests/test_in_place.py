@@ -365,6 +365,20 @@ def test_wrong_arguments_are_explained(options, kind, parts):
         radazo.in_place(**{"optimizer": optax.sgd(0.1), "key": 0} | options)
 
 
+def test_an_optimizer_with_an_estimator_of_its_own_is_refused():
+    optimizer = radazo.in_place(radazo.radazo(0.1, key=0), key=0)
+    with raises(ValueError, "in_place(optimizer", "take a gradient", "the rule alone"):
+        optimizer.init(jnp.ones(3))
+
+
+def test_an_empty_leaf_stays_empty():
+    params = {"none": jnp.zeros((0, 3, 4)), "some": jnp.ones(2)}
+    optimizer = radazo.in_place(radazo.scale_by_radazo(), key=0)
+    found, *_ = run(optimizer, 2, params, half_sum_of_squares)
+    assert found["none"].shape == (0, 3, 4)
+    assert np.all(found["some"] != 1)
+
+
 def test_a_step_needs_a_function():
     optimizer = radazo.in_place(optax.sgd(0.1), key=0)
     state = optimizer.init(jnp.ones(3))

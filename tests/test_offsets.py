@@ -180,5 +180,12 @@ def test_what_is_drawn_in_parts_may_have_more():
     assert moved["x"].shape == (5, 1 << 15, 1 << 15)
     with raises(ValueError, "have fewer than 2³⁷ perturbed elements", "with `mask`."):
         step_of(through_layers, layers(128))
-    with raises(ValueError, "fewer than 2³² elements", "by `jax.lax.scan`"):
-        step_of(lambda p: jnp.sum(p["x"]), layers(5))
+    for value_fn in (
+        lambda p: jnp.sum(p["x"]),
+        lambda p: jnp.sum(p["x"].at[jnp.array([0, 4])].get()),
+    ):
+        with raises(ValueError, "fewer than 2³² elements", "by `jax.lax.scan`"):
+            step_of(value_fn, layers(5))
+    flat = jax.eval_shape(lambda: {"x": jnp.zeros(5 << 30)})
+    with raises(ValueError, "fewer than 2³² elements", "layers along its first axis"):
+        step_of(lambda p: through_layers({"x": p["x"].reshape(5, 1 << 15, -1)}), flat)

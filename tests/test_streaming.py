@@ -198,6 +198,29 @@ def out_of_bounds(params):
     return sum(jnp.sum(x * x) for x in (filled, clipped, sliced, corner))
 
 
+def in_microbatches(params):
+    """A loop over layers within one over rows, and a jit between them."""
+
+    @jax.jit
+    def of_row(tokens):
+        h = params["embed"][tokens]
+        h, _ = lax.scan(lambda h, p: (layer(h, p), None), h, params["layers"])
+        return jnp.sum(h)
+
+    return jnp.sum(lax.map(of_row, TOKENS))
+
+
+def straight_through(params):
+    """Of a leaf that a rule of differentiation of its own is applied to."""
+
+    @jax.custom_jvp
+    def rounded(x):
+        return jnp.round(x)
+
+    rounded.defjvp(lambda primals, tangents: (rounded(*primals), *tangents))
+    return jnp.sum(rounded(4 * params["bias"]) * rounded(params["bias"]))
+
+
 def of_nothing(params):
     return jnp.float32(params["table"][1]) + jnp.sum(params["steps"])
 
@@ -216,6 +239,8 @@ FUNCTIONS = [
     turned_and_reshaped,
     mapped,
     out_of_bounds,
+    in_microbatches,
+    straight_through,
     of_nothing,
 ]
 each_function = pytest.mark.parametrize("value_fn", FUNCTIONS)
@@ -284,6 +309,7 @@ def test_no_more_of_a_leaf_is_perturbed_than_is_used(monkeypatch):
     assert at_once(indexed_in_a_loop) == of_a_layer
     assert at_once(indexed_outside_of_loops) == of_a_layer | {"['embed']": 96}
     assert at_once(a_loop_in_a_loop) == {weight: 8, gain: 8, "['bias']": 8}
+    assert at_once(in_microbatches) == of_a_layer | {"['embed']": 32}  # Of 4 tokens.
     assert at_once(under_a_condition)["['embed']"] == 64
     assert at_once(a_while_loop)[weight] == 3 * 64  # A fallback.
 
@@ -312,7 +338,8 @@ def test_several_values_and_their_structure_come_back():
     )
 
 
-def test_a_derivative_along_the_noise_goes_through():
+@pytest.mark.parametrize("value_fn", [scanned, straight_through])
+def test_a_derivative_along_the_noise_goes_through(value_fn):
     params = make_params()
     layout = leaves.layout("test", params)
 
@@ -323,14 +350,15 @@ def test_a_derivative_along_the_noise_goes_through():
             ),
             lambda indices: distance * threefry.normal_at(KEY, indices, jnp.float32),
         )
-        return streaming.evaluate(scanned, params, layout, noise)
+        return streaming.evaluate(value_fn, params, layout, noise)
 
     def copied_along(distance):
         direction = threefry.normal(KEY, layout.dim, jnp.float32)
         moved = leaves.perturb(layout, params, direction, distance, KEY[0])
-        return scanned(moved)
+        return value_fn(moved)
 
     zero, one = jnp.float32(0), jnp.float32(1)
     found = jax.jit(lambda: jax.jvp(along, (zero,), (one,)))()
     expected = jax.jit(lambda: jax.jvp(copied_along, (zero,), (one,)))()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found[1] != 0

@@ -196,6 +196,10 @@ def _of_causal(model: Causal, task: str, tuned: str, data_dir: Path) -> Problem:
 
     ids = data["train"]["ids"]
     num_tokens = float(jnp.sum(ids != model.padding)) / len(ids)
+    if not as_classifier:  # One of both endings is evaluated.
+        num_tokens /= ids.shape[1]
+    # On the host: a run has a copy of its own, and the device holds them once.
+    trained = jax.tree.map(np.asarray, trained)
     return Problem(trained, frozen, value, scores, data, num_tokens)
 
 
