@@ -151,6 +151,46 @@ def test_the_rate_rises_for_as_many_steps_as_are_said():
     assert float(at_once(0)) == pytest.approx(-full)
 
 
+def test_each_method_is_its_own_and_radazo_has_its_b1(toy):
+    plans = [
+        plan_of(steps=12, learning_rate=0.01, warmup=0, **options)
+        for options in (
+            {},
+            {"b1": 0.5},
+            {"method": "zo_adamm"},
+            {"method": "zo_sgd"},
+            {"seed": 1},
+            {"smoothing": 0.5},
+        )
+    ]
+    losses = [finetune_runs.run(toy, plan)[0]["train_loss"] for plan in plans]
+    assert len({round(loss, 5) for loss in losses}) == len(plans)
+
+
+def test_the_whole_comparison_takes_the_best_rate_of_another_seed():
+    """Of runs that end the lower the nearer their rate is to 3e-4."""
+    plans = []
+
+    def made(plan):
+        plans.append(plan)
+        loss = abs(np.log10(plan.learning_rate / 3e-4))
+        settings = plan._asdict()
+        seed = settings.pop("seed")
+        return {"seeds": [seed], "settings": settings, "numbers": {"train_loss": loss}}
+
+    first = plan_of(learning_rate=5e-5)
+    lines = [*finetune._full(["radazo", "zo_adamm_matched"], first, made)]
+    assert len(lines) == len(plans) == len(set(plans))
+    shared = [plan for plan in plans if plan.learning_rate == 5e-5]
+    assert sum(plan.method == "zo_adamm_matched" for plan in plans) == 3
+    assert {plan.b1 for plan in shared} == {0.0, 0.5, 0.8, 0.9, 0.95, 0.99}
+    assert {plan.moments for plan in shared} == {"held", *finetune.REDUCED}
+    tuning = [plan for plan in plans if plan.seed == finetune.TUNING_SEED]
+    best = min(tuning, key=lambda plan: abs(np.log10(plan.learning_rate / 3e-4)))
+    assert [plan.seed for plan in plans[-3:]] == [0, 1, 2]
+    assert {plan.learning_rate for plan in plans[-3:]} == {best.learning_rate}
+
+
 @pytest.mark.parametrize("moments", ["float32", "bfloat16", "factored", "rebuilt"])
 def test_moments_in_place_take_the_steps_of_those_beside_a_gradient(toy, moments):
     plan = plan_of(learning_rate=0.01, steps=20)
