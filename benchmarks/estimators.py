@@ -30,7 +30,7 @@ from benchmarks.methods import chosen
 from benchmarks.tuning import best, tune
 
 TUNING_SEED = 1000
-# A walk by whole powers goes this far from where it begins, then by parts of one.
+# A walk by whole powers of ten, then by parts of one.
 PARTS = (1.0, 0.5, 0.25)
 FULL = {"tasks": ",".join(TASKS), "budget": 1.0, "seeds": 0, "tuning_seeds": 0}
 

@@ -17,6 +17,7 @@ from benchmarks.estimators_report import (
 from benchmarks.estimators_rows import ROWS
 from benchmarks.estimators_runs import RULES
 from benchmarks.estimators_tasks import TASKS
+from benchmarks.figures import COLORS
 from benchmarks.methods import METHODS
 
 NUM_SHOWN = 5  # Of each task by name, beside the plain one; the others are grey.
@@ -39,8 +40,6 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
     return paths
 
 
-# Of the colour-blind safe palette of Okabe and Ito, without its yellow.
-COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
 
 

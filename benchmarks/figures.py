@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+# Of the colour-blind safe palette of Okabe and Ito, without its yellow.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+
 
 def figure_of(num_panels: int, columns: int = 3) -> tuple[Figure, list[Any]]:
     """A figure with so many panels, in rows."""

@@ -35,7 +35,7 @@ from safetensors.numpy import save_file
 from benchmarks import finetune_report, methods, records
 from benchmarks.checkpoints import Checkpoint, write_whole
 from benchmarks.finetune_report import TUNING_SEED
-from benchmarks.finetune_runs import MOMENTS, Plan, run
+from benchmarks.finetune_runs import Plan, run
 from benchmarks.language import problems, tasks
 from benchmarks.tuning import best, tune
 
@@ -202,7 +202,11 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--batch-size", type=_positive, default=defaults["batch_size"])
     add("--smoothing", type=float, default=defaults["smoothing"])
     add("--b1", type=float, default=defaults["b1"], help="of radazo")
-    add("--moments", choices=MOMENTS, help="held; of an OPT in place, in float32")
+    add(
+        "--moments",
+        choices=methods.MOMENTS,
+        help="held; of an OPT in place, in float32",
+    )
     add("--data-dir", type=Path, required=True)
     add("--output", type=Path, help="folder of lines and checkpoints")
     args = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """Tables and figure of `finetune`, from its result lines alone."""
 
+import collections
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -34,7 +35,6 @@ NOTE = (
 TUNING_SEED = 100  # Rates are chosen by runs of it, and of none that is reported.
 # What is varied in each part of the report, all else being as in the first.
 _VARIED = {"learning_rate": None, "b1": methods.B1, "moments": "held"}
-COLORS = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 
 
 def final_loss(line: dict[str, Any]) -> float:
@@ -143,7 +143,7 @@ def row(
     )
 
 
-def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, Any]]]]:
+def parts(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
     """The groups of each table, by what is said of it and by their names."""
     found = arms(lines)
     labels = {name: method.label for name, method in methods.METHODS.items()}
@@ -169,7 +169,7 @@ def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, An
             and line["settings"]["learning_rate"] == rate
         }
         if len(swept) > 1:
-            order = sorted(swept) if option == "b1" else sorted(swept, key=_by_memory)
+            order = sorted(swept, key=None if option == "b1" else methods.MOMENTS.index)
             tables[f"R-AdaZO at the shared rate by {option}"] = {
                 name(x): runs(lines, **of_radazo, **{option: x}) for x in order
             }
@@ -177,10 +177,6 @@ def parts(lines: Lines) -> dict[str, tuple[Sequence[str], dict[str, dict[int, An
         title: {x: reported(group) for x, group in groups.items() if reported(group)}
         for title, groups in tables.items()
     }
-
-
-def _by_memory(moments: str) -> int:
-    return ("held", "float32", "bfloat16", "factored", "rebuilt").index(moments)
 
 
 def name_of(settings: dict[str, Any]) -> str:
@@ -215,7 +211,7 @@ def markdown(lines: Lines) -> str:
 
 def draw(lines: Lines, folder: Path) -> list[Path]:
     """A figure for each experiment of several seeds, a panel for each of its tables."""
-    paths = []
+    paths, drawn_before = [], collections.Counter()
     for group in experiments(lines):
         given, tables = group[0]["settings"], parts(group)
         if not any(len(x) > 1 for groups in tables.values() for x in groups.values()):
@@ -227,7 +223,7 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
                 style = next(iter(found.values()))["settings"]["method"]
                 color, dash = methods.METHODS[style].color, methods.METHODS[style].dash
                 if "by" in title.split():
-                    color, dash = COLORS[i % len(COLORS)], "-"
+                    color, dash = figures.COLORS[i % len(figures.COLORS)], "-"
                 curves = [curve(line) for line in found.values()]
                 x = given["eval_every"] * np.arange(len(curves[0]))
                 drawn.append(figures.draw_band(panel, x, curves, name, color, dash))
@@ -240,9 +236,10 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
             panel.set_ylim(lowest - 0.05 * span, start + 0.2 * span)
         name = name_of(given)
         figure.suptitle(f"{name}: median, and range over seeds", fontsize="medium")
-        stem = "_".join(["finetune", *name.replace(" on ", " ").split()])
-        taken = [path.stem for path in paths].count(stem.replace(",", ""))
-        more = f"_{taken + 1}" if taken else ""
-        paths.append(folder / f"{stem.replace(',', '')}{more}.png")
+        words = name.replace(" on ", " ").replace(",", "").split()
+        stem = "_".join(["finetune", *words])
+        drawn_before[stem] += 1
+        number = f"_{drawn_before[stem]}" if drawn_before[stem] > 1 else ""
+        paths.append(folder / f"{stem}{number}.png")
         figures.save(figure, drawn, paths[-1])
     return paths

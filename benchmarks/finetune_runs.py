@@ -28,8 +28,6 @@ except ImportError:  # On Windows.
 
 STEPS_PER_CALL = 50
 _BLOCK = 50  # Steps whose mean loss is one number of a curve.
-# How moments are kept: beside a gradient that is held, or in place.
-MOMENTS = ("held", "float32", "bfloat16", "factored", "rebuilt")
 
 
 class Plan(NamedTuple):

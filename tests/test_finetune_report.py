@@ -77,12 +77,16 @@ def test_runs_for_tuning_alone_are_no_arm(tmp_path):
 
 def test_experiments_have_figures_and_names_of_their_own(tmp_path):
     found = lines()
-    for more in ({"tune": "lora", "dtype": "float32"}, {"batch_size": 32}):
+    for more in (
+        {"tune": "lora", "dtype": "float32"},
+        {"batch_size": 32},
+        {"batch_size": 8},
+    ):
         other = [x | {"settings": x["settings"] | more} for x in lines()]
         found += other
     names = [path.stem for path in finetune_report.draw(found, tmp_path)]
     first = "finetune_minilm_sst2"
-    assert names == [first, f"{first}_lora_float32", f"{first}_2"]
+    assert names == [first, f"{first}_lora_float32", f"{first}_2", f"{first}_3"]
     assert "**minilm on sst2, lora, float32, 400 steps" in finetune_report.markdown(
         found
     )
