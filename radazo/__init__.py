@@ -14,6 +14,8 @@ Floors, from the bottom up; a module imports only from floors below its own.
      differences, leaves               one slope along one line; pytrees as flat vectors
      projections, console              sets to stay in; what a run shows and hears
      kernels                           what a few points say of a function
+     answers                           what stands in the place of a function
+     meshes                            values taken on many devices, known to all
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
      moments, rounding                 update rules; small changes kept in the mean
@@ -30,6 +32,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
   6  assembly, loop                    what optimizers are made of; a whole run
      federated                         clients that step, a server that averages
      in_place                          an optimizer that copies nothing
+     ask_tell                          steps whose function is evaluated elsewhere
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
 """
@@ -38,6 +41,13 @@ from radazo.adamu import ZoAdamuState as ZoAdamuState
 from radazo.adamu import zo_adamu as zo_adamu
 from radazo.anchored import SvrgState as SvrgState
 from radazo.anchored import svrg_estimator as svrg_estimator
+from radazo.answers import Replayed as Replayed
+from radazo.answers import Told as Told
+from radazo.answers import Watched as Watched
+from radazo.ask_tell import Queries as Queries
+from radazo.ask_tell import QueryId as QueryId
+from radazo.ask_tell import ask as ask
+from radazo.ask_tell import tell as tell
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator

@@ -16,8 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
-from radazo import base, checks, differences, directions, leaves, steps
+from radazo import (
+    answers,
+    base,
+    checks,
+    differences,
+    directions,
+    leaves,
+    meshes,
+    steps,
+)
 
 # weigh(slope, scale, drawn) -> (weight, vector): a direction adds weight · vector.
 Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -54,6 +64,7 @@ class Options(NamedTuple):
     terms: bool
     mask: base.Mask
     weigh: Weigh = _slope_times_direction
+    sharding: NamedSharding | None = None
 
 
 def estimator(where: str, options: Options) -> base.Estimator:
@@ -96,45 +107,83 @@ def check(where: str, options: Options) -> None:
         1,
         "1 takes one direction after the other, `num_directions` all at once.",
     )
+    meshes.check(where, options.sharding)
+    if options.sharding is not None:
+        _check_steps(where, options.difference)
+
+
+def _check_steps(where: str, difference: differences.Difference) -> None:
+    """The points of this difference are known before the step."""
+    if not difference.steps:
+        checks.fail(
+            where,
+            "difference",
+            "say in its `steps` where along a direction it takes values",
+            "one that does not, as `radazo.exact`",
+            "Take `radazo.forward`, `radazo.central` or `radazo.one_point`.",
+        )
 
 
 def mean(
     step: steps.Step, options: Options
 ) -> tuple[jax.Array, jax.Array, jax.Array, base.EstimateInfo]:
     """The value, the mean over kept directions, chunks done, and what was seen."""
-    key, layout, evaluate, params, smoothing = step
-    distribution, difference = options.distribution, options.difference
+    layout, params = step.layout, step.params
+    distribution = options.distribution
     num_directions = options.num_directions or max(layout.dim, 1)
-    chunk_size = min(options.chunk_size, num_directions)
-    start = difference.start(evaluate, params)
-    prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
+    prepared = distribution.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
     def draw(k: jax.Array) -> jax.Array:
         return distribution.draw(prepared, k, layout.dim, layout.dtype)
 
-    def one(drawn: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
-        scale = jnp.ones((), layout.dtype)
-        if distribution.scale is not None:
-            scale = distribution.scale(drawn)
-        slope, value, aux = difference.slope(
-            evaluate,
-            lambda step: leaves.perturb(layout, params, drawn, step * scale, turn),
-            start,
-            smoothing,
+    chunk_size = options.chunk_size
+    if options.sharding is not None:
+        chunk_size = 1  # The sum is the same whatever is evaluated at a time.
+    if isinstance(step.given, answers.Asked):
+        _check_steps("ask", options.difference)
+        point = _point(step, options, draw, step.given.index)
+        step.given.found.append((point, options.difference.num_values(num_directions)))
+    if options.sharding is None or isinstance(step.given, answers.INSTEAD):
+        of = source(step, options, num_directions)
+    else:
+        of = _over_the_mesh(step, options, draw, num_directions)
+
+    def one(drawn: jax.Array, k: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
+        scale = _scale(distribution, drawn)
+        slope, value, aux = of.slope(
+            k,
+            step.evaluate,
+            lambda far: leaves.perturb(layout, params, drawn, far * scale, turn),
         )
         slope, kept = kept_slope(slope, options, layout)
         return options.weigh(slope, scale, drawn), (slope, kept, value, aux)
 
+    (total, turn), seen = _summed(draw, one, layout, num_directions, chunk_size)
+    value, info = told(options, layout, of.start, seen)
+    value = noted(step.given, value, info)
+    return value, share_of_each(options, layout, info) * total, turn, info
+
+
+def _summed(
+    draw: Callable[[jax.Array], jax.Array],
+    one: Callable[..., tuple[Any, Any]],
+    layout: leaves.Layout,
+    num_directions: int,
+    chunk_size: int,
+) -> tuple[Any, Any]:
+    """The sum over directions with the chunks done, and what was seen along each."""
+    chunk_size = min(chunk_size, num_directions)
+
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
         total, turn = carry
         if chunk_size == 1:
-            (weight, vector), seen = one(draw(ks[0]), turn)
+            (weight, vector), seen = one(draw(ks[0]), ks[0], turn)
             total = total + weight * vector
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
             # In a loop of two: XLA on CPU draws again what it fuses with a broadcast.
             drawn = lax.map(draw, ks, batch_size=-(-chunk_size // 2))
-            (weights, block), seen = jax.vmap(one, in_axes=(0, None))(drawn, turn)
+            (weights, block), seen = jax.vmap(one, (0, 0, None))(drawn, ks, turn)
             total = total + jnp.dot(weights, block, precision=lax.Precision.HIGHEST)
         return (total, turn + jnp.uint32(1)), seen
 
@@ -148,10 +197,127 @@ def mean(
     if whole < num_directions:
         carry, rest = add_chunk(carry, ks[whole:])
         seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), seen, rest)
+    return carry, seen
 
-    value, info = told(options, layout, start, seen)
-    total, turn = carry
-    return value, share_of_each(options, layout, info) * total, turn, info
+
+class Source(NamedTuple):
+    """Where the slopes of a step come from.
+
+    Attributes:
+      start: What they share, as of `Difference.start`.
+      slope: `slope(k, evaluate, line) -> (slope, value, aux)` along direction k.
+    """
+
+    start: Any
+    slope: Callable[..., tuple[jax.Array, Any, Any]]
+
+
+def source(step: steps.Step, options: Options, num_directions: int) -> Source:
+    """Slopes of values that are taken here, or were taken elsewhere."""
+    difference, given = options.difference, step.given
+    if isinstance(given, answers.Told):
+        _check_steps("Told", difference)
+        num_queries = difference.num_values(num_directions)
+        values = answers.values(given, num_queries, terms=options.terms)
+        return _of_values(step, options, values, None)
+    if isinstance(given, answers.Replayed):
+        return _of_slopes(answers.slopes(given, num_directions))
+    if isinstance(given, answers.Asked):
+        return _of_slopes(jnp.full(num_directions, jnp.nan, step.layout.dtype))
+    start = difference.start(step.evaluate, step.params)
+
+    def slope(k: jax.Array, evaluate: Any, line: differences.Line) -> Any:
+        del k
+        return difference.slope(evaluate, line, start, step.smoothing)
+
+    return Source(start, slope)
+
+
+def _of_slopes(slopes: jax.Array) -> Source:
+    nowhere = jnp.zeros((), slopes.dtype)
+    return Source(None, lambda k, evaluate, line: (slopes[k], nowhere, None))
+
+
+def _of_values(
+    step: steps.Step, options: Options, values: jax.Array, aux: Any
+) -> Source:
+    """Slopes of the values of all queries, with the aux of the first."""
+    difference, smoothing = options.difference, step.smoothing
+    start = difference.start(lambda _: (values[0], aux), step.params)
+    distances = smoothing * jnp.asarray(difference.steps, smoothing.dtype)
+    shape = -1, len(difference.steps), *values.shape[1:]
+    along = values[difference.num_values(0) :].reshape(shape)
+
+    def slope(k: jax.Array, evaluate: Any, line: differences.Line) -> Any:
+        del evaluate, line
+
+        def told(distance: jax.Array) -> tuple[jax.Array, Any]:
+            return along[k, jnp.argmax(distances == distance)], aux
+
+        return difference.slope(told, lambda distance: distance, start, smoothing)
+
+    return Source(start, slope)
+
+
+def _over_the_mesh(
+    step: steps.Step,
+    options: Options,
+    draw: Callable[[jax.Array], jax.Array],
+    num_directions: int,
+) -> Source:
+    """Slopes of values that all devices of a mesh take together."""
+    values, aux = meshes.values(
+        options.sharding,
+        lambda i: step.evaluate(_point(step, options, draw, i)),
+        options.difference.num_values(num_directions),
+        options.chunk_size,
+    )
+    return _of_values(step, options, values, aux)
+
+
+def _point(
+    step: steps.Step,
+    options: Options,
+    draw: Callable[[jax.Array], jax.Array],
+    index: jax.Array,
+) -> base.Params:
+    """The point of a query: the parameters first, where their value is taken."""
+    difference, layout = options.difference, step.layout
+    num_shared, num_steps = difference.num_values(0), len(difference.steps)
+    index = jnp.asarray(index).astype(jnp.uint32)
+    k, which = jnp.divmod(jnp.maximum(index, num_shared) - num_shared, num_steps)
+    distances = step.smoothing * jnp.asarray(difference.steps, layout.dtype)
+    drawn = draw(k)
+    moved = leaves.perturb(
+        layout,
+        step.params,
+        drawn,
+        distances[which] * _scale(options.distribution, drawn),
+        index,
+    )
+    if not num_shared:
+        return moved
+    return jax.tree.map(
+        lambda new, x: (
+            jnp.where(index < num_shared, x, new) if base.is_floating(x) else x
+        ),
+        moved,
+        step.params,
+    )
+
+
+def noted(
+    given: answers.Given | None, value: jax.Array, info: base.EstimateInfo
+) -> jax.Array:
+    """The value of the step, once who watches has been told what was seen."""
+    if isinstance(given, answers.Watched):
+        given.infos.append(info)
+    return jnp.asarray(given.value) if isinstance(given, answers.Replayed) else value
+
+
+def _scale(law: directions.Distribution, drawn: jax.Array) -> jax.Array:
+    """What multiplies what was drawn."""
+    return jnp.ones((), drawn.dtype) if law.scale is None else law.scale(drawn)
 
 
 def kept_slope(

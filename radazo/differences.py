@@ -29,11 +29,14 @@ class Difference(NamedTuple):
         (terms, aux) of `params`, which give the value of the step; or None.
       slope: `slope(evaluate, line, start, smoothing) -> (slope, value, aux)`.
       num_values: `num_values(num_directions) -> int`, the function values of a step.
+      steps: Where along a direction it takes values, in units of `smoothing` and in
+        their order; empty where they cannot be taken elsewhere and told.
     """
 
     start: Callable[[Evaluate, base.Params], Any]
     slope: Callable[..., tuple[jax.Array, jax.Array, Any]]
     num_values: Callable[[int], int]
+    steps: tuple[float, ...] = ()
 
 
 def _forward_slope(
@@ -93,16 +96,20 @@ def derivative(
 
 
 forward = Difference(
-    lambda evaluate, params: evaluate(params), _forward_slope, lambda k: k + 1
+    lambda evaluate, params: evaluate(params), _forward_slope, lambda k: k + 1, (1.0,)
 )
 """(f(x + smoothing · u) − f(x)) / smoothing: K + 1 values, f(x) shared by all."""
 
-central = Difference(lambda evaluate, params: None, _central_slope, lambda k: 2 * k)
+central = Difference(
+    lambda evaluate, params: None, _central_slope, lambda k: 2 * k, (1.0, -1.0)
+)
 """(f(x + smoothing · u) − f(x − smoothing · u)) / (2 · smoothing): 2K values.
 
 The antithetic form of natural evolution strategies (NES)."""
 
-one_point = Difference(lambda evaluate, params: None, _one_point_slope, lambda k: k)
+one_point = Difference(
+    lambda evaluate, params: None, _one_point_slope, lambda k: k, (1.0,)
+)
 """f(x + smoothing · u) / smoothing: K values, where none can be asked for twice.
 
 The estimator of bandits (Flaxman et al., Online convex optimization in the bandit

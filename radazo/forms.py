@@ -8,7 +8,6 @@ The link is the second form around an optimizer that does nothing. Keys are made
 same way in both: the key of a step is fold_in(key, count).
 """
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import base, checks, threefry
+from radazo import answers, base, checks, threefry
 
 
 class WithEstimatorState(NamedTuple):
@@ -212,8 +211,8 @@ def attached(
     ) -> tuple[Any, Any]:
         del updates
         value_fn = _required(where, value_fn, params)
-        named, rest = _split_by_name(value_fn, extra)
-        bound = functools.partial(value_fn, **named)
+        named, rest = _split_by_name(answers.named_by(value_fn), extra)
+        bound = answers.bound(value_fn, named)
         key = threefry.typed(threefry.fold_in(state.key_data, state.count))
         value, gradient, estimator_state, info = estimator.estimate(
             key, bound, _fast(params), state.estimator
@@ -350,6 +349,25 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
     return {name: x for name, x in keywords.items() if name in by_name}
+
+
+def counters(where: str, state: Any) -> WithEstimatorState:
+    """The state of the estimator within that of an optimizer."""
+
+    def found(node: Any) -> bool:
+        return isinstance(node, WithEstimatorState)
+
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=found) if found(node)]
+    if len(nodes) != 1:
+        checks.fail(
+            where,
+            "optimizer",
+            "have one estimator in it",
+            f"one whose state has {len(nodes)}",
+            "Take `radazo.radazo(...)`, or "
+            "`radazo.with_estimator(estimator, optimizer, key)`.",
+        )
+    return nodes[0]
 
 
 def safe_add(total: jax.Array, more: jax.Array) -> jax.Array:

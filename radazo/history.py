@@ -129,7 +129,9 @@ def history_reuse_estimator(
             "The mean of the values is no base value for others: take "
             "`radazo.gaussian`, or `history_mean_estimator`.",
         )
-    values = differences.Difference(lambda evaluate, params: None, _value, lambda k: k)
+    values = differences.Difference(
+        lambda evaluate, params: None, _value, lambda k: k, (1.0,)
+    )
     options = averaging.Options(
         distribution, num_directions, smoothing, values, chunk_size, terms, mask
     )

@@ -5,7 +5,6 @@ exists. `streaming` evaluates along a direction without the perturbed point, and
 draws the directions again and updates the parameters where they lie.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import optax
 from jax import lax
 
 from radazo import (
+    answers,
     averaging,
     base,
     checks,
@@ -175,11 +175,11 @@ def in_place(
         way_out = "It takes the parameters first."
         checks.function(f"{where}(...).step", "value_fn", value_fn, way_out)
         layout = leaves.layout(where, params, mask, in_parts=True)
-        bound = functools.partial(value_fn, **extra)
+        bound = answers.bound(value_fn, extra)
         evaluate = differences.evaluation(where, bound, terms=terms, has_aux=False)
         distance = steps.smoothing_at(smoothing, state.count, layout)
         own = threefry.fold_in(state.key_data, state.count)
-        here = steps.Step(own, layout, evaluate, params, distance)
+        here = steps.Step(own, layout, evaluate, params, distance, answers.of(bound))
         value, weights, info = _looked(here, options)
         seen = jnp.any(info.kept)
         past = _remembered(state.estimator, state.count, weights, seen)
@@ -237,30 +237,29 @@ def _looked(
     step: steps.Step, options: averaging.Options
 ) -> tuple[jax.Array, jax.Array, base.EstimateInfo]:
     """The value, what multiplies each direction in the gradient, and what was seen."""
-    key, layout, evaluate, params, smoothing = step
-    law, difference = options.distribution, options.difference
-    start = difference.start(evaluate, params)
+    law, layout, params = options.distribution, step.layout, step.params
+    num_directions = options.num_directions or 1
+    of = averaging.source(step, options, num_directions)
     at_once: list[tuple[int, int]] = []
 
     def one(k: jax.Array) -> tuple[Any, jax.Array]:
-        own = threefry.fold_in(key, k)
+        own = threefry.fold_in(step.key, k)
         scale = points.scale_of(law, own, layout)
 
         def along(distance: jax.Array) -> Any:
             noise = points.noise_along(law, own, layout, distance)
             noise = noise._replace(seen=lambda *part: at_once.append(part))
-            return streaming.evaluate(evaluate, params, layout, noise)
+            return streaming.evaluate(step.evaluate, params, layout, noise)
 
-        slope, value, aux = difference.slope(
-            along, lambda distance: distance * scale, start, smoothing
-        )
+        slope, value, aux = of.slope(k, along, lambda distance: distance * scale)
         slope, kept = averaging.kept_slope(slope, options, layout)
         return (slope, kept, value, aux), scale
 
-    ks = jnp.arange(options.num_directions, dtype=jnp.uint32)
+    ks = jnp.arange(num_directions, dtype=jnp.uint32)
     seen, scales = lax.map(one, ks)
     _warn_of_whole_leaves(params, at_once)
-    value, info = averaging.told(options, layout, start, seen)
+    value, info = averaging.told(options, layout, of.start, seen)
+    value = averaging.noted(step.given, value, info)
     share = averaging.share_of_each(options, layout, info)
     return value, share * (info.slopes.astype(layout.dtype) * scales), info
 

@@ -194,7 +194,7 @@ def _points(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The N points of a step, their values, and the differences to that of the centre;
     only those behind the reused ones are evaluated."""
-    key, layout, evaluate, _, smoothing = step
+    key, layout, evaluate, _, smoothing, _ = step
     num_directions = order.size
     prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from radazo import base, checks, differences, leaves, threefry
+from radazo import answers, base, checks, differences, leaves, threefry
 
 _SMOOTHING_WAY_OUT = (
     "It is the distance moved along a direction, or a schedule of it: "
@@ -51,6 +51,7 @@ class Step(NamedTuple):
       evaluate: `evaluate(params) -> (terms in float32 at least, aux)`.
       params: The parameters, as they came.
       smoothing: Scalar of type layout.dtype.
+      given: What stands in the place of a function, or None.
     """
 
     key: jax.Array
@@ -58,6 +59,7 @@ class Step(NamedTuple):
     evaluate: differences.Evaluate
     params: base.Params
     smoothing: jax.Array
+    given: answers.Given | None = None
 
     def moved(self, vector: jax.Array, turn: jax.Array) -> base.Params:
         """params + vector, (dim,)."""
@@ -153,7 +155,8 @@ def estimator(
             evaluate = differences.evaluation(
                 where, called, terms=settings.terms, has_aux=has_aux
             )
-            step = Step(words, layout, evaluate, params, smoothing)
+            given = answers.of(value_fn)
+            step = Step(words, layout, evaluate, params, smoothing, given)
             value, flat, new, info, turn = estimate(step, state)
             gradient = leaves.unravel(layout, params, flat, turn)
         count = jnp.asarray(optax.safe_increment(state.count))

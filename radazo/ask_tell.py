@@ -1,0 +1,193 @@
+"""A step whose function is evaluated elsewhere: ask for points, tell their values."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from radazo import answers, base, checks, forms, trees
+
+_WAY_OUT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
+
+
+class QueryId(NamedTuple):
+    """Which query of which step: two integers, which any process can be sent.
+
+    Attributes:
+      count: Steps before this one.
+      index: Which query of the step, from 0 on; `Told` says in which order they are.
+    """
+
+    count: int
+    index: int
+
+
+class Queries:
+    """The queries of one step, as `ask` returns them.
+
+    Attributes:
+      ids: A `QueryId` for each.
+    """
+
+    ids: list[QueryId]
+
+    def __init__(self, optimizer: Any, params: base.Params, state: Any) -> None:
+        arrays, rest = trees.split(params)
+        self._made_of = optimizer, rest, arrays, state
+        count = int(forms.counters("ask", state).count)
+        self.ids = [QueryId(count, i) for i in range(_num_queries(*self._made_of))]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[tuple[QueryId, base.Params]]:
+        return ((query, self.point(query)) for query in self.ids)
+
+    def point(self, query: tuple[int, int]) -> base.Params:
+        """The parameters at which to evaluate, made anew in each call."""
+        if query not in self.ids:
+            rule = f"be one of {len(self)} of step {self.ids[0].count}"
+            checks.fail("point", "query", rule, repr(query), _WAY_OUT)
+        arrays = _point(*self._made_of, query[1])
+        return self._made_of[1].join(arrays)
+
+
+def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Queries:
+    """The points whose values the next step of an optimizer needs.
+
+    For functions that run elsewhere: in processes, on machines, in a laboratory. A
+    point is made when it is asked for, from nothing but (state, params), so whoever
+    has these makes it from its `QueryId`, and no two of them need be held.
+
+    Args:
+      optimizer: A complete ZO optimizer, as `radazo`, or any that has an estimator in
+        it which looks along directions: all of `finite_difference_estimator`'s kind
+        but for `exact`, majority votes, `prior_guided_estimator` and the two of
+        history.
+      params: The parameters of this step.
+      state: Its state, of `optimizer.init(params)` or of `tell`.
+    Returns:
+      `Queries`: `len(queries)`, `for query, point in queries`, `queries.ids`, and
+      `queries.point(query)` for one of them.
+    Raises:
+      TypeError: If the estimator takes values that are not known before the step.
+      ValueError: If there is no estimator in `optimizer`, or its difference does not
+        say where it takes values.
+    Cost:
+      No function values; a point is a copy of the parameters, made by one drawing.
+    Example:
+      >>> optimizer = radazo.radazo(0.02, key=0)
+      >>> params = np.zeros(5, np.float32)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(300):
+      ...     queries = ask(optimizer, params, state)
+      ...     values = {query: np.sum((point - 1) ** 2) for query, point in queries}
+      ...     params, state = radazo.tell(optimizer, params, state, values)
+      >>> print(len(queries), state.num_values, np.max(np.abs(params - 1)) < 0.1)
+      11 3300 True
+    References:
+      Collette et al., Object-oriented programming of optimizers, 2010 (ask and tell).
+    """
+    return Queries(optimizer, params, state)
+
+
+def tell(
+    optimizer: optax.GradientTransformation, params: Any, state: Any, values: Any
+) -> tuple[base.Params, Any]:
+    """The step of an optimizer, from values that were taken elsewhere.
+
+    The same state as that of `optimizer.update`, and the same step: bit for bit where
+    the values are those that it would have taken.
+
+      updates, state = optimizer.update(None, state, x, value_fn=Told(values))
+      x ← x + updates
+
+    Args:
+      optimizer, params, state: As for `ask`.
+      values: A mapping from `QueryId` to value, in any order: one that is missing or
+        NaN drops its direction, one of an earlier step comes too late and is ignored.
+        Or an array of all of them in the order of the queries, as for `Told`.
+    Returns:
+      The parameters and the state after the step. Where no direction has its values
+      (as without f(x), which all slopes of `forward` share) nothing moves and the
+      step is counted in `num_skipped`.
+    Raises:
+      TypeError: If the values are not real numbers.
+      ValueError: If there are too many or too few, or one is of a later step.
+    Cost:
+      No function values; K directions are drawn again.
+    Example:
+      >>> optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(), key=0)
+      >>> params = np.zeros(3, np.float32)
+      >>> state = optimizer.init(params)
+      >>> queries = ask(optimizer, params, state)
+      >>> values = {query: np.sum(point) for query, point in list(queries)[:8]}
+      >>> params, state = tell(optimizer, params, state, values)
+      >>> print(state.count, state.num_dropped)
+      1 3
+    """
+    if isinstance(values, Mapping):
+        values = _in_order(Queries(optimizer, params, state), values)
+    arrays, rest = trees.split(params)
+    arrays, state = _step(optimizer, rest, arrays, state, np.asarray(values))
+    return rest.join(arrays), state
+
+
+def _in_order(queries: Queries, values: Mapping[tuple[int, int], Any]) -> np.ndarray:
+    """The values of this step as an array, NaN where there is none."""
+    now = queries.ids[0].count
+    for query in values:
+        if query not in queries.ids and not (
+            isinstance(query, tuple) and len(query) == 2 and query[0] < now
+        ):
+            rule = (
+                f"have keys of step {now}, or of one before, and below {len(queries)}"
+            )
+            checks.fail("tell", "values", rule, repr(query), _WAY_OUT)
+    here = {
+        query: np.asarray(values[query]) for query in queries.ids if query in values
+    }
+    if not here:
+        return np.full(len(queries), np.nan)
+    some = next(iter(here.values()))
+    missing = np.full(some.shape, np.nan, np.result_type(some, np.float16))
+    return np.stack([here.get(query, missing) for query in queries.ids])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _point(
+    optimizer: Any, rest: trees.Static, arrays: Any, state: Any, index: Any
+) -> list[jax.Array]:
+    return rest.pick(jax.tree.leaves(_asked(optimizer, rest, arrays, state, index)[0]))
+
+
+def _num_queries(optimizer: Any, rest: trees.Static, arrays: Any, state: Any) -> int:
+    found = []
+
+    def look(arrays: Any, state: Any) -> None:
+        found.append(_asked(optimizer, rest, arrays, state, 0)[1])
+
+    jax.eval_shape(look, arrays, state)
+    return found[0]
+
+
+def _asked(
+    optimizer: Any, rest: trees.Static, arrays: Any, state: Any, index: Any
+) -> tuple[base.Params, int]:
+    """The point of a query, and how many there are."""
+    asked = answers.Asked(index, [])
+    optimizer.update(None, state, rest.join(arrays), value_fn=asked)
+    return asked.found[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    optimizer: Any, rest: trees.Static, arrays: Any, state: Any, values: Any
+) -> tuple[list[jax.Array], Any]:
+    params = rest.join(arrays)
+    told = answers.Told(values)
+    updates, state = optimizer.update(None, state, params, value_fn=told)
+    return rest.pick(jax.tree.leaves(base.moved(updates, params))), state
