@@ -1,7 +1,7 @@
 """A step whose function is evaluated elsewhere: ask for points, tell their values."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,34 +25,16 @@ class QueryId(NamedTuple):
     index: int
 
 
-class Queries:
+class Queries(NamedTuple):
     """The queries of one step, as `ask` returns them.
 
     Attributes:
-      ids: A `QueryId` for each.
+      ids: A `QueryId` for each, in their order.
+      point: `point(id) -> params`, where to evaluate for one of them.
     """
 
     ids: list[QueryId]
-
-    def __init__(self, optimizer: Any, params: base.Params, state: Any) -> None:
-        arrays, rest = trees.split(params)
-        self._made_of = optimizer, rest, arrays, state
-        count = int(forms.counters("ask", state).count)
-        self.ids = [QueryId(count, i) for i in range(_num_queries(*self._made_of))]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __iter__(self) -> Iterator[tuple[QueryId, base.Params]]:
-        return ((query, self.point(query)) for query in self.ids)
-
-    def point(self, query: tuple[int, int]) -> base.Params:
-        """The parameters at which to evaluate, made anew in each call."""
-        if query not in self.ids:
-            rule = f"be one of {len(self)} of step {self.ids[0].count}"
-            checks.fail("point", "query", rule, repr(query), _WAY_OUT)
-        arrays = _point(*self._made_of, query[1])
-        return self._made_of[1].join(arrays)
+    point: Callable[[tuple[int, int]], base.Params]
 
 
 def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Queries:
@@ -70,8 +52,7 @@ def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Que
       params: The parameters of this step.
       state: Its state, of `optimizer.init(params)` or of `tell`.
     Returns:
-      `Queries`: `len(queries)`, `for query, point in queries`, `queries.ids`, and
-      `queries.point(query)` for one of them.
+      `Queries`: `queries.ids`, and `queries.point(id)`, made anew in each call.
     Raises:
       TypeError: If the estimator takes values that are not known before the step.
       ValueError: If there is no estimator in `optimizer`, or its difference does not
@@ -83,15 +64,26 @@ def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Que
       >>> params = np.zeros(5, np.float32)
       >>> state = optimizer.init(params)
       >>> for _ in range(300):
-      ...     queries = ask(optimizer, params, state)
-      ...     values = {query: np.sum((point - 1) ** 2) for query, point in queries}
+      ...     ids, point = ask(optimizer, params, state)
+      ...     values = {id: np.sum((point(id) - 1) ** 2) for id in ids}
       ...     params, state = radazo.tell(optimizer, params, state, values)
-      >>> print(len(queries), state.num_values, np.max(np.abs(params - 1)) < 0.1)
+      >>> print(len(ids), state.num_values, np.max(np.abs(params - 1)) < 0.1)
       11 3300 True
     References:
       Collette et al., Object-oriented programming of optimizers, 2010 (ask and tell).
     """
-    return Queries(optimizer, params, state)
+    arrays, rest = trees.split(params)
+    count = int(forms.counters("ask", state).count)
+    num = _num_queries(optimizer, rest, arrays, state)
+    ids = [QueryId(count, i) for i in range(num)]
+
+    def point(id_: tuple[int, int]) -> base.Params:
+        if id_ not in ids:
+            rule = f"be one of {num} of step {count}"
+            checks.fail("point", "id_", rule, repr(id_), _WAY_OUT)
+        return rest.join(_point(optimizer, rest, arrays, state, id_[1]))
+
+    return Queries(ids, point)
 
 
 def tell(
@@ -123,38 +115,33 @@ def tell(
       >>> optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(), key=0)
       >>> params = np.zeros(3, np.float32)
       >>> state = optimizer.init(params)
-      >>> queries = ask(optimizer, params, state)
-      >>> values = {query: np.sum(point) for query, point in list(queries)[:8]}
+      >>> ids, point = ask(optimizer, params, state)
+      >>> values = {id: np.sum(point(id)) for id in ids[:8]}
       >>> params, state = tell(optimizer, params, state, values)
       >>> print(state.count, state.num_dropped)
       1 3
     """
     if isinstance(values, Mapping):
-        values = _in_order(Queries(optimizer, params, state), values)
+        values = _in_order(ask(optimizer, params, state).ids, values)
     arrays, rest = trees.split(params)
     arrays, state = _step(optimizer, rest, arrays, state, np.asarray(values))
     return rest.join(arrays), state
 
 
-def _in_order(queries: Queries, values: Mapping[tuple[int, int], Any]) -> np.ndarray:
+def _in_order(ids: list[QueryId], values: Mapping[tuple[int, int], Any]) -> np.ndarray:
     """The values of this step as an array, NaN where there is none."""
-    now = queries.ids[0].count
-    for query in values:
-        if query not in queries.ids and not (
-            isinstance(query, tuple) and len(query) == 2 and query[0] < now
-        ):
-            rule = (
-                f"have keys of step {now}, or of one before, and below {len(queries)}"
-            )
-            checks.fail("tell", "values", rule, repr(query), _WAY_OUT)
-    here = {
-        query: np.asarray(values[query]) for query in queries.ids if query in values
-    }
+    now, num = ids[0].count, len(ids)
+    for id_ in values:
+        pair = isinstance(id_, tuple) and len(id_) == 2
+        if id_ not in ids and not (pair and id_[0] < now):
+            rule = f"have keys of step {now} (or before) with an index below {num}"
+            checks.fail("tell", "values", rule, repr(id_), _WAY_OUT)
+    here = {id_: np.asarray(values[id_]) for id_ in ids if id_ in values}
     if not here:
-        return np.full(len(queries), np.nan)
+        return np.full(num, np.nan)
     some = next(iter(here.values()))
     missing = np.full(some.shape, np.nan, np.result_type(some, np.float16))
-    return np.stack([here.get(query, missing) for query in queries.ids])
+    return np.stack([here.get(id_, missing) for id_ in ids])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
