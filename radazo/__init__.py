@@ -16,6 +16,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
      kernels                           what a few points say of a function
      answers                           what stands in the place of a function
      meshes                            values taken on many devices, known to all
+     replicas                          whether devices hold the same parameters
      diagnostics                       how good an estimate is
   2  directions, steps                 laws of directions; what estimators share
      moments, rounding                 update rules; small changes kept in the mean
@@ -140,6 +141,8 @@ from radazo.projections import box as box
 from radazo.projections import l1_ball as l1_ball
 from radazo.projections import l2_ball as l2_ball
 from radazo.projections import simplex as simplex
+from radazo.replicas import check_replicas as check_replicas
+from radazo.replicas import fingerprint as fingerprint
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 from radazo.trajectory import TrajectoryState as TrajectoryState
 from radazo.trajectory import trajectory_estimator as trajectory_estimator

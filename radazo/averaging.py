@@ -268,7 +268,8 @@ def _over_the_mesh(
     """Slopes of values that all devices of a mesh take together."""
     values, aux = meshes.values(
         options.sharding,
-        lambda i: step.evaluate(_point(step, options, draw, i)),
+        lambda i: _point(step, options, draw, i),
+        step.evaluate,
         options.difference.num_values(num_directions),
         options.chunk_size,
     )

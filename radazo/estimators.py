@@ -4,6 +4,8 @@ The estimate is the mean of slope times direction, taken in `averaging`; what te
 estimators apart is the law of directions, and with it what `smoothing` means.
 """
 
+from jax.sharding import NamedSharding
+
 from radazo import averaging, base, differences, directions
 
 
@@ -16,6 +18,7 @@ def finite_difference_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Finite differences along directions of any law.
 
@@ -46,6 +49,12 @@ def finite_difference_estimator(
       mask: Which leaves are perturbed: a pytree of bools, a prefix of one, or a
         function of the parameters. Other leaves, and those that are not floating
         point, stay as they are and get a gradient of zero.
+      sharding: `NamedSharding(mesh, PartitionSpec("directions"))` shares the function
+        values of a step among the devices along that axis (or axes) of a mesh, whose
+        axes are `AxisType.Auto`; further axes are free for batches and parameters that
+        are sharded. One number a value goes over the wire; each device draws all
+        directions again for the mean. Directions, and with `chunk_size=1` all bits,
+        are the same on any number of devices. Not for `exact`.
     Returns:
       An `Estimator`. Its value is f(x) for `forward` and `exact`, for `central` and
       `one_point` the mean of the values taken. With `has_aux`, `info.aux` is that of
@@ -75,7 +84,14 @@ def finite_difference_estimator(
     where = "finite_difference_estimator"
     directions.check(where, distribution)
     options = averaging.Options(
-        distribution, num_directions, smoothing, difference, chunk_size, terms, mask
+        distribution,
+        num_directions,
+        smoothing,
+        difference,
+        chunk_size,
+        terms,
+        mask,
+        sharding=sharding,
     )
     return averaging.estimator(where, options)
 
@@ -88,6 +104,7 @@ def sphere_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Finite differences along K points of the unit sphere: the paper's estimator.
 
@@ -101,7 +118,7 @@ def sphere_estimator(
     On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K.
 
     Args:
-      num_directions, smoothing, difference, chunk_size, terms, mask: As in
+      num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
@@ -133,6 +150,7 @@ def sphere_estimator(
             chunk_size,
             terms,
             mask,
+            sharding=sharding,
         ),
     )
 
@@ -145,6 +163,7 @@ def gaussian_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Finite differences along K standard normal directions.
 
@@ -158,7 +177,7 @@ def gaussian_estimator(
     On a linear function ⟨a, x⟩ the total variance of g is (d + 1) ‖a‖² / K.
 
     Args:
-      num_directions, smoothing, difference, chunk_size, terms, mask: As in
+      num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
@@ -190,6 +209,7 @@ def gaussian_estimator(
             chunk_size,
             terms,
             mask,
+            sharding=sharding,
         ),
     )
 
@@ -202,6 +222,7 @@ def rademacher_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Finite differences along K vectors of independent signs: the cheapest noise.
 
@@ -215,7 +236,7 @@ def rademacher_estimator(
     On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K.
 
     Args:
-      num_directions, smoothing, difference, chunk_size, terms, mask: As in
+      num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
@@ -246,6 +267,7 @@ def rademacher_estimator(
             chunk_size,
             terms,
             mask,
+            sharding=sharding,
         ),
     )
 
@@ -258,6 +280,7 @@ def coordinate_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Finite differences along K random coordinates, or along each of them once.
 
@@ -272,7 +295,7 @@ def coordinate_estimator(
       num_directions: K, at least 1, of `radazo.coordinate`; None takes each coordinate
         once, K = d, of `radazo.basis`. If a value is not finite, its coordinate gets 0
         and the others are multiplied by d / |kept|, as always.
-      smoothing, difference, chunk_size, terms, mask: As in
+      smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
@@ -307,6 +330,7 @@ def coordinate_estimator(
             chunk_size,
             terms,
             mask,
+            sharding=sharding,
         ),
     )
 
@@ -319,6 +343,7 @@ def orthogonal_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Finite differences along K orthonormal directions.
 
@@ -331,7 +356,7 @@ def orthogonal_estimator(
     On a linear function ⟨a, x⟩ the total variance of g is (d / K − 1) ‖a‖².
 
     Args:
-      num_directions, smoothing, difference, chunk_size, terms, mask: As in
+      num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`; `num_directions` at most d.
     Returns:
       An `Estimator`.
@@ -362,5 +387,6 @@ def orthogonal_estimator(
             chunk_size,
             terms,
             mask,
+            sharding=sharding,
         ),
     )

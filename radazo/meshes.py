@@ -43,35 +43,43 @@ def check(where: str, sharding: Any) -> None:
 
 def values(
     sharding: Any,
-    take: Callable[[jax.Array], Any],
+    point: Callable[[jax.Array], Any],
+    evaluate: Callable[[Any], tuple[jax.Array, Any]],
     num: int,
     chunk_size: int,
 ) -> Any:
-    """`take(i)` for i < num, stacked, and the aux of the first.
+    """`evaluate(point(i))` for i < num, stacked, with the aux of the first.
 
-    `take(i) -> (array, aux)`. Each device takes every n-th point, so that all have
-    equally many but for one; those that have none left in the last turn wait.
+    `evaluate(params) -> (array, aux)`. Each group of devices takes every n-th point,
+    `chunk_size` of them in a batch, so that none takes more than one turn more than
+    another; a group that has none left in the last turn waits.
     """
     names = sharding.spec[0]
     names = names if isinstance(names, tuple) else (names,)
     num_groups = math.prod(sharding.mesh.shape[name] for name in names)
-    num_turns = -(-num // num_groups)
+    chunk_size = min(chunk_size, -(-num // num_groups))
+    num_turns = -(-num // (num_groups * chunk_size))
+
+    def turn(numbers: jax.Array) -> tuple[jax.Array, Any]:
+        if chunk_size == 1:
+            taken = _if_there(lambda i: evaluate(point(i)), numbers[0], num)
+            return jax.tree.map(lambda x: x[None], taken)
+        # Drawn one after the other: in a batch XLA on CPU draws what it fuses again.
+        points = lax.map(point, jnp.minimum(numbers, jnp.uint32(num - 1)))
+        return jax.vmap(evaluate)(points)
 
     def local() -> Any:
         mine = lax.axis_index(names).astype(jnp.uint32)
-        points = jnp.arange(num_turns, dtype=jnp.uint32) * num_groups + mine
-        if chunk_size > 1:
-            last = jnp.uint32(num - 1)
-            taken = lax.map(take, jnp.minimum(points, last), batch_size=chunk_size)
-        else:
-            taken = lax.map(lambda i: _if_there(take, i, num), points)
-        arrays, aux = taken
+        numbers = jnp.arange(num_turns * chunk_size, dtype=jnp.uint32)
+        numbers = (numbers * num_groups + mine).reshape(num_turns, chunk_size)
+        arrays, aux = lax.map(turn, numbers)
         # The first turn of the first group has the first point.
-        first = jax.tree.map(lambda x: lax.all_gather(x[0], names)[0], aux)
-        gathered = lax.all_gather(arrays, names, axis=1, tiled=False)
+        first = jax.tree.map(lambda x: lax.all_gather(x[0, 0], names)[0], aux)
+        arrays = arrays.reshape(-1, *arrays.shape[2:])
+        gathered = lax.all_gather(arrays, names, axis=1)
         return gathered.reshape(-1, *arrays.shape[1:])[:num], first
 
-    # Types that say over which axes a value varies would be asked of `value_fn` too.
+    # Types that say over which axes a value varies would be asked of `evaluate` too.
     everywhere = jax.sharding.PartitionSpec()
     return jax.shard_map(
         local,
@@ -83,7 +91,9 @@ def values(
     )()
 
 
-def _if_there(take: Callable[[jax.Array], Any], i: jax.Array, num: int) -> Any:
+def _if_there(
+    take: Callable[[jax.Array], tuple[jax.Array, Any]], i: jax.Array, num: int
+) -> tuple[jax.Array, Any]:
     """`take(i)`, or zeros, and no value taken, beyond the last point."""
     kind = jax.eval_shape(take, i)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kind)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from radazo import averaging, base, differences, directions
 
@@ -18,6 +19,7 @@ def majority_vote_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: base.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> base.Estimator:
     """Each direction votes for the sign of each element of the gradient.
 
@@ -32,8 +34,8 @@ def majority_vote_estimator(
     high dimension that is proportional to a, and K < d votes are mostly noise.
 
     Args:
-      distribution, num_directions, smoothing, difference, chunk_size, terms, mask: As
-        in `finite_difference_estimator`.
+      distribution, num_directions, smoothing, difference, chunk_size, terms, mask,
+        sharding: As in `finite_difference_estimator`.
     Returns:
       An `Estimator`. `info.factor` and `info.squared_norm` are NaN: statistics of
       slopes say nothing of votes.
@@ -63,6 +65,7 @@ def majority_vote_estimator(
         terms,
         mask,
         _vote,
+        sharding,
     )
     voting = averaging.estimator(where, options)
 
