@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "tables and figures of result lines; runs nothing",
     "speed": "time and memory of one step",
     "finetune": "a language model tuned with function values: figure 3 of the paper",
+    "devices": "one run over the devices of several processes, bit for bit",
     "memory": "memory of a step of fine-tuning, by mode, without running it",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }

@@ -1,0 +1,112 @@
+"""One run over all devices of several processes: the same bits however many there are.
+
+  python -m benchmarks devices                    over the devices of this machine
+  python -m benchmarks devices --processes 4      four processes on this machine
+  python -m benchmarks devices --join             started once on each host of a cluster
+                                                  or TPU pod, which JAX finds by itself
+
+Each process draws and evaluates directions of its own, the function values go to all,
+and every device makes the same update: the fingerprint that is printed at the end says
+so, and is the same for any number of processes and devices.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import radazo
+
+STEPS_PER_CALL = 10
+
+
+def main(argv: list[str]) -> None:
+    args = _arguments(argv)
+    if args.processes > 1 and args.process is None:
+        _launch(args.processes, argv)
+        return
+    if args.join:
+        jax.distributed.initialize()
+    elif args.process is not None:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    words, seconds = run(args.steps, args.dim, args.num_directions)
+    if jax.process_index() == 0:
+        print(
+            f"{jax.device_count()} devices of {jax.process_count()} processes: "
+            f"{1e3 * seconds:.1f} ms a step, fingerprint {words[0]:08x}{words[1]:08x}"
+        )
+
+
+def run(num_steps: int, dim: int, num_directions: int) -> tuple[np.ndarray, float]:
+    """The fingerprint of the parameters reached, and the seconds of a step."""
+    mesh = Mesh(np.array(jax.devices()), ("directions",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shared = NamedSharding(mesh, PartitionSpec("directions"))
+    estimator = radazo.sphere_estimator(num_directions=num_directions, sharding=shared)
+    optimizer = radazo.radazo(0.01, estimator, key=0)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = optimizer.update(None, state, params, value_fn=_rosenbrock)
+        return (optax.apply_updates(params, updates), state), None
+
+    steps = jax.jit(lambda carry: jax.lax.scan(step, carry, length=STEPS_PER_CALL)[0])
+    params = jnp.zeros(dim)
+    carry = jax.device_put((params, optimizer.init(params)), everywhere)
+    compiled = steps.lower(carry).compile()
+    started = time.perf_counter()
+    for _ in range(num_steps // STEPS_PER_CALL):
+        carry = jax.block_until_ready(compiled(carry))
+        radazo.check_replicas(carry[0])
+    seconds = (time.perf_counter() - started) / num_steps
+    return np.asarray(jax.jit(radazo.fingerprint)(carry[0])), seconds
+
+
+def _rosenbrock(x: jax.Array) -> jax.Array:
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+def _launch(num_processes: int, argv: list[str]) -> None:
+    """The same command in several processes of this machine, which find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "benchmarks", "devices", *argv]
+    command += ["--coordinator", address, "--process"]
+    children = [subprocess.Popen([*command, str(i)]) for i in range(num_processes)]
+    try:
+        codes = [child.wait() for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    if any(codes):
+        sys.exit(f"processes ended with {codes}")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks devices",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--join", action="store_true")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--dim", type=int, default=10_000)
+    parser.add_argument("--num-directions", type=int, default=10)
+    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.steps < STEPS_PER_CALL or args.steps % STEPS_PER_CALL:
+        parser.error(f"--steps must be a multiple of {STEPS_PER_CALL}")
+    if args.processes < 1 or args.processes > (os.cpu_count() or 1) * 8:
+        parser.error("--processes must be at least 1 and at most 8 a core")
+    return args
