@@ -91,8 +91,9 @@ def tell(
 ) -> tuple[base.Params, Any]:
     """The step of an optimizer, from values that were taken elsewhere.
 
-    The same state as that of `optimizer.update`, and the same step: bit for bit where
-    the values are those that it would have taken.
+    The same state as that of `optimizer.update`, and the same step from the same
+    values: bit for bit as far as XLA rounds two programs alike (in a dozen dimensions
+    it may take the norm that `sphere` divides by in another order).
 
       updates, state = optimizer.update(None, state, x, value_fn=Told(values))
       x ← x + updates

@@ -1,0 +1,321 @@
+"""Steps whose function is evaluated elsewhere, told, watched and made again."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import raises
+from contracts import ESTIMATORS
+
+import radazo
+
+PARAMS = {"a": jnp.linspace(0.0, 1.0, 37), "b": jnp.ones((4, 5))}
+# Those that ask for values along directions which are known before the step.
+ALONG = {
+    "sphere": radazo.sphere_estimator,
+    "central": functools.partial(
+        radazo.gaussian_estimator, difference=radazo.central, num_directions=3
+    ),
+    "chunks": functools.partial(radazo.gaussian_estimator, chunk_size=4),
+    "one point": functools.partial(
+        radazo.rademacher_estimator, difference=radazo.one_point
+    ),
+    "orthogonal": radazo.orthogonal_estimator,
+    "basis": functools.partial(radazo.coordinate_estimator, num_directions=None),
+    "votes": radazo.majority_vote_estimator,
+    "guided": radazo.prior_guided_estimator,
+    "reuse": radazo.history_reuse_estimator,
+    "mean": radazo.history_mean_estimator,
+}
+
+
+def oracle(params):
+    a, b = (np.asarray(params[name]) for name in ("a", "b"))
+    return np.float32(np.sum((a - 1) ** 2) + np.sum(np.cos(b)))
+
+
+def value_fn(params):
+    kind = jnp.float32(0)
+    return jax.pure_callback(oracle, kind, params, vmap_method="sequential")
+
+
+def stepped(optimizer, params, state, given):
+    updates, state = optimizer.update(None, state, params, value_fn=given)
+    return optax.apply_updates(params, updates), state
+
+
+def assert_same_bits(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("make", ALONG.values(), ids=ALONG)
+def test_told_and_replayed_steps_are_those_of_the_compiled_run(make):
+    optimizer = radazo.radazo(0.05, make(), key=3)
+
+    @jax.jit
+    def step(params, state):
+        watched = radazo.Watched(value_fn, [])
+        params, state = stepped(optimizer, params, state, watched)
+        return params, state, watched.infos
+
+    @jax.jit
+    def again(params, state, info, value):
+        given = radazo.Replayed(info.slopes, info.kept, value)
+        return stepped(optimizer, params, state, given)
+
+    run = asked = replayed = PARAMS, optimizer.init(PARAMS)
+    for _ in range(3):
+        *run, infos = step(*run)
+        ids, point = radazo.ask(optimizer, *asked)
+        values = {id_: oracle(point(id_)) for id_ in reversed(ids)}
+        asked = radazo.tell(optimizer, *asked, values)
+        (info,) = infos
+        replayed = again(*replayed, info, run[1].last_value)
+    assert_same_bits(asked, tuple(run))
+    assert_same_bits(replayed, tuple(run))
+    assert np.any(np.asarray(run[0]["a"]) != np.asarray(PARAMS["a"]))
+
+
+def sgd(**options):
+    estimator = radazo.gaussian_estimator(num_directions=4, **options)
+    return radazo.zo_sgd(0.1, estimator, key=1)
+
+
+def test_missing_values_drop_their_directions_and_late_ones_are_ignored():
+    optimizer = sgd()
+    start = PARAMS, optimizer.init(PARAMS)
+    ids, point = radazo.ask(optimizer, *start)
+    values = {id_: oracle(point(id_)) for id_ in ids}
+    some = {id_: values[id_] for id_ in ids if id_.index not in (2, 3)}
+    params, state = radazo.tell(optimizer, *start, some)
+    assert (state.num_dropped, state.num_skipped, state.count) == (2, 0, 1)
+    array = np.array([values[id_] for id_ in ids])
+    array[2:4] = np.nan
+    assert_same_bits(radazo.tell(optimizer, *start, array), (params, state))
+    # Late: values of the step before count for nothing; without f(x) no slope is known.
+    _, after = radazo.tell(optimizer, params, state, values)
+    assert (after.num_skipped, after.count) == (1, 2)
+
+
+def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
+    optimizer = sgd(difference=radazo.central)
+    start = PARAMS, optimizer.init(PARAMS)
+    ids, point = radazo.ask(optimizer, *start)
+    assert ids == [(0, i) for i in range(8)]
+    moved = [np.asarray(point((0, i))["a"]) - np.asarray(PARAMS["a"]) for i in (6, 7)]
+    np.testing.assert_allclose(moved[0], -moved[1], atol=1e-6)
+    own = radazo.sample_directions(
+        jax.random.fold_in(jax.random.key(1), 0),
+        PARAMS,
+        radazo.gaussian,
+        num_directions=4,
+    )
+    np.testing.assert_allclose(moved[0], 5e-3 * own["a"][3], atol=1e-6)
+
+
+def test_a_million_parameters_and_64_directions_are_asked_for_one_by_one():
+    optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(num_directions=64), key=0)
+    params = jnp.zeros(10**6)
+    state = optimizer.init(params)
+    before = len(jax.live_arrays())
+    ids, point = radazo.ask(optimizer, params, state)
+    norms = [float(jnp.linalg.norm(point(id_))) for id_ in (ids[0], ids[1], ids[64])]
+    assert len(ids) == 65
+    assert len(jax.live_arrays()) <= before + 1
+    # The norm of a Gaussian of a million elements is 1000 within 0.7 (one deviation).
+    np.testing.assert_allclose(norms, [0, 5, 5], atol=5e-3 * 4)
+
+
+def test_terms_are_told_as_rows():
+    optimizer = sgd(terms=True)
+    start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
+    ids, point = radazo.ask(optimizer, *start)
+    rows = [(np.asarray(point(id_)) - 1) ** 2 for id_ in ids]
+    told = radazo.tell(optimizer, *start, np.stack(rows))
+    run = jax.jit(functools.partial(stepped, optimizer, given=lambda x: (x - 1) ** 2))
+    np.testing.assert_allclose(told[0], run(*start)[0], rtol=1e-4)
+    mapping = dict(zip(ids, rows, strict=True))
+    assert_same_bits(radazo.tell(optimizer, *start, mapping), told)
+
+
+def test_values_keep_their_own_type(x64):
+    optimizer = sgd()
+    params = np.arange(3, dtype=np.float32)
+    start = params, optimizer.init(params)
+    told = [
+        radazo.tell(optimizer, *start, (1 + 1e-9 * np.arange(5)).astype(dtype))[0]
+        for dtype in (np.float32, np.float64)
+    ]
+    assert told[0].dtype == told[1].dtype == np.float32
+    np.testing.assert_array_equal(told[0], params)  # All values are 1 in float32.
+    assert np.any(told[1] != params)
+
+
+def test_what_is_not_perturbed_stays_as_it_is(of_users):
+    optimizer = sgd()
+    params = {
+        "x": np.ones(2, np.float32),
+        "n": np.array([1, 2]),
+        "scale": 2.0,
+        "z": None,
+    }
+    start = params, optimizer.init(params)
+    ids, point = radazo.ask(optimizer, *start)
+    told, _ = radazo.tell(optimizer, *start, np.arange(5, dtype=np.float32))
+    for tree in (point(ids[1]), told):
+        np.testing.assert_array_equal(tree["n"], [1, 2])
+        assert (tree["scale"], tree["z"]) == (2.0, None)
+        assert np.any(tree["x"] != 1)
+
+
+def test_in_place_a_step_is_made_again_of_its_slopes():
+    optimizer = radazo.in_place(optax.sgd(0.1), num_directions=3, key=0)
+
+    @jax.jit
+    def step(params, state):
+        watched = radazo.Watched(lambda x: jnp.sum((x - 1) ** 2), [])
+        params, state, _ = optimizer.step(watched, params, state)
+        return params, state, watched.infos[0]
+
+    @jax.jit
+    def again(params, state, info, value):
+        given = radazo.Replayed(info.slopes, info.kept, value)
+        return optimizer.step(given, params, state)[:2]
+
+    run = replayed = jnp.zeros(5), optimizer.init(jnp.zeros(5))
+    for _ in range(3):
+        *run, info = step(*run)
+        replayed = again(*replayed, info, run[1].last_value)
+    assert_same_bits(replayed, tuple(run))
+
+
+def test_what_is_told_passes_through_every_form():
+    values = np.array([3.0, 4.0, 5.0], np.float32)
+    estimator = radazo.gaussian_estimator(num_directions=2)
+    link = optax.chain(radazo.estimate_gradient(estimator, 0), optax.scale(-0.1))
+    around = radazo.with_estimator(estimator, optax.sgd(0.1), 0)
+    x = jnp.ones(3)
+    moved = [radazo.tell(form, x, form.init(x), values)[0] for form in (link, around)]
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
+    assert jnp.all(moved[0] != x)
+
+
+def test_an_estimator_with_points_of_its_own_cannot_be_told():
+    optimizer = radazo.radazo(0.1, radazo.trajectory_estimator(), key=0)
+    state = optimizer.init(PARAMS)
+    with raises(TypeError, "value_fn", "be a function here; got a `Asked`", "sphere"):
+        radazo.ask(optimizer, PARAMS, state)
+    with raises(TypeError, "be a function here; got a `Told`", "along directions"):
+        radazo.tell(optimizer, PARAMS, state, np.zeros(11, np.float32))
+
+
+def wrong(call, *parts, kind=ValueError):
+    return pytest.param(call, kind, parts, id=parts[1][:40])
+
+
+def asked(make=sgd, params=PARAMS):
+    optimizer = make()
+    return optimizer, params, optimizer.init(params)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "parts"),
+    [
+        wrong(
+            lambda: radazo.ask(*asked(lambda: sgd(difference=radazo.exact))),
+            "`ask(difference=",
+            "say in its `steps` where along a direction",
+            "radazo.forward",
+        ),
+        wrong(
+            lambda: radazo.tell(
+                *asked(lambda: sgd(difference=radazo.exact)), np.zeros(4, np.float32)
+            ),
+            "`Told(difference=",
+            "say in its `steps`",
+        ),
+        wrong(
+            lambda: radazo.ask(*asked(lambda: optax.sgd(0.1))),
+            "`ask(optimizer=",
+            "have one estimator in it; got one whose state has 0",
+        ),
+        wrong(
+            lambda: radazo.ask(*asked()).point((0, 5)),
+            "`point(id_=",
+            "be one of 5 of step 0; got (0, 5)",
+            "Ask after each `tell`",
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), {(1, 0): 1.0}),
+            "`tell(values=",
+            "have keys of step 0 (or before) with an index below 5; got (1, 0)",
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), {0: 1.0}),
+            "`tell(values=",
+            "have keys of step 0 (or before)",
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), np.zeros(4)),
+            "`Told(values=",
+            "have 5 entries and no other axis; got shape (4,)",
+            "NaN for a missing one",
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), np.zeros((5, 2))),
+            "`Told(values=",
+            "have 5 entries and no other axis; got shape (5, 2)",
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(lambda: sgd(terms=True)), np.zeros((4, 2))),
+            "`Told(values=",
+            "have 5 entries and further axes of terms; got shape (4, 2)",
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), np.zeros(5, complex)),
+            "`Told(values=",
+            "be real; got complex64",
+            kind=TypeError,
+        ),
+        wrong(
+            lambda: stepped(
+                *asked(), radazo.Replayed(np.zeros(3), np.ones(4, bool), 0)
+            ),
+            "`Replayed(slopes=",
+            "have 4 entries; got shape (3,)",
+        ),
+        wrong(
+            lambda: stepped(
+                *asked(), radazo.Replayed(np.zeros(4), np.ones(3, bool), 0)
+            ),
+            "`Replayed(kept=",
+            "have 4 entries; got shape (3,)",
+        ),
+    ],
+)
+def test_a_wrong_question_or_answer_is_refused(call, kind, parts):
+    with raises(kind, *parts):
+        call()
+
+
+REFUSED = {"exact", "snapshot", "trajectory", "interpolation"}
+
+
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - REFUSED))
+def test_the_table_says_how_many_queries_there_are(name):
+    row = ESTIMATORS[name]
+    optimizer = radazo.radazo(0.1, row.make(num_directions=2), key=0)
+    params = {"x": jnp.zeros(6)}
+    queries = radazo.ask(optimizer, params, optimizer.init(params))
+    assert len(queries.ids) == row.num_values(2)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_an_estimator_with_points_of_its_own_cannot_be_asked(name):
+    optimizer = radazo.radazo(0.1, ESTIMATORS[name].make(num_directions=2), key=0)
+    params = {"x": jnp.zeros(6)}
+    with pytest.raises((TypeError, ValueError), match=r"be a function here|`steps`"):
+        radazo.ask(optimizer, params, optimizer.init(params))
