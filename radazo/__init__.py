@@ -9,6 +9,7 @@ complete optimizers.
 Floors, from the bottom up; a module imports only from floors below its own.
 
   0  base, checks, trees               what an estimator is; what an argument must be
+     ledger                            what a pool has spent
      offsets                           places beyond 2³², in two words
   1  threefry, granularities           random bits of (key, counter); shared moments
      differences, leaves               one slope along one line; pytrees as flat vectors
@@ -18,9 +19,11 @@ Floors, from the bottom up; a module imports only from floors below its own.
      meshes                            values taken on many devices, known to all
      replicas                          whether devices hold the same parameters
      diagnostics                       how good an estimate is
+     calls, executors                  one call in a worker; where workers come from
   2  directions, steps                 laws of directions; what estimators share
      moments, rounding                 update rules; small changes kept in the mean
      streaming                         a function at x + noise, without that point
+     dispatch                          which call is made when, and what it has cost
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, votes                 values to gradient; values to votes
      guided, history                   guesses of the gradient; past steps drawn again
@@ -36,6 +39,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
      ask_tell                          steps whose function is evaluated elsewhere
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
+     pool                              values of a function from workers that may fail
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
@@ -116,6 +120,7 @@ from radazo.interpolation import interpolation_estimator as interpolation_estima
 from radazo.kernels import Kernel as Kernel
 from radazo.kernels import matern as matern
 from radazo.kernels import rbf as rbf
+from radazo.ledger import Ledger as Ledger
 from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
@@ -134,6 +139,8 @@ from radazo.optimizers import zo_signsgd as zo_signsgd
 from radazo.pars import ParsState as ParsState
 from radazo.pars import pars as pars
 from radazo.points import perturbed as perturbed
+from radazo.pool import EvaluationPool as EvaluationPool
+from radazo.pool import evaluation_pool as evaluation_pool
 from radazo.projected import projected as projected
 from radazo.projected import projected_zo_adamm as projected_zo_adamm
 from radazo.projected import zo_psgd as zo_psgd

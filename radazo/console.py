@@ -36,9 +36,10 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def progress_bar(
-    where: str, progress: bool | None, num_steps: int
+    where: str, progress: bool | None, num_steps: int | None
 ) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar as `bar(steps, value)`; without tqdm only if not asked for."""
+    """A progress bar as `bar(steps, value)`, of `num_steps` if their number is known;
+    without tqdm only if not asked for."""
     try:
         tqdm = importlib.import_module("tqdm.auto").tqdm
     except ImportError:

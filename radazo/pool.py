@@ -1,0 +1,166 @@
+"""Values of a function that JAX cannot trace, from workers that may fail.
+
+`evaluation_pool` opens a pool; the loop that keeps it busy is in `dispatch`, the call
+as a worker makes it in `calls`.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from radazo import base, checks, console, dispatch, executors, ledger
+
+_WHERE = "evaluation_pool"
+
+
+class EvaluationPool(NamedTuple):
+    """A pool that is open, as `evaluation_pool` gives it.
+
+    Attributes:
+      evaluate: `evaluate(queries) -> values`: from an iterable of (id, point) to an
+        iterator of (id, value) in any order, NaN for a query that failed for good. At
+        most `max_concurrent` points are held. It ends early where the budget does: the
+        queries that are left have no value.
+      ledger: `ledger() -> Ledger`, the counts so far.
+    """
+
+    evaluate: Callable[[Iterable[tuple[Any, base.Params]]], Iterator[tuple[Any, float]]]
+    ledger: Callable[[], ledger.Ledger]
+
+
+def evaluation_pool(
+    value_fn: Callable[[base.Params], Any],
+    executor: futures.Executor | Callable[[], futures.Executor],
+    *,
+    max_concurrent: int,
+    timeout: float | None = None,
+    max_retries: int = 2,
+    backoff: float = 0.1,
+    budget: int | None = None,
+    cache: bool | int = True,
+    progress: bool | None = None,
+) -> AbstractContextManager[EvaluationPool]:
+    """A pool of workers that evaluate a function of plain Python.
+
+    The function is anything that takes a pytree of NumPy arrays and returns a number:
+
+      lambda x: float(subprocess.check_output(["./simulate", *map(str, x)]))
+      lambda x: requests.post(url, json=x.tolist(), timeout=9).json()["value"]
+
+    A call without an answer (it raised, took too long, or its worker was killed) is
+    repeated up to `max_retries` times, after `backoff`, 2 · `backoff`, 4 · `backoff`,
+    ... seconds; an answer is final, and where it is no real number the value is NaN.
+
+    Workers come from any executor. Given as a function that makes one, each of the
+    `max_concurrent` calls under way has an executor of its own, which is replaced when
+    its call hangs or its worker is killed: one worker in each is enough.
+
+      ThreadPoolExecutor                          threads
+      partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))      processes
+      dask.distributed.Client(...).get_executor   a cluster
+
+    Given as an executor (with at least `max_concurrent` workers), it is used as it is,
+    and stays open. A process pool of Python breaks as a whole when one worker is
+    killed, and then there is an error. Processes are spawned, since a fork of a process
+    in which JAX has threads may hang; their function must be importable.
+
+    A time-out of a process worker (made by the pool) kills it. A thread cannot be
+    killed, and no more can a worker of a cluster: the call goes on, counts, and what it
+    returns is ignored. An executor made by the pool is left behind with it; in an
+    executor given as it is, the call keeps its place until it ends. Python waits for
+    its threads before it ends, so have a function that may hang for ever time out by
+    itself, as above, or run it in processes.
+
+    Nothing is read but what the workers write to a temporary folder, and nothing
+    listens on a network (but what an executor of a cluster does).
+
+    Args:
+      value_fn: `value_fn(point) -> number`.
+      executor: A `concurrent.futures.Executor`, or a function that makes one.
+      max_concurrent: Calls under way at once, and points held.
+      timeout: Seconds that a call may take from its beginning, where that is seen: in
+        threads and processes; else from when it is handed over. None for no limit.
+      max_retries: How often a call without an answer is repeated.
+      backoff: Seconds before the first repetition, doubled for each further one.
+      budget: Calls that may be begun in all, repeated ones and failures included; None
+        for no limit.
+      cache: Whether queries of the same bytes share one call, now and later: True, or
+        the number of values to keep. False for a function whose values are random.
+      progress: Whether to show a bar of calls (needs tqdm); None shows it on a terminal
+        where tqdm is installed.
+    Returns:
+      A context manager that gives an `EvaluationPool`.
+    Raises:
+      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      RuntimeError: From `evaluate`, if executors break before a call begins, or if one
+        that was given as it is breaks or has a hanging call in each place. What came
+        before is handed out, and the ledger is right.
+    Cost:
+      One call for each query, but for duplicates and repetitions.
+    Example:
+      >>> queries = [(i, np.full(2, i)) for i in (1, 2, 2)]
+      >>> with evaluation_pool(np.sum, ThreadPoolExecutor, max_concurrent=2) as pool:
+      ...     values = dict(pool.evaluate(queries))
+      >>> print(values, pool.ledger().calls)
+      {1: 2.0, 2: 4.0} 2
+    """
+    options = dispatch.Options(
+        max_concurrent, timeout, max_retries, backoff, budget, cache
+    )
+    _check(value_fn, options, progress)
+    crew = executors.crew(_WHERE, executor)
+    return _opened(value_fn, crew, options, progress)
+
+
+@contextmanager
+def _opened(
+    value_fn: Any,
+    crew: executors.Crew,
+    options: dispatch.Options,
+    progress: bool | None,
+) -> Iterator[EvaluationPool]:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        console.progress_bar(_WHERE, progress, options.budget) as bar,
+    ):
+        path = Path(folder) / "marks"
+        path.touch()
+        loop = dispatch.dispatch(value_fn, crew, options, str(path), bar)
+
+        def evaluate(
+            queries: Iterable[tuple[Any, base.Params]],
+        ) -> Iterator[tuple[Any, float]]:
+            way_out = "Pass a list, or a generator that makes one point at a time."
+            checks.instance("evaluate", "queries", queries, Iterable, way_out)
+            return loop.run(iter(queries))
+
+        try:
+            yield EvaluationPool(evaluate, loop.counts)
+        finally:
+            loop.close()
+
+
+def _check(value_fn: Any, options: dispatch.Options, progress: Any) -> None:
+    way_out = "It takes a point, a pytree of NumPy arrays, and returns a number."
+    checks.function(_WHERE, "value_fn", value_fn, way_out)
+    way_out = "It is the number of calls under way at once: one for each worker."
+    checks.integer(_WHERE, "max_concurrent", options.max_concurrent, 1, way_out)
+    if options.timeout is not None:
+        way_out = "It is the seconds that a call may take, or None for no limit."
+        checks.positive(_WHERE, "timeout", options.timeout, way_out)
+    way_out = "It is how often a call without an answer is repeated."
+    checks.integer(_WHERE, "max_retries", options.max_retries, 0, way_out)
+    way_out = "It is the seconds before a call is repeated, doubled each time."
+    checks.non_negative(_WHERE, "backoff", options.backoff, way_out)
+    if options.budget is not None:
+        way_out = "It is the number of calls that may be begun, or None for no limit."
+        checks.integer(_WHERE, "budget", options.budget, 0, way_out)
+    if not isinstance(options.cache, bool):
+        way_out = "True keeps all values, False none, a number as many as it says."
+        checks.integer(_WHERE, "cache", options.cache, 1, way_out)
+    if progress is not None:
+        way_out = "None shows a bar on a terminal where tqdm is installed."
+        checks.instance(_WHERE, "progress", progress, bool, way_out)
