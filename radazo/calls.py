@@ -98,7 +98,9 @@ def digest(point: Any) -> bytes:
         else:
             way_out = "Pass `cache=False` for points that cannot be compared."
             rule = "be points of arrays and numbers"
-            checks.fail("evaluate", "queries", rule, kind, way_out, TypeError)
+            got = f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind
+            where = "EvaluationPool.evaluate"
+            checks.fail(where, "queries", rule, got, way_out, TypeError)
     return seen.digest()
 
 

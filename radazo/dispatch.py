@@ -41,6 +41,7 @@ class Dispatch(NamedTuple):
 
     run: Callable[[Iterator[Any]], Iterator[Value]]
     counts: Callable[[], ledger.Ledger]
+    num_left: Callable[[], int | None]
     close: Callable[[], None]
 
 
@@ -53,7 +54,7 @@ def dispatch(
 ) -> Dispatch:
     """A loop whose calls leave their marks in `path`; `advance` hears of each."""
     loop = _Loop(value_fn, crew, options, path, advance)
-    return Dispatch(loop.run, loop.ledger, loop.close)
+    return Dispatch(loop.run, loop.ledger, loop.num_left, loop.close)
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,8 +110,12 @@ class _Loop:
             way_out = "Open another pool, or finish the iterator that you have."
             rule = "be evaluated by an open pool, one iterator at a time"
             got = f"a pool that is {self.state}"
-            checks.fail("evaluate", "queries", rule, got, way_out, RuntimeError)
+            checks.fail(
+                "EvaluationPool.evaluate", "queries", rule, got, way_out, RuntimeError
+            )
         self.state, more = "busy", True
+        # Each run waits for them anew.
+        self.held = dict.fromkeys(self.held, time.monotonic())
         try:
             while True:
                 for _ in range(self.options.max_concurrent):
@@ -134,7 +139,9 @@ class _Loop:
         if not (isinstance(query, tuple | list) and len(query) == 2):
             way_out = "The id is anything, and comes back with the value."
             rule = "be an iterable of (id, point)"
-            checks.fail("evaluate", "queries", rule, repr(query)[:200], way_out)
+            checks.fail(
+                "EvaluationPool.evaluate", "queries", rule, repr(query)[:200], way_out
+            )
         name, point = query[0], calls.plain(query[1])
         digest = calls.digest(point) if self.options.cache else None
         self.counts["queries"] += 1
@@ -154,12 +161,9 @@ class _Loop:
 
     def _has_room(self) -> bool:
         jobs = len(self.waiting) + len(self.under_way)
-        to_pay = self._reserved() + len(self.waiting)
-        return (
-            self._is_on()
-            and jobs < self.options.max_concurrent
-            and (self.options.budget is None or to_pay < self.options.budget)
-        )
+        has_place, num_left = jobs < self.options.max_concurrent, self.num_left()
+        is_paid = num_left is None or num_left > len(self.waiting)
+        return self._is_on() and has_place and is_paid
 
     def _is_on(self) -> bool:
         return self.state == "busy" and self.trouble is None
@@ -182,14 +186,15 @@ class _Loop:
 
     # -- Calls --
 
-    def _reserved(self) -> int:
-        """Calls that have begun, or may have."""
+    def num_left(self) -> int | None:
+        """Calls that may still be begun; None for any number."""
+        if self.options.budget is None:
+            return None
         past = sum(self.counts[kind] for kind in (*_ANSWERS, *_NO_ANSWERS))
-        return past + len(self.under_way)
+        return self.options.budget - past - len(self.under_way)
 
     def _is_spent(self) -> bool:
-        budget = self.options.budget
-        return budget is not None and self._reserved() >= budget
+        return self.num_left() == 0
 
     def _can_start(self) -> bool:
         busy = len(self.under_way) + len(self.held)
@@ -319,7 +324,8 @@ class _Loop:
         self.last_failure = answer.text or self.last_failure
         self.advance(1, answer.value)
         if answer.kind in _ANSWERS:
-            self._remember(job.digest, answer.value)
+            if answer.kind == "values":
+                self._remember(job.digest, answer.value)
             return self._serve(job, answer.value)
         job.tries += 1
         if self.trouble is not None or not job.ids:

@@ -4,6 +4,7 @@
 as a worker makes it in `calls`.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -11,9 +12,25 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from radazo import base, checks, console, dispatch, executors, ledger
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from radazo import (
+    ask_tell,
+    base,
+    checks,
+    console,
+    dispatch,
+    executors,
+    forms,
+    ledger,
+    loop,
+)
 
 _WHERE = "evaluation_pool"
+_RUN = "EvaluationPool.minimize"
 
 
 class EvaluationPool(NamedTuple):
@@ -24,10 +41,17 @@ class EvaluationPool(NamedTuple):
         iterator of (id, value) in any order, NaN for a query that failed for good. At
         most `max_concurrent` points are held. It ends early where the budget does: the
         queries that are left have no value.
+      minimize: `minimize(params, optimizer, num_steps, *, state=None, callback=None)`,
+        a run like `radazo.minimize`: each step asks for its points, evaluates them, and
+        tells their values. What failed for good drops its direction. The callback is
+        called after each step, and ends the run by returning True. A step begins only
+        if the budget has a call for each of its queries, and is given up as a whole if
+        repetitions take them: then the status is "exhausted".
       ledger: `ledger() -> Ledger`, the counts so far.
     """
 
     evaluate: Callable[[Iterable[tuple[Any, base.Params]]], Iterator[tuple[Any, float]]]
+    minimize: Callable[..., loop.MinimizeResult]
     ledger: Callable[[], ledger.Ledger]
 
 
@@ -59,13 +83,17 @@ def evaluation_pool(
     its call hangs or its worker is killed: one worker in each is enough.
 
       ThreadPoolExecutor                          threads
-      partial(ProcessPoolExecutor, 1, mp_context=get_context("spawn"))      processes
+      partial(ProcessPoolExecutor, 1, mp_context=context)                   processes
       dask.distributed.Client(...).get_executor   a cluster
 
     Given as an executor (with at least `max_concurrent` workers), it is used as it is,
     and stays open. A process pool of Python breaks as a whole when one worker is
-    killed, and then there is an error. Processes are spawned, since a fork of a process
-    in which JAX has threads may hang; their function must be importable.
+    killed, and then there is an error.
+
+    Processes must not be forked from one in which JAX has threads, or may hang: take
+    `context = get_context("spawn")`, or "forkserver", where
+    `context.set_forkserver_preload(["radazo"])` has a new one ready at once. What they
+    call must be importable by name.
 
     A time-out of a process worker (made by the pool) kills it. A thread cannot be
     killed, and no more can a worker of a cluster: the call goes on, counts, and what it
@@ -87,8 +115,9 @@ def evaluation_pool(
       backoff: Seconds before the first repetition, doubled for each further one.
       budget: Calls that may be begun in all, repeated ones and failures included; None
         for no limit.
-      cache: Whether queries of the same bytes share one call, now and later: True, or
-        the number of values to keep. False for a function whose values are random.
+      cache: Whether queries of the same bytes share one call while it is under way, and
+        its value later: True, or the number of values to keep. False for a function
+        whose values are random.
       progress: Whether to show a bar of calls (needs tqdm); None shows it on a terminal
         where tqdm is installed.
     Returns:
@@ -104,8 +133,15 @@ def evaluation_pool(
       >>> queries = [(i, np.full(2, i)) for i in (1, 2, 2)]
       >>> with evaluation_pool(np.sum, ThreadPoolExecutor, max_concurrent=2) as pool:
       ...     values = dict(pool.evaluate(queries))
-      >>> print(values, pool.ledger().calls)
-      {1: 2.0, 2: 4.0} 2
+      >>> print(sorted(values.items()), pool.ledger().calls)
+      [(1, 2.0), (2, 4.0)] 2
+      >>> def value_fn(x):
+      ...     return np.sum((x - 1) ** 2)
+      >>> optimizer = radazo.radazo(0.02, key=0)
+      >>> with evaluation_pool(value_fn, ThreadPoolExecutor, max_concurrent=2) as pool:
+      ...     result = pool.minimize(np.zeros(5, np.float32), optimizer, 300)
+      >>> print(result.num_steps, result.values[-1] < 0.01, pool.ledger().calls)
+      300 True 3300
     """
     options = dispatch.Options(
         max_concurrent, timeout, max_retries, backoff, budget, cache
@@ -128,19 +164,76 @@ def _opened(
     ):
         path = Path(folder) / "marks"
         path.touch()
-        loop = dispatch.dispatch(value_fn, crew, options, str(path), bar)
-
-        def evaluate(
-            queries: Iterable[tuple[Any, base.Params]],
-        ) -> Iterator[tuple[Any, float]]:
-            way_out = "Pass a list, or a generator that makes one point at a time."
-            checks.instance("evaluate", "queries", queries, Iterable, way_out)
-            return loop.run(iter(queries))
-
+        work = dispatch.dispatch(value_fn, crew, options, str(path), bar)
+        pool = EvaluationPool(
+            functools.partial(_evaluate, work),
+            functools.partial(_minimize, work),
+            work.counts,
+        )
         try:
-            yield EvaluationPool(evaluate, loop.counts)
+            yield pool
         finally:
-            loop.close()
+            work.close()
+
+
+def _evaluate(
+    work: dispatch.Dispatch, queries: Iterable[tuple[Any, base.Params]]
+) -> Iterator[tuple[Any, float]]:
+    way_out = "Pass a list, or a generator that makes one point at a time."
+    checks.instance("EvaluationPool.evaluate", "queries", queries, Iterable, way_out)
+    return work.run(iter(queries))
+
+
+def _minimize(
+    work: dispatch.Dispatch,
+    params: base.Params,
+    optimizer: optax.GradientTransformationExtraArgs,
+    num_steps: int,
+    *,
+    state: Any = None,
+    callback: Callable[[loop.MinimizeResult], Any] | None = None,
+) -> loop.MinimizeResult:
+    """`EvaluationPool.minimize`."""
+    _check_run(optimizer, num_steps, callback)
+    state = optimizer.init(params) if state is None else state
+    seen: list[tuple[Any, Any]] = []
+    status = "finished"
+    with console.deferred_interrupt() as interrupted:
+        while len(seen) < num_steps and status == "finished":
+            queries = ask_tell.ask(optimizer, state, params)
+            num_left = work.num_left()
+            can_end = num_left is None or num_left >= len(queries)
+            values = dict(work.run(iter(queries))) if can_end else {}
+            if len(values) < len(queries):
+                status = "exhausted"
+                break
+            told = np.array([values[query] for query in queries.ids])
+            params, state = ask_tell.tell(optimizer, state, params, told)
+            counters = forms.counters(_RUN, state)
+            seen.append(jax.device_get((counters.last_value, counters.num_values)))
+            if callback is not None:
+                answer = callback(_result(params, state, seen, status))
+                is_bool = isinstance(answer, bool | np.bool_ | jax.Array)
+                status = "stopped" if is_bool and answer else status
+            status = "interrupted" if interrupted() else status
+    return _result(params, state, seen, status)
+
+
+def _result(
+    params: base.Params, state: Any, seen: list[tuple[Any, Any]], status: str
+) -> loop.MinimizeResult:
+    values = np.array([value for value, _ in seen], np.dtype(jnp.result_type(float)))
+    num_values = np.array([num for _, num in seen], np.int64)
+    return loop.MinimizeResult(params, state, values, num_values, len(seen), status)
+
+
+def _check_run(optimizer: Any, num_steps: Any, callback: Any) -> None:
+    way_out = "Pass `radazo.radazo(0.01, key=0)`, say."
+    checks.transformation(_RUN, optimizer, way_out)
+    checks.integer(_RUN, "num_steps", num_steps, 0, "It is the number of steps.")
+    if callback is not None:
+        way_out = "It is called with the `MinimizeResult` so far."
+        checks.function(_RUN, "callback", callback, way_out)
 
 
 def _check(value_fn: Any, options: dispatch.Options, progress: Any) -> None:

@@ -1,0 +1,468 @@
+"""A pool pays for each call once, loses none, and goes on whatever its workers do."""
+
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import weakref
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from oracles import SHARES, Gauge, Scripted, value_of
+
+import radazo
+
+DIM = 3
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["radazo", "oracles"])
+one_process = functools.partial(ProcessPoolExecutor, 1, mp_context=CONTEXT)
+
+
+def points(num, start=0):
+    return [np.full(DIM, i, np.float32) for i in range(start, start + num)]
+
+
+def pool_of(value_fn, executor=ThreadPoolExecutor, **options):
+    options = {"max_concurrent": 3, "backoff": 0.001, "progress": False, **options}
+    return radazo.evaluation_pool(value_fn, executor, **options)
+
+
+def evaluated(pool, asked):
+    """Values in the order of the points; all have come, each once."""
+    pairs = list(pool.evaluate(enumerate(asked)))
+    assert sorted(name for name, _ in pairs) == list(range(len(asked)))
+    return [value for _, value in sorted(pairs)]
+
+
+def balanced(ledger):
+    kinds = (ledger.values, ledger.invalid, ledger.exceptions, ledger.timeouts)
+    assert ledger.calls == sum(kinds) + ledger.lost + ledger.under_way
+    return ledger
+
+
+def test_values_come_as_they_are_ready_and_points_are_arrays_of_numpy():
+    first = threading.Event()
+
+    def value_fn(point):
+        assert type(point["x"]) is np.ndarray
+        assert (point["none"], point["int"]) == (None, 3)
+        if point["x"][0] == 0:
+            first.wait(30)
+        elif point["x"][0] == 2:
+            first.set()
+        return np.float32(point["x"].sum(dtype=np.float32))
+
+    asked = [
+        (i, {"x": jnp.full(2, i, jnp.bfloat16), "none": None, "int": 3})
+        for i in range(3)
+    ]
+    with pool_of(value_fn, max_concurrent=2) as pool:
+        pairs = list(pool.evaluate(iter(asked)))
+    assert pairs[0] == (1, 2.0)
+    assert sorted(pairs) == [(0, 0.0), (1, 2.0), (2, 4.0)]
+
+
+@pytest.mark.parametrize(
+    ("executor", "kills", "num"), [(ThreadPoolExecutor, 0, 60), (one_process, 0.06, 60)]
+)
+def test_the_ledger_is_what_the_script_of_faults_gives(tmp_path, executor, kills, num):
+    shares = {**SHARES, "kills": kills}
+    value_fn, asked = Scripted(tmp_path, shares), points(num)
+    script = oracles.Expected(shares, 2)
+    values = [script(point) for point in asked]
+    counts = script.counts
+    with pool_of(value_fn, executor, timeout=0.5) as pool:
+        np.testing.assert_array_equal(evaluated(pool, asked), values)
+        ledger = balanced(pool.ledger())
+    assert ledger.calls == value_fn.num() == script.calls
+    assert ledger.values == counts["none"]
+    assert ledger.invalid == counts["nan"] > 0
+    assert ledger.exceptions == counts["raises"] > 0
+    assert ledger.timeouts == counts["hangs"] > 0
+    assert ledger.lost == counts["kills"] == value_fn.num("kills") >= 2 * (kills > 0)
+    assert ledger.failed == counts["failed"]
+    assert ledger.retries == ledger.calls - num
+    assert (ledger.queries, ledger.cached, ledger.under_way) == (num, 0, 0)
+    assert ledger == pool.ledger()  # It can be asked when the pool is closed.
+
+
+@pytest.mark.parametrize("budget", [0, 1, 7, 30, 31, 39, 1000])
+@pytest.mark.parametrize("max_concurrent", [1, 8])
+def test_the_budget_is_never_passed_and_all_of_it_is_used(
+    tmp_path, budget, max_concurrent
+):
+    shares = {"raises": 0.3}
+    value_fn, asked = Scripted(tmp_path, shares), points(30)
+    script = oracles.Expected(shares, 2)
+    for point in asked:
+        script(point)
+    needed = script.calls
+    assert 39 < needed < 1000
+    with pool_of(value_fn, budget=budget, max_concurrent=max_concurrent) as pool:
+        values = dict(pool.evaluate(enumerate(asked)))
+        ledger = balanced(pool.ledger())
+    assert ledger.calls == value_fn.num() == min(budget, needed)
+    assert len(values) == ledger.values + ledger.failed
+    if budget < needed:
+        assert len(values) < len(asked)
+        with pytest.raises(RuntimeError, match="a pool that is closed"):
+            list(pool.evaluate([]))
+
+
+def test_a_point_is_made_when_there_is_room_for_it_and_dropped_with_its_value():
+    alive, most = weakref.WeakValueDictionary(), []
+
+    class Point(np.ndarray):
+        pass
+
+    def made():
+        for i in range(40):
+            point = np.full(5, i, np.float32).view(Point)
+            alive[i] = point
+            most.append(len(alive))
+            yield i, point
+            del point
+
+    with pool_of(value_of, max_concurrent=4, cache=False) as pool:
+        assert len(dict(pool.evaluate(made()))) == 40
+    # A worker may still have what it has answered for.
+    assert 4 <= max(most) <= 9
+
+
+def test_as_many_calls_are_under_way_as_may_be():
+    gauge = Gauge(parties=5)  # Each call waits for four others.
+    with pool_of(gauge, max_concurrent=5) as pool:
+        evaluated(pool, points(20))
+    assert (gauge.most, gauge.calls) == (5, 20)
+    with ThreadPoolExecutor(8) as executor:
+        gauge = Gauge(parties=5)
+        with pool_of(gauge, executor, max_concurrent=5) as pool:
+            evaluated(pool, points(20))
+        assert gauge.most == 5
+        assert executor.submit(int).result() == 0  # It was not shut down.
+
+
+def test_equal_points_are_one_call_now_and_later():
+    gauge = Gauge()
+    with pool_of(gauge) as pool:
+        same = [np.ones(3, np.float32), np.ones(3), np.ones((3, 1)), (np.ones(3),)]
+        asked = same * 4
+        assert evaluated(pool, asked) == [value_of(same[0])] * 16
+        assert evaluated(pool, asked[:2]) == [value_of(same[0])] * 2
+        ledger = pool.ledger()
+    assert (ledger.calls, gauge.calls, ledger.cached) == (4, 4, 14)
+
+
+def test_nan_is_not_kept():
+    values = iter([np.nan, 1.0])
+    with pool_of(lambda point: next(values)) as pool:
+        assert np.isnan(evaluated(pool, points(1))).all()
+        assert evaluated(pool, points(1)) == [1.0]
+
+
+def test_without_a_cache_each_query_is_a_call():
+    gauge = Gauge()
+    with pool_of(gauge, cache=False) as pool:
+        evaluated(pool, [np.ones(3)] * 6)
+    assert (gauge.calls, pool.ledger().cached) == (6, 0)
+
+
+def test_a_cache_keeps_what_was_used_last():
+    gauge = Gauge()
+    a, b, c = points(3)
+    with pool_of(gauge, cache=2, max_concurrent=1) as pool:
+        for point, num_calls in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4)):
+            evaluated(pool, [point])
+            assert gauge.calls == num_calls
+
+
+def test_equal_points_under_way_share_a_failure_and_a_later_one_tries_again():
+    calls = []
+
+    def value_fn(point):
+        calls.append(1)
+        if len(calls) <= 2:
+            raise OSError
+        return 1.0
+
+    with pool_of(value_fn, max_retries=1) as pool:
+        assert np.isnan(evaluated(pool, [np.ones(2)] * 3)).all()
+        assert evaluated(pool, [np.ones(2)] * 3) == [1.0] * 3
+    ledger = balanced(pool.ledger())
+    assert (ledger.calls, ledger.failed, ledger.cached) == (3, 1, 4)
+
+
+def test_no_end_of_equal_points_is_served():
+    with pool_of(value_of) as pool:
+        same = ((i, np.ones(2)) for i in itertools.count())
+        values = list(itertools.islice(pool.evaluate(same), 1000))
+    assert len(values) == 1000
+    assert pool.ledger().calls == 1
+
+
+def test_pauses_double_and_others_go_on_meanwhile():
+    began = {}
+
+    def value_fn(point):
+        began.setdefault(int(point[0]), []).append(time.monotonic())
+        if point[0] == 0:
+            raise OSError
+        return 0.0
+
+    with pool_of(value_fn, max_retries=3, backoff=0.05, max_concurrent=2) as pool:
+        values = evaluated(pool, points(5))
+    assert np.isnan(values[0])
+    assert values[1:] == [0.0] * 4
+    gaps = np.diff(began[0])
+    assert np.all(gaps >= [0.05, 0.1, 0.2])
+    assert began[4][0] < began[0][-1]
+    assert pool.ledger().last_failure == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("returned", "value"),
+    [
+        (2, 2.0),
+        (np.int8(2), 2.0),
+        (np.array(2.5, np.float16), 2.5),
+        (jnp.bfloat16(2.5), 2.5),
+        (jnp.array(2.5), 2.5),
+        (np.inf, np.inf),
+        (True, None),
+        (None, None),
+        ("2.5", None),
+        (2.5j, None),
+        ([2.5], None),
+        (np.ones(1), None),
+        (float("nan"), None),
+    ],
+)
+def test_an_answer_is_final_and_nan_if_it_is_no_real_number(returned, value):
+    with pool_of(lambda point: returned) as pool:
+        np.testing.assert_array_equal(
+            evaluated(pool, points(1)), [np.nan if value is None else value]
+        )
+    ledger = balanced(pool.ledger())
+    assert (ledger.calls, ledger.invalid) == (1, int(value is None))
+    wanted = f"returned {returned!r}" if value is None else ""
+    assert ledger.last_failure == wanted
+
+
+@pytest.mark.parametrize(
+    ("value_fn", "text"),
+    [
+        (oracles.raises_unpicklable, "oracles.UnpicklableError: 1 and 2"),
+        (oracles.leaves, "SystemExit: 3"),
+    ],
+)
+def test_whatever_a_process_raises_leaves_it_alive(value_fn, text):
+    with pool_of(value_fn, one_process, max_concurrent=1) as pool:
+        assert np.isnan(evaluated(pool, points(1))).all()
+    ledger = balanced(pool.ledger())
+    assert (ledger.exceptions, ledger.lost, ledger.last_failure) == (3, 0, text)
+
+
+@pytest.fixture
+def hanging():
+    """A function that hangs at negative points, until the test ends."""
+    end = threading.Event()
+    gauge = Gauge()
+
+    def value_fn(point):
+        if point[0] < 0:
+            gauge(point)
+            end.wait(60)
+            return 0.0
+        return gauge(point)
+
+    yield value_fn, gauge, end
+    end.set()
+
+
+def test_threads_that_hang_do_not_exhaust_a_pool_that_makes_executors(hanging):
+    value_fn, gauge, _ = hanging
+    options = {"timeout": 0.1, "max_retries": 1, "max_concurrent": 2}
+    with pool_of(value_fn, **options) as pool:
+        values = evaluated(pool, [*points(4, -4), *points(4)])
+    assert np.isnan(values[:4]).all()
+    assert values[4:] == [value_of(point) for point in points(4)]
+    ledger = balanced(pool.ledger())
+    assert (ledger.timeouts, ledger.failed, ledger.calls) == (8, 4, 12)
+    assert ledger.calls == gauge.calls
+    assert ledger.last_failure == "took longer than 0.1 s"
+
+
+def test_threads_that_hang_keep_their_place_in_an_executor_given_as_it_is(hanging):
+    value_fn, gauge, end = hanging
+    with ThreadPoolExecutor(2) as executor:
+        options = {"timeout": 0.1, "max_retries": 0, "max_concurrent": 2}
+        with pool_of(value_fn, executor, **options) as pool:
+            values = evaluated(pool, [*points(1, -1), *points(6)])
+            assert np.isnan(values[0])
+            assert values[1:] == [value_of(point) for point in points(6)]
+            asked = enumerate([*points(1, -2), *points(2, 10)])
+            arrived = []
+            way_out = r"(?s)must be a function that makes executors where calls may.*2"
+            with pytest.raises(RuntimeError, match=way_out):
+                arrived.extend(pool.evaluate(asked))
+            assert np.isnan(arrived[0][1])
+            end.set()  # Their calls end, and their places are free again.
+            assert evaluated(pool, points(2, 20)) == [
+                value_of(point) for point in points(2, 20)
+            ]
+    assert pool.ledger().timeouts == 2
+    assert pool.ledger().calls == gauge.calls
+
+
+def test_a_worker_killed_loses_its_call_alone(tmp_path):
+    value_fn = functools.partial(oracles.waits_for, str(tmp_path))
+    with pool_of(value_fn, one_process, max_concurrent=2) as pool:
+        values = pool.evaluate(enumerate(points(4)))
+        killer = threading.Thread(target=kill_one_of, args=(tmp_path, 2))
+        killer.start()
+        assert sorted(values) == [(i, value_of(x)) for i, x in enumerate(points(4))]
+        killer.join()
+    ledger = balanced(pool.ledger())
+    assert (ledger.calls, ledger.lost, ledger.retries) == (5, 1, 1)
+    assert ledger.calls == oracles.size(tmp_path / "calls")
+
+
+def kill_one_of(folder, num):
+    """When `num` processes have begun, kill one, and let the others end."""
+    deadline = time.monotonic() + 60
+    while oracles.size(folder / "calls") < num and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pid = int(next(folder.glob("pid-*")).name.removeprefix("pid-"))
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (folder / "end").touch()
+
+
+def test_a_pool_of_processes_given_as_it_is_that_breaks_loses_no_value(tmp_path):
+    value_fn = functools.partial(oracles.waits_for, str(tmp_path))
+    arrived = []
+    with ProcessPoolExecutor(2, mp_context=CONTEXT) as executor:
+        (tmp_path / "end").touch()
+        with pool_of(value_fn, executor, max_concurrent=6) as pool:
+            arrived += pool.evaluate(enumerate(points(3)))
+            (tmp_path / "end").unlink()
+            killer = threading.Thread(target=kill_one_of, args=(tmp_path, 5))
+            killer.start()
+            rule = "must be a function that makes executors where workers may be killed"
+            with pytest.raises(RuntimeError, match=f"{rule}.*BrokenProcessPool.*lost"):
+                arrived += pool.evaluate(enumerate(points(6, 3), 3))
+            killer.join()
+            ledger = balanced(pool.ledger())
+            with pytest.raises(RuntimeError, match=rule):
+                list(pool.evaluate([(0, np.zeros(9))]))
+    # Two were called, and two more waited in the queue of the processes.
+    assert ledger.calls == oracles.size(tmp_path / "calls") == 5
+    assert (ledger.values, ledger.lost) == (3, 2)
+    assert sorted(arrived) == [(i, value_of(x)) for i, x in enumerate(points(3))]
+
+
+def test_executors_whose_workers_never_start_are_given_up():
+    broken = functools.partial(
+        ProcessPoolExecutor,
+        1,
+        mp_context=CONTEXT,
+        initializer=oracles.kills_itself_at_once,
+    )
+    rule = "must make executors whose workers start; got 3 in a row"
+    with (
+        pool_of(value_of, broken, max_concurrent=1) as pool,
+        pytest.raises(RuntimeError, match=f"{rule}.*__main__"),
+    ):
+        list(pool.evaluate(enumerate(points(4))))
+    assert pool.ledger().calls == 0
+
+
+def test_what_cannot_be_sent_to_a_process_is_raised():
+    with pool_of(lambda point: 0.0, one_process) as pool:
+        with pytest.raises((AttributeError, TypeError, Exception)) as caught:
+            list(pool.evaluate(enumerate(points(2))))
+        assert "must be importable by name, and no lambda" in caught.value.__notes__[0]
+    assert pool.ledger().calls == 0
+
+
+def test_workers_that_died_while_idle_are_replaced(tmp_path):
+    (tmp_path / "end").touch()
+    value_fn = functools.partial(oracles.waits_for, str(tmp_path))
+    with pool_of(value_fn, one_process, max_concurrent=2) as pool:
+        evaluated(pool, points(4))
+        for path in tmp_path.glob("pid-*"):
+            os.kill(int(path.name.removeprefix("pid-")), signal.SIGKILL)
+        assert evaluated(pool, points(4, 4)) == [value_of(x) for x in points(4, 4)]
+    ledger = balanced(pool.ledger())
+    assert (ledger.calls, ledger.lost) == (8, 0)
+
+
+def test_an_iterator_given_up_leaves_its_calls_and_their_values_are_kept():
+    gauge = Gauge()
+    free = threading.Event()
+
+    def value_fn(point):
+        if point[0] > 0:
+            free.wait(30)
+        return gauge(point)
+
+    with pool_of(value_fn, max_concurrent=2) as pool:
+        values = pool.evaluate(enumerate(points(9)))
+        assert next(values) == (0, value_of(points(1)[0]))
+        with pytest.raises(RuntimeError, match="a pool that is busy"):
+            list(pool.evaluate([]))
+        values.close()
+        deadline = time.monotonic() + 30
+        while pool.ledger().under_way < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        free.set()
+        # The first of these is under way, or was.
+        assert evaluated(pool, points(3)) == [value_of(x) for x in points(3)]
+        num_calls = gauge.calls
+    assert num_calls <= 3
+    ledger = balanced(pool.ledger())
+    assert (ledger.calls, ledger.under_way) == (gauge.calls, 0)
+
+
+def test_an_iterator_that_outlives_its_pool_just_ends():
+    gauge = Gauge()
+    with pool_of(gauge, max_concurrent=2) as pool:
+        values = pool.evaluate(enumerate(points(9)))
+        next(values)
+    assert len(list(values)) <= 2
+    assert pool.ledger().calls == gauge.calls <= 3
+
+
+def test_an_error_of_the_queries_is_raised_and_the_pool_goes_on():
+    def made():
+        yield 0, np.zeros(2)
+        message = "of the queries"
+        raise LookupError(message)
+
+    with pool_of(value_of) as pool:
+        with pytest.raises(LookupError, match="of the queries"):
+            list(pool.evaluate(made()))
+        assert evaluated(pool, points(2)) == [value_of(x) for x in points(2)]
+    assert balanced(pool.ledger()).under_way == 0
+
+
+def test_a_bar_shows_the_calls_of_the_budget(capfd):
+    with pool_of(value_of, budget=9, progress=True) as pool:
+        evaluated(pool, points(4))
+    assert "4/9" in capfd.readouterr().err
+
+
+def test_the_folder_of_the_marks_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pool_of(value_of) as pool:
+        evaluated(pool, points(4))
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
