@@ -200,15 +200,16 @@ def _minimize(
     status = "finished"
     with console.deferred_interrupt() as interrupted:
         while len(seen) < num_steps and status == "finished":
-            queries = ask_tell.ask(optimizer, state, params)
+            ids, point = ask_tell.ask(optimizer, params, state)
             num_left = work.num_left()
-            can_end = num_left is None or num_left >= len(queries)
-            values = dict(work.run(iter(queries))) if can_end else {}
-            if len(values) < len(queries):
+            can_end = num_left is None or num_left >= len(ids)
+            queries = ((id_, point(id_)) for id_ in ids)
+            values = dict(work.run(queries)) if can_end else {}
+            if len(values) < len(ids):
                 status = "exhausted"
                 break
-            told = np.array([values[query] for query in queries.ids])
-            params, state = ask_tell.tell(optimizer, state, params, told)
+            told = np.array([values[id_] for id_ in ids])
+            params, state = ask_tell.tell(optimizer, params, state, told)
             counters = forms.counters(_RUN, state)
             seen.append(jax.device_get((counters.last_value, counters.num_values)))
             if callback is not None:

@@ -26,7 +26,7 @@ def cluster():
 @pytest.mark.parametrize("is_made", [True, False])
 def test_a_cluster_whose_worker_is_killed_loses_nothing(tmp_path, is_made, cluster):
     executor = cluster.get_executor if is_made else cluster.get_executor()
-    shares = {"kills": 0.04, "raises": 0.1, "nan": 0.05}
+    shares = {"raises": 0.1, "nan": 0.05, "kills": 0.06}
     value_fn, script = Scripted(tmp_path, shares), oracles.Expected(shares, 3)
     asked = [np.full(3, i, np.float32) for i in range(30)]
     options = {"max_concurrent": 2, "max_retries": 3, "backoff": 0.001, "budget": 100}

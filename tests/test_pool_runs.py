@@ -42,9 +42,9 @@ def by_hand(tried, num_steps, value_fn=value_of):
     """The run of ask and tell, one point after the other."""
     params, state = START, tried.init(START)
     for _ in range(num_steps):
-        queries = radazo.ask(tried, state, params)
-        values = {name: value_fn(np.asarray(point)) for name, point in queries}
-        params, state = radazo.tell(tried, state, params, values)
+        ids, point = radazo.ask(tried, params, state)
+        values = {id_: value_fn(np.asarray(point(id_))) for id_ in ids}
+        params, state = radazo.tell(tried, params, state, values)
     return params, state
 
 
