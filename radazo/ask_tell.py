@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -153,13 +154,15 @@ def _point(
 
 
 def _num_queries(optimizer: Any, rest: trees.Static, arrays: Any, state: Any) -> int:
-    found = []
+    return _one_for_each(optimizer, rest, arrays, state).size
 
-    def look(arrays: Any, state: Any) -> None:
-        found.append(_asked(optimizer, rest, arrays, state, 0)[1])
 
-    jax.eval_shape(look, arrays, state)
-    return found[0]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _one_for_each(
+    optimizer: Any, rest: trees.Static, arrays: Any, state: Any
+) -> jax.Array:
+    """As many zeros as queries: compiled, so that no later step traces it again."""
+    return jnp.zeros(_asked(optimizer, rest, arrays, state, 0)[1], jnp.bool_)
 
 
 def _asked(
