@@ -22,7 +22,7 @@ _END = object()
 _ANSWERS = "values", "invalid"
 _NO_ANSWERS = "exceptions", "timeouts", "lost"
 
-Value = tuple[Any, float]  # The id of a query, and its value.
+_Value = tuple[Any, float]  # The id of a query, and its value.
 
 
 class Options(NamedTuple):
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 class Dispatch(NamedTuple):
     """A loop, as the functions that its pool calls."""
 
-    run: Callable[[Iterator[Any]], Iterator[Value]]
+    run: Callable[[Iterator[Any]], Iterator[_Value]]
     counts: Callable[[], ledger.Ledger]
     num_left: Callable[[], int | None]
     close: Callable[[], None]
@@ -105,7 +105,7 @@ class _Loop:
 
     # -- A pass over the queries --
 
-    def run(self, source: Iterator[tuple[Any, Any]]) -> Iterator[Value]:
+    def run(self, source: Iterator[tuple[Any, Any]]) -> Iterator[_Value]:
         if self.state != "free":
             way_out = "Open another pool, or finish the iterator that you have."
             rule = "be evaluated by an open pool, one iterator at a time"
@@ -134,7 +134,7 @@ class _Loop:
         finally:
             self._give_up()
 
-    def _take(self, query: Any) -> list[Value]:
+    def _take(self, query: Any) -> list[_Value]:
         """The value of a query if it is known; else a job for it."""
         if not (isinstance(query, tuple | list) and len(query) == 2):
             way_out = "The id is anything, and comes back with the value."
@@ -240,7 +240,7 @@ class _Loop:
         elif math.isfinite(seconds):
             time.sleep(seconds)
 
-    def _collect(self) -> list[Value]:
+    def _collect(self) -> list[_Value]:
         values = []
         for future in [future for future in self.under_way if future.done()]:
             values += self._settle(self.under_way.pop(future), future)
@@ -266,7 +266,9 @@ class _Loop:
     def _begun_by(self, call: _Call) -> int:
         return calls.begun_by(self.path, call.number)
 
-    def _settle(self, call: _Call, future: futures.Future[calls.Answer]) -> list[Value]:
+    def _settle(
+        self, call: _Call, future: futures.Future[calls.Answer]
+    ) -> list[_Value]:
         """What a call brought that has ended, one way or another."""
         error = _error_of(future)
         if error is None or isinstance(error, KeyboardInterrupt):
@@ -292,7 +294,7 @@ class _Loop:
 
     def _time_out(
         self, call: _Call, future: futures.Future[calls.Answer]
-    ) -> list[Value]:
+    ) -> list[_Value]:
         process = self._begun_by(call)
         if not process:
             future.cancel()  # It may not have begun, and had better not.
@@ -317,7 +319,7 @@ class _Loop:
             fail, cause = executors.fail_as_broken, type(error).__name__
             self.trouble = functools.partial(fail, self.crew.where, cause)
 
-    def _note(self, job: _Job, answer: calls.Answer) -> list[Value]:
+    def _note(self, job: _Job, answer: calls.Answer) -> list[_Value]:
         """Count a call that had begun; its value goes to all that wait for it."""
         self.false_starts = 0
         self.counts[answer.kind] += 1
@@ -339,7 +341,7 @@ class _Loop:
         self.waiting.append(job)
         return []
 
-    def _serve(self, job: _Job, value: float) -> list[Value]:
+    def _serve(self, job: _Job, value: float) -> list[_Value]:
         if job.digest is not None:
             self.of_point.pop(job.digest, None)
         return [(name, value) for name in job.ids]

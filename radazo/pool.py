@@ -130,15 +130,16 @@ def evaluation_pool(
     Cost:
       One call for each query, but for duplicates and repetitions.
     Example:
+      >>> threads = futures.ThreadPoolExecutor
       >>> queries = [(i, np.full(2, i)) for i in (1, 2, 2)]
-      >>> with evaluation_pool(np.sum, ThreadPoolExecutor, max_concurrent=2) as pool:
+      >>> with evaluation_pool(np.sum, threads, max_concurrent=2) as pool:
       ...     values = dict(pool.evaluate(queries))
       >>> print(sorted(values.items()), pool.ledger().calls)
       [(1, 2.0), (2, 4.0)] 2
       >>> def value_fn(x):
       ...     return np.sum((x - 1) ** 2)
       >>> optimizer = radazo.radazo(0.02, key=0)
-      >>> with evaluation_pool(value_fn, ThreadPoolExecutor, max_concurrent=2) as pool:
+      >>> with evaluation_pool(value_fn, threads, max_concurrent=2) as pool:
       ...     result = pool.minimize(np.zeros(5, np.float32), optimizer, 300)
       >>> print(result.num_steps, result.values[-1] < 0.01, pool.ledger().calls)
       300 True 3300

@@ -26,7 +26,8 @@ one_process = functools.partial(ProcessPoolExecutor, 1, mp_context=CONTEXT)
 START = np.array([3.0, -1.0, 2.0, 0.5], np.float32)
 
 
-def optimizer(num_directions=5, difference=radazo.forward):
+@functools.cache  # One object, and steps are compiled once for all tests.
+def optimizer(num_directions, difference=radazo.forward):
     estimator = radazo.gaussian_estimator(
         num_directions=num_directions, smoothing=1e-2, difference=difference
     )
@@ -55,7 +56,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("difference", [radazo.forward, radazo.central])
 def test_a_run_is_that_of_ask_and_tell(difference):
-    tried = optimizer(difference=difference)
+    tried = optimizer(5, difference)
     with pool_of(value_of) as pool:
         result = pool.minimize(START, tried, 12)
     same((result.params, result.state), by_hand(tried, 12))
@@ -85,7 +86,7 @@ def test_under_faults_it_is_the_run_of_the_directions_that_survive(
 
 
 def test_a_run_goes_on_from_a_state():
-    tried = optimizer()
+    tried = optimizer(5)
     with pool_of(value_of) as pool:
         first = pool.minimize(START, tried, 5)
         second = pool.minimize(first.params, tried, 7, state=first.state)
@@ -124,11 +125,11 @@ def test_a_callback_sees_each_step_and_may_end_the_run():
         return result.num_steps == 4
 
     with pool_of(value_of) as pool:
-        result = pool.minimize(START, optimizer(), 9, callback=callback)
+        result = pool.minimize(START, optimizer(5), 9, callback=callback)
     assert [x.num_steps for x in seen] == [1, 2, 3, 4]
     assert (result.num_steps, result.status) == (4, "stopped")
     same(result._replace(status="finished"), seen[-1])
-    same((seen[1].params, seen[1].state), by_hand(optimizer(), 2))
+    same((seen[1].params, seen[1].state), by_hand(optimizer(5), 2))
 
 
 def test_control_c_ends_the_run_after_the_step_under_way():
@@ -139,7 +140,7 @@ def test_control_c_ends_the_run_after_the_step_under_way():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pool_of(value_of) as pool:
-            result = pool.minimize(START, optimizer(), 9, callback=callback)
+            result = pool.minimize(START, optimizer(5), 9, callback=callback)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (result.num_steps, result.status) == (3, "interrupted")
@@ -147,7 +148,7 @@ def test_control_c_ends_the_run_after_the_step_under_way():
 
 def test_a_run_in_which_every_call_fails_stays_where_it_is():
     with pool_of(oracles.leaves, max_retries=0) as pool:
-        result = pool.minimize(START, optimizer(), 3)
+        result = pool.minimize(START, optimizer(5), 3)
     same(result.params, START)
     assert int(result.state.num_skipped) == 3
     assert pool.ledger().last_failure == "SystemExit: 3"
@@ -178,7 +179,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_subprocess_is_a_function():
-    tried = optimizer(2)
+    tried = optimizer(5)
     with pool_of(by_program) as pool:
         result = pool.minimize(START, tried, 2)
     for mine, other in zip(result.params, by_hand(tried, 2)[0], strict=True):
@@ -198,12 +199,12 @@ def test_a_service_is_a_function_and_is_asked_again_when_it_is_busy():
 
     try:
         with pool_of(by_service, max_retries=9, max_concurrent=1) as pool:
-            result = pool.minimize(START, optimizer(), 4)
+            result = pool.minimize(START, optimizer(5), 4)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
-    same(result.params, by_hand(optimizer(), 4)[0])
+    same(result.params, by_hand(optimizer(5), 4)[0])
     ledger = pool.ledger()
     assert ledger.calls == Handler.asked == 24 + ledger.exceptions
     assert (ledger.failed, ledger.exceptions) == (0, Handler.asked // 3)
