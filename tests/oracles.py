@@ -152,6 +152,17 @@ def waits_for(folder, point):
     return value_of(point)
 
 
+def dies_slowly(folder, point):
+    """As `waits_for`, but it takes a while to die when it is asked to."""
+
+    def end(number, frame):
+        time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    return waits_for(folder, point)
+
+
 def kills_itself_at_once():
     """An initializer of workers that never start."""
     os.kill(os.getpid(), signal.SIGKILL)

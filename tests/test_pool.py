@@ -105,7 +105,8 @@ def test_the_budget_is_never_passed_and_all_of_it_is_used(
         script(point)
     needed = script.calls
     assert 39 < needed < 1000
-    with pool_of(value_fn, budget=budget, max_concurrent=max_concurrent) as pool:
+    options = {"budget": budget, "max_concurrent": max_concurrent, "backoff": 0}
+    with pool_of(value_fn, **options) as pool:
         values = dict(pool.evaluate(enumerate(asked)))
         ledger = balanced(pool.ledger())
     assert ledger.calls == value_fn.num() == min(budget, needed)
@@ -325,7 +326,7 @@ def test_a_worker_killed_loses_its_call_alone(tmp_path):
     value_fn = functools.partial(oracles.waits_for, str(tmp_path))
     with pool_of(value_fn, one_process, max_concurrent=2) as pool:
         values = pool.evaluate(enumerate(points(4)))
-        killer = threading.Thread(target=kill_one_of, args=(tmp_path, 2))
+        killer = threading.Thread(target=kill_one_of, args=(tmp_path, 2, True))
         killer.start()
         assert sorted(values) == [(i, value_of(x)) for i, x in enumerate(points(4))]
         killer.join()
@@ -334,31 +335,61 @@ def test_a_worker_killed_loses_its_call_alone(tmp_path):
     assert ledger.calls == oracles.size(tmp_path / "calls")
 
 
-def kill_one_of(folder, num):
-    """When `num` processes have begun, kill one, and let the others end."""
+def kill_one_of(folder, num, ending):
+    """When `num` calls have begun, kill the process of one; True lets others end."""
     deadline = time.monotonic() + 60
     while oracles.size(folder / "calls") < num and time.monotonic() < deadline:
         time.sleep(0.01)
-    pid = int(next(folder.glob("pid-*")).name.removeprefix("pid-"))
+    pid = processes(folder)[0]
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    (folder / "end").touch()
+    if ending:
+        (folder / "end").touch()
+
+
+def processes(folder):
+    return [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+
+
+def is_running(pid):
+    """Whether there is such a process, and it is more than an entry in a table."""
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
+    except OSError:
+        return False
+
+
+def test_a_process_that_hangs_is_killed(tmp_path):
+    value_fn = functools.partial(oracles.waits_for, str(tmp_path))
+    options = {"timeout": 0.2, "max_retries": 1, "max_concurrent": 1}
+    with pool_of(value_fn, one_process, **options) as pool:
+        assert np.isnan(evaluated(pool, points(1))).all()
+        pids, deadline = processes(tmp_path), time.monotonic() + 30
+        assert len(pids) == 2
+        while any(map(is_running, pids)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(is_running, pids))
+    assert balanced(pool.ledger()).timeouts == 2
 
 
 def test_a_pool_of_processes_given_as_it_is_that_breaks_loses_no_value(tmp_path):
-    value_fn = functools.partial(oracles.waits_for, str(tmp_path))
+    value_fn = functools.partial(oracles.dies_slowly, str(tmp_path))
     arrived = []
     with ProcessPoolExecutor(2, mp_context=CONTEXT) as executor:
         (tmp_path / "end").touch()
         with pool_of(value_fn, executor, max_concurrent=6) as pool:
             arrived += pool.evaluate(enumerate(points(3)))
             (tmp_path / "end").unlink()
-            killer = threading.Thread(target=kill_one_of, args=(tmp_path, 5))
+            killer = threading.Thread(target=kill_one_of, args=(tmp_path, 5, False))
             killer.start()
             rule = "must be a function that makes executors where workers may be killed"
             with pytest.raises(RuntimeError, match=f"{rule}.*BrokenProcessPool.*lost"):
                 arrived += pool.evaluate(enumerate(points(6, 3), 3))
+            # So none of them can begin a call any more, and the ledger is final.
+            assert not any(map(is_running, processes(tmp_path)))
             killer.join()
             ledger = balanced(pool.ledger())
             with pytest.raises(RuntimeError, match=rule):
@@ -398,8 +429,8 @@ def test_workers_that_died_while_idle_are_replaced(tmp_path):
     value_fn = functools.partial(oracles.waits_for, str(tmp_path))
     with pool_of(value_fn, one_process, max_concurrent=2) as pool:
         evaluated(pool, points(4))
-        for path in tmp_path.glob("pid-*"):
-            os.kill(int(path.name.removeprefix("pid-")), signal.SIGKILL)
+        for pid in processes(tmp_path):
+            os.kill(pid, signal.SIGKILL)
         assert evaluated(pool, points(4, 4)) == [value_of(x) for x in points(4, 4)]
     ledger = balanced(pool.ledger())
     assert (ledger.calls, ledger.lost) == (8, 0)
