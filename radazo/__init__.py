@@ -19,10 +19,12 @@ Floors, from the bottom up; a module imports only from floors below its own.
      meshes                            values taken on many devices, known to all
      replicas                          whether devices hold the same parameters
      diagnostics                       how good an estimate is
+     packing                           pytrees as arrays for orbax, and JSON
      calls, executors                  one call in a worker; where workers come from
   2  directions, steps                 laws of directions; what estimators share
      moments, rounding                 update rules; small changes kept in the mean
      streaming                         a function at x + noise, without that point
+     checkpointing                     a run kept on disk, to go on from
      dispatch                          which call is made when, and what it has cost
   3  averaging, derivatives            the mean of slope times direction; exact slopes
   4  estimators, votes                 values to gradient; values to votes
@@ -33,13 +35,14 @@ Floors, from the bottom up; a module imports only from floors below its own.
      points                            values along a direction, without the points
   5  forms                             three ways into a training loop
      corrections                       what clients of a federated run add
-  6  assembly, loop                    what optimizers are made of; a whole run
+  6  assembly, compiled                what optimizers are made of; steps of a run
      federated                         clients that step, a server that averages
      in_place                          an optimizer that copies nothing
      ask_tell                          steps whose function is evaluated elsewhere
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
-     pool                              values of a function from workers that may fail
+     loop                              a whole run
+  8  pool                              values of a function from workers that may fail
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
@@ -56,6 +59,8 @@ from radazo.ask_tell import tell as tell
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
+from radazo.checkpointing import Checkpoints as Checkpoints
+from radazo.checkpointing import open_checkpoints as open_checkpoints
 from radazo.corrections import Correction as Correction
 from radazo.corrections import fed_avg as fed_avg
 from radazo.corrections import fed_prox as fed_prox

@@ -1,4 +1,4 @@
-"""What a run shows to the person in front of it, and hears: a bar and Ctrl-C."""
+"""What a run shows to the person in front of it, and hears: a bar and signals."""
 
 import importlib
 import signal
@@ -11,27 +11,29 @@ from radazo import checks
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C and let the steps under way end; raise the second."""
+def deferred_signals(*numbers: int) -> Iterator[Callable[[], bool]]:
+    """Note signals and let what is under way end; Ctrl-C is raised if it repeats."""
     seen = []
 
     def note(number: int, frame: Any) -> None:
-        if seen:
+        if number == signal.SIGINT and number in seen:
             signal.default_int_handler(number, frame)
         seen.append(number)
 
     # Python calls handlers in the main thread only, and what was told to ignore Ctrl-C
     # (a job in the background) goes on ignoring it.
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    if not main or before in (signal.SIG_IGN, None):
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, note)
+    before = {number: signal.getsignal(number) for number in numbers if main}
+    heard = [
+        n for n, handler in before.items() if handler not in (signal.SIG_IGN, None)
+    ]
+    for number in heard:
+        signal.signal(number, note)
     try:
         yield lambda: bool(seen)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 @contextmanager

@@ -1,12 +1,15 @@
-"""A whole run in one call: compiled steps, bounds, history, progress, Ctrl-C.
+"""A whole run in one call: bounds, history, progress, Ctrl-C, checkpoints.
 
 The steps run compiled, many to a call; between calls Python looks at the clock, the
-callback and the keyboard. How many steps a call takes adapts to how long they last and
-changes no number.
+callback, the keyboard and the checkpoints. How many steps a call takes adapts to how
+long they last and changes no number.
 """
 
+import itertools
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +18,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import base, checks, console, forms, projections, trees
+from radazo import base, checkpointing, checks, compiled, console, projections, trees
 
-_MAX_STEPS_PER_CALL = 1024
 _SECONDS_PER_CALL = 0.2
 
 
@@ -30,9 +32,10 @@ class MinimizeResult(NamedTuple):
       values: (num_steps,) NumPy array, the value that each step's estimate returned:
         for `forward` that of the parameters before the step.
       num_values: (num_steps,) NumPy array, function values taken up to each step.
-      num_steps: Steps taken in this call.
+      num_steps: Steps taken in this call; with `checkpoints` those of the calls that
+        it went on from, too, as are `values` and `num_values`.
       status: "finished", "stopped" (by `stop` or the callback), "exhausted" (no batch
-        left) or "interrupted" (Ctrl-C).
+        left) or "interrupted" (Ctrl-C, and SIGTERM with `checkpoints`).
     """
 
     params: base.Params
@@ -56,6 +59,7 @@ def minimize(
     callback: Callable[[MinimizeResult], Any] | None = None,
     callback_every: int | None = None,
     progress: bool | None = None,
+    checkpoints: str | os.PathLike[str] | checkpointing.Checkpoints | None = None,
 ) -> MinimizeResult:
     """Minimize a function by its values: the loop around `optimizer.update`.
 
@@ -67,6 +71,14 @@ def minimize(
 
     Ctrl-C ends the run after the steps under way and returns what was reached; a second
     Ctrl-C is raised at once. The given `params` and `state` are left as they are.
+
+    With `checkpoints` the same call, made again after whatever ended it, goes on from
+    the last checkpoint and ends bit for bit as if nothing had happened; that of a run
+    that has ended returns at once. SIGTERM then ends it as Ctrl-C does, with what was
+    reached on disk: a script that has more to do looks at `status`. `num_steps` is the
+    total, and may be larger than it was. Another key, start, structure or type is
+    refused; another function, other batches or another learning rate cannot be seen:
+    take another folder for another run.
 
     Args:
       value_fn: `value_fn(params)`, or `value_fn(params, batch)` with `batches`;
@@ -90,15 +102,21 @@ def minimize(
       callback_every: Steps between two calls of `callback`.
       progress: Whether to show a progress bar (needs tqdm); None shows it on a
         terminal where tqdm is installed.
+      checkpoints: A folder to keep the run in and to go on from (needs orbax), or an
+        open `Checkpoints` of `open_checkpoints`, which sets how often and how many. It
+        holds parameters, state, history and position: an iterable of batches is given
+        anew, from its first item, and advanced past those that were used.
     Returns:
       A `MinimizeResult`.
     Raises:
       TypeError: If an argument is of the wrong kind.
       ValueError: If `num_steps` is negative, or `bounds` do not fit `params` or are the
         wrong way round, or the optimizer has no estimator in it, or `state` is not
-        one of this optimizer for these parameters.
+        one of this optimizer for these parameters, or `checkpoints` cannot be written
+        or read, or are of another run or of more steps than `num_steps`.
     Cost:
-      That of the optimizer, times `num_steps`; one copy of the parameters.
+      That of the optimizer, times `num_steps`; one copy of the parameters. While a
+      checkpoint is written, parameters and state once more on the host.
     Example:
       >>> def value_fn(x):
       ...     return jnp.sum((x - 1) ** 2)
@@ -119,13 +137,16 @@ def minimize(
     arrays, rest = trees.split(params)
     arrays = _copy(arrays) if box is None else box(_copy(arrays))
     state = _state(where, optimizer, rest.join(arrays), state)
-    steps = _compiled_steps(value_fn, optimizer, rest, batches, box, stop)
+    steps = compiled.compiled_steps(value_fn, optimizer, rest, batches, box, stop)
     run = _Run(rest, arrays, state, num_steps)
-    items = None if callable(batches) or batches is None else iter(batches)
     with (
-        console.deferred_interrupt() as interrupted,
+        _opened(where, checkpoints) as kept,
         console.progress_bar(where, progress, num_steps) as bar,
     ):
+        run.resume(where, kept)
+        items = _items(where, batches, run.done)
+        if run.done:
+            bar(run.done, float(run.history.values[run.done - 1]))
         while run.done < num_steps and run.status == "finished":
             batch = None if items is None else next(items, _NO_BATCH)
             if batch is _NO_BATCH:
@@ -138,8 +159,12 @@ def minimize(
             due = callback_every is None or run.done % callback_every == 0
             if callback is not None and due and _is_true(callback(run.result())):
                 run.status = "stopped"
-            if interrupted():
-                run.status = "interrupted"
+            kept.save(run.done, run.tree())
+            if kept.interrupted():
+                break
+        kept.save(run.done, run.tree(), now=True)
+        if kept.interrupted():
+            run.status = "interrupted"
     return run.result()
 
 
@@ -151,6 +176,44 @@ def _is_true(answer: Any) -> bool:
     return isinstance(answer, bool | np.bool_ | jax.Array) and bool(answer)
 
 
+def _opened(
+    where: str, checkpoints: Any
+) -> AbstractContextManager[checkpointing.Checkpoints]:
+    """The checkpoints of the run: none, the caller's, or those of a folder."""
+    if checkpoints is None:
+        return checkpointing.no_checkpoints()
+    if isinstance(checkpoints, checkpointing.Checkpoints):
+        return nullcontext(checkpoints)
+    if not isinstance(checkpoints, str | os.PathLike):
+        checks.fail(
+            where,
+            "checkpoints",
+            "be a folder or `Checkpoints`",
+            repr(checkpoints)[:200],
+            "For another interval: `with radazo.open_checkpoints(...) as checkpoints`.",
+            TypeError,
+        )
+    return checkpointing.open_checkpoints(checkpoints)
+
+
+def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
+    """The batches after those of the steps that were taken."""
+    if batches is None or callable(batches):
+        return None
+    items = iter(batches)
+    passed = sum(1 for _ in itertools.islice(items, done))
+    if passed < done:
+        checks.fail(
+            where,
+            "batches",
+            f"be those of the run from the first on, {done} of which were used",
+            f"{passed}",
+            "Give a fresh iterable, not an iterator that was used before, or a "
+            "function of the step.",
+        )
+    return items
+
+
 class _Run:
     """The mutable part of a run: where it stands between two calls."""
 
@@ -158,8 +221,10 @@ class _Run:
         self, rest: trees.Static, arrays: list[jax.Array], state: Any, num_steps: int
     ) -> None:
         self.rest, self.arrays, self.state = rest, arrays, state
-        self.values = np.zeros(num_steps, np.dtype(jnp.result_type(float)))
-        self.num_values = np.zeros(num_steps, np.int64)
+        self.history = compiled.Record(
+            values=np.zeros(num_steps, np.dtype(jnp.result_type(float))),
+            num_values=np.zeros(num_steps, np.int64),
+        )
         self.done, self.status = 0, "finished"
         self.pace, self.compiled = 1, False
 
@@ -167,31 +232,79 @@ class _Run:
         """One call: the steps taken in it and the last value seen."""
         num = min(limit, self.pace)
         started = time.perf_counter()
-        self.arrays, self.state, seen = steps(self.arrays, self.state, num, batch)
-        values, num_values, taken, stopped = jax.device_get(seen)
+        self.arrays, self.state, *seen = steps(self.arrays, self.state, num, batch)
+        records, taken, stopped = jax.device_get(seen)
         seconds = time.perf_counter() - started
         if self.compiled:  # The first call compiles: its time says nothing.
             fitting = int(num * _SECONDS_PER_CALL / max(seconds, 1e-6))
-            self.pace = max(1, min(fitting, 8 * num, _MAX_STEPS_PER_CALL))
+            self.pace = max(1, min(fitting, 8 * num, compiled.MAX_STEPS_PER_CALL))
         self.compiled = True
-        span = slice(self.done, self.done + int(taken))
-        self.values[span] = values[:taken]
-        self.num_values[span] = num_values[:taken]
+        for all_steps, new in zip(self.history, records, strict=True):
+            all_steps[self.done : self.done + int(taken)] = new[:taken]
         self.done += int(taken)
         if stopped:
             self.status = "stopped"
-        return int(taken), float(self.values[self.done - 1])
+        return int(taken), float(self.history.values[self.done - 1])
 
     def result(self) -> MinimizeResult:
         # Copies: the next call takes the buffers of this one.
         return MinimizeResult(
             self.rest.join(_copy(self.arrays)),
             _copy(self.state),
-            self.values[: self.done].copy(),
-            self.num_values[: self.done].copy(),
+            self.history.values[: self.done].copy(),
+            self.history.num_values[: self.done].copy(),
             self.done,
             self.status,
         )
+
+    def tree(self) -> dict[str, Any]:
+        """What a checkpoint keeps; how many steps it has is the number of it."""
+        return {
+            "params": self.rest.join(self.arrays),
+            "state": self.state,
+            "history": compiled.Record(*(x[: self.done] for x in self.history)),
+            "stopped": self.status == "stopped",
+        }
+
+    def resume(self, where: str, kept: checkpointing.Checkpoints) -> None:
+        """Stand where the latest checkpoint is, if there is one."""
+        done, tree = kept.restore(self.tree())
+        if done > self.history.values.size:
+            checks.fail(
+                where,
+                "num_steps",
+                f"be at least the {done} steps of the run in {kept.folder!r}",
+                repr(self.history.values.size),
+                "It is the total; what was before is no longer kept. Ask for more, or "
+                "start in another folder.",
+            )
+        start, now = (_of_the_run(state) for state in (self.state, tree["state"]))
+        if (start.key, start.count + done) != (now.key, now.count):
+            checks.fail(
+                where,
+                "checkpoints",
+                "hold this run",
+                f"{kept.folder!r}, where the key is {now.key} and the state has "
+                f"{now.count} steps after {done}; this run starts with {start.key} and "
+                f"{start.count}",
+                "Start in another folder.",
+            )
+        self.arrays, self.state = trees.split(tree["params"])[0], tree["state"]
+        for all_steps, before in zip(self.history, tree["history"], strict=True):
+            all_steps[:done] = before
+        self.done, self.status = done, "stopped" if tree["stopped"] else "finished"
+
+
+class _Identity(NamedTuple):
+    """What tells a run from another with the same shapes."""
+
+    key: list[int]
+    count: int
+
+
+def _of_the_run(state: Any) -> _Identity:
+    counters = compiled.counters(state)
+    return _Identity(np.asarray(counters.key_data).tolist(), int(counters.count))
 
 
 def _copy(tree: Any) -> Any:
@@ -210,10 +323,10 @@ def _state(
     """The state to start from: a new one, or a copy of the one given."""
     if state is None:
         state = optimizer.init(params)
-        _counters(where, state)
+        compiled.counters(state)
         return _copy(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
-    _counters(where, fresh)
+    compiled.counters(fresh)
 
     def kinds(tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
@@ -230,93 +343,6 @@ def _state(
             "Give the `state` of a result with the same optimizer, or None.",
         )
     return _copy(state)
-
-
-def _counters(where: str, state: Any) -> forms.WithEstimatorState:
-    """The state of the estimator within the optimizer's."""
-
-    def found(node: Any) -> bool:
-        return isinstance(node, forms.WithEstimatorState)
-
-    nodes = [node for node in jax.tree.leaves(state, is_leaf=found) if found(node)]
-    if len(nodes) != 1:
-        checks.fail(
-            where,
-            "optimizer",
-            "have one estimator in it",
-            f"one whose state has {len(nodes)}",
-            "Take `radazo.radazo(...)`, or "
-            "`radazo.with_estimator(estimator, optimizer, key)`.",
-        )
-    return nodes[0]
-
-
-def _compiled_steps(
-    value_fn: base.ValueFn,
-    optimizer: Any,
-    rest: trees.Static,
-    batches: Any,
-    box: Callable[[list[jax.Array]], list[jax.Array]] | None,
-    stop: Callable[[jax.Array, base.Params], Any] | None,
-) -> Callable[..., Any]:
-    """`steps(arrays, state, num, batch) -> (arrays, state, seen)`, compiled once."""
-
-    def value_of(params: base.Params, batch: Any) -> Any:
-        if batches is None:
-            return value_fn(params)
-        return value_fn(params, batch)
-
-    def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
-        changes = rest.pick(rest.treedef.flatten_up_to(updates))
-        changed = base.moved(changes, arrays)
-        return [
-            jnp.where(ended, x, new) if base.is_floating(x) else x
-            for x, new in zip(
-                arrays, changed if box is None else box(changed), strict=True
-            )
-        ]
-
-    @jax.jit(donate_argnums=(0, 1))
-    def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
-        def step(carry: Any) -> Any:
-            arrays, state, values, num_values, i, _ = carry
-            params = rest.join(arrays)
-            count = _counters("minimize", state).count
-            now = batches(count) if callable(batches) else batch
-            updates, state = optimizer.update(
-                None, state, params, value_fn=value_of, batch=now
-            )
-            counters = _counters("minimize", state)
-            ended = jnp.asarray(False)
-            if stop is not None:
-                ended = _answer(stop(counters.last_value, params))
-            arrays = moved(arrays, updates, ended)
-            values = values.at[i].set(counters.last_value)
-            num_values = num_values.at[i].set(counters.num_values)
-            return arrays, state, values, num_values, i + 1, ended
-
-        zeros = jnp.zeros(_MAX_STEPS_PER_CALL, jnp.result_type(float))
-        counts = jnp.zeros(_MAX_STEPS_PER_CALL, jnp.int32)
-        start = (arrays, state, zeros, counts, jnp.int32(0), jnp.asarray(False))
-        arrays, state, *seen = lax.while_loop(
-            lambda carry: (carry[4] < num) & ~carry[5], step, start
-        )
-        return arrays, state, seen
-
-    return steps
-
-
-def _answer(answer: Any) -> jax.Array:
-    if jnp.shape(answer) != () or jnp.result_type(answer) != jnp.bool_:
-        checks.fail(
-            "minimize",
-            "stop",
-            "return one bool",
-            f"shape {jnp.shape(answer)} of type {jnp.result_type(answer)}",
-            "Take `jnp.all` or `jnp.any` of an array.",
-            TypeError,
-        )
-    return jnp.asarray(answer)
 
 
 def _check(

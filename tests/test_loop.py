@@ -8,7 +8,7 @@ import pytest
 from conftest import half_sum_of_squares
 
 import radazo
-from radazo import loop
+from radazo import compiled, loop
 
 START = {"w": jnp.array([2.0, -1.0, 0.5]), "b": jnp.array(3.0)}
 
@@ -110,7 +110,7 @@ def test_the_parameters_and_the_state_given_are_untouched():
 def test_the_result_does_not_depend_on_how_many_steps_a_call_takes(
     monkeypatch, steps_per_call
 ):
-    monkeypatch.setattr(loop, "_MAX_STEPS_PER_CALL", steps_per_call)
+    monkeypatch.setattr(compiled, "MAX_STEPS_PER_CALL", steps_per_call)
     monkeypatch.setattr(loop, "_SECONDS_PER_CALL", 1e9)
     calls = []
     fast = radazo.minimize(
@@ -201,7 +201,7 @@ def test_as_many_batches_as_steps_finish_and_no_more_are_taken():
 def test_a_run_stops_with_the_parameters_for_which_the_rule_holds(
     monkeypatch, steps_per_call
 ):
-    monkeypatch.setattr(loop, "_MAX_STEPS_PER_CALL", steps_per_call)
+    monkeypatch.setattr(compiled, "MAX_STEPS_PER_CALL", steps_per_call)
     result = radazo.minimize(
         half_sum_of_squares,
         START,

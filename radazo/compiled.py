@@ -1,0 +1,114 @@
+"""Many steps of a run in one compiled call, and what each of them noted."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from radazo import base, checks, forms, trees
+
+MAX_STEPS_PER_CALL = 1024
+
+
+class Record(NamedTuple):
+    """What a step notes, by name; in a call, an array of it for each step.
+
+    Attributes:
+      values: The value that the step's estimate returned.
+      num_values: Function values taken up to the step.
+    """
+
+    values: Any
+    num_values: Any
+
+
+def counters(state: Any) -> forms.WithEstimatorState:
+    """The state of the estimator within the optimizer's."""
+
+    def found(node: Any) -> bool:
+        return isinstance(node, forms.WithEstimatorState)
+
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=found) if found(node)]
+    if len(nodes) != 1:
+        checks.fail(
+            "minimize",
+            "optimizer",
+            "have one estimator in it",
+            f"one whose state has {len(nodes)}",
+            "Take `radazo.radazo(...)`, or "
+            "`radazo.with_estimator(estimator, optimizer, key)`.",
+        )
+    return nodes[0]
+
+
+def compiled_steps(
+    value_fn: base.ValueFn,
+    optimizer: Any,
+    rest: trees.Static,
+    batches: Any,
+    box: Callable[[list[jax.Array]], list[jax.Array]] | None,
+    stop: Callable[[jax.Array, base.Params], Any] | None,
+) -> Callable[..., Any]:
+    """`steps(arrays, state, num, batch)`, compiled once.
+
+    It returns `(arrays, state, records, taken, stopped)`: a `Record` of arrays, of
+    which the first `taken` elements are meant.
+    """
+
+    def value_of(params: base.Params, batch: Any) -> Any:
+        if batches is None:
+            return value_fn(params)
+        return value_fn(params, batch)
+
+    def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
+        changes = rest.pick(rest.treedef.flatten_up_to(updates))
+        changed = base.moved(changes, arrays)
+        return [
+            jnp.where(ended, x, new) if base.is_floating(x) else x
+            for x, new in zip(
+                arrays, changed if box is None else box(changed), strict=True
+            )
+        ]
+
+    @jax.jit(donate_argnums=(0, 1))
+    def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
+        def step(carry: Any) -> Any:
+            arrays, state, records, i, _ = carry
+            params = rest.join(arrays)
+            count = counters(state).count
+            now = batches(count) if callable(batches) else batch
+            updates, state = optimizer.update(
+                None, state, params, value_fn=value_of, batch=now
+            )
+            seen = counters(state)
+            ended = jnp.asarray(False)
+            if stop is not None:
+                ended = _answer(stop(seen.last_value, params))
+            arrays = moved(arrays, updates, ended)
+            record = Record(seen.last_value, seen.num_values)
+            records = jax.tree.map(lambda x, new: x.at[i].set(new), records, record)
+            return arrays, state, records, i + 1, ended
+
+        records = Record(
+            jnp.zeros(MAX_STEPS_PER_CALL, jnp.result_type(float)),
+            jnp.zeros(MAX_STEPS_PER_CALL, jnp.int32),
+        )
+        start = (arrays, state, records, jnp.int32(0), jnp.asarray(False))
+        return lax.while_loop(lambda carry: (carry[3] < num) & ~carry[4], step, start)
+
+    return steps
+
+
+def _answer(answer: Any) -> jax.Array:
+    if jnp.shape(answer) != () or jnp.result_type(answer) != jnp.bool_:
+        checks.fail(
+            "minimize",
+            "stop",
+            "return one bool",
+            f"shape {jnp.shape(answer)} of type {jnp.result_type(answer)}",
+            "Take `jnp.all` or `jnp.any` of an array.",
+            TypeError,
+        )
+    return jnp.asarray(answer)
