@@ -273,10 +273,10 @@ class _Run:
             checks.fail(
                 where,
                 "num_steps",
-                f"be at least the {done} steps of the run in {kept.folder!r}",
-                repr(self.history.values.size),
-                "It is the total; what was before is no longer kept. Ask for more, or "
-                "start in another folder.",
+                f"be at least {done}, the steps that the run has taken",
+                f"{self.history.values.size} for the run in {kept.folder!r}",
+                "It is the total, and what was before is no longer kept: ask for more, "
+                "or start in another folder.",
             )
         start, now = (_of_the_run(state) for state in (self.state, tree["state"]))
         if (start.key, start.count + done) != (now.key, now.count):

@@ -130,7 +130,7 @@ def check(path: str, kept: list[Leaf], tree: Any) -> None:
             checks.fail(
                 "restore",
                 "tree",
-                f"be like the one that {path!r} holds",
-                f"{new or 'nothing'} for {old or 'nothing'}",
+                "be like the one that is kept",
+                f"{new or 'nothing'} for {old or 'nothing'} in {path!r}",
                 "That is another run's: start in a folder of its own.",
             )

@@ -1,0 +1,125 @@
+"""A run killed 20 times at random moments, told as JSON; started by test_kills.py.
+
+`python killed_runs.py folder`. Children are forked from a process that has imported all
+and computed nothing, so that starting one costs little.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import radazo
+
+importlib.import_module("orbax.checkpoint")  # Once for all children.
+NUM_KILLS, NUM_STEPS = 20, 60
+
+
+def value_fn(params, batch):
+    wide = params["half"].astype(jnp.float32)
+    return jnp.sum(jnp.square(params["w"] - batch)) + jnp.sum(jnp.square(wide))
+
+
+def run(checkpoints, callback=None):
+    """The run: every step is kept, and the data are an iterator's."""
+    params = {"w": jnp.ones(3), "half": jnp.ones(5, jnp.bfloat16)}
+    estimator = radazo.sphere_estimator(num_directions=3)
+    return radazo.minimize(
+        value_fn,
+        params,
+        radazo.radazo(0.05, estimator, key=0),
+        NUM_STEPS,
+        batches=(np.float32(np.sin(i)) for i in range(NUM_STEPS)),
+        checkpoints=checkpoints,
+        callback=callback,
+        progress=False,
+    )
+
+
+def bits(result):
+    """All of a result, as text in which no bit is lost."""
+    leaves, treedef = jax.tree.flatten(result)
+    return str(treedef), [
+        (str(x.dtype), x.shape, np.asarray(x).tobytes().hex())
+        if hasattr(x, "dtype")
+        else repr(x)
+        for x in leaves
+    ]
+
+
+@contextlib.contextmanager
+def leaving():
+    """A child ends here whatever comes, and leaves the rest to its parent."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+        os._exit(status)
+
+
+def forked(work):
+    """A child that does `work(say)`, and the end of a pipe on which it says."""
+    heard, said = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(heard)
+        with leaving():
+            work(lambda text: os.write(said, text.encode()))
+    os.close(said)
+    return child, heard
+
+
+def until_finished(folder):
+    def work(say):
+        with radazo.open_checkpoints(folder, interval_seconds=0) as checkpoints:
+            result = run(checkpoints, lambda result: say("."))
+        say(json.dumps(bits(result)))
+
+    return work
+
+
+def read(heard):
+    with os.fdopen(heard) as pipe:
+        return json.loads(pipe.read().lstrip("."))
+
+
+def main(folder):
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    whole = read(forked(lambda say: say(json.dumps(bits(run(None)))))[1])
+    os.wait()
+    rng, kills, half_written, ends = np.random.default_rng(0), 0, 0, []
+    while kills < NUM_KILLS or not ends:
+        at = folder / f"run_{len(ends)}"
+        child, heard = forked(until_finished(at))
+        if kills < NUM_KILLS:
+            # One in four while the run starts, the others at its steps.
+            if kills % 4:
+                os.read(heard, 1)
+            time.sleep(rng.uniform(0, 0.25 if kills % 4 else 1.0))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if status != signal.SIGKILL:
+            assert status == 0, "A run has ended by itself, not to be gone on from."
+            ends.append(read(heard) == whole)
+            continue
+        os.close(heard)
+        kills += 1
+        half_written += bool([*at.glob("*tmp*")])
+    print(json.dumps({"kills": kills, "half_written": half_written, "ends": ends}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
