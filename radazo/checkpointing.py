@@ -142,6 +142,7 @@ class _Store:
             step_prefix="step",  # A folder named `3` of somebody else's is none.
             preservation_policy=orbax.checkpoint_managers.LatestN(max_to_keep),
             cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # A spoiled file is met in `restore`.
         )
         with _explained(folder, _WRITABLE, _MAKE_ROOM):
             self.manager = orbax.CheckpointManager(folder, options=options)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from contracts import ESTIMATORS
+from jax.experimental.compilation_cache import compilation_cache
 from language import toy_files
 
 import radazo
@@ -56,6 +57,22 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """For a file that makes the same run many times: XLA compiles it the first time."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for values in (wanted, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is wanted:
+            yield
 
 
 @contextmanager

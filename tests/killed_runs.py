@@ -32,7 +32,7 @@ def value_fn(params, batch):
 def run(checkpoints, callback=None):
     """The run: every step is kept, and the data are an iterator's."""
     params = {"w": jnp.ones(3), "half": jnp.ones(5, jnp.bfloat16)}
-    estimator = radazo.sphere_estimator(num_directions=3)
+    estimator = radazo.rademacher_estimator(num_directions=1)
     return radazo.minimize(
         value_fn,
         params,

@@ -1,5 +1,6 @@
 """A run that is kept goes on bit for bit, and a tree comes back as it was."""
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ import radazo
 from radazo import checkpointing
 
 pytest.importorskip("orbax.checkpoint")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 PARAMS = {
     "w": jnp.ones(3),
@@ -28,7 +30,7 @@ NUM_STEPS = 12
 
 
 def optimizer(key=0):
-    return radazo.radazo(0.05, radazo.sphere_estimator(num_directions=3), key=key)
+    return radazo.radazo(0.05, radazo.rademacher_estimator(num_directions=1), key=key)
 
 
 def value_fn(params, batch):
@@ -59,6 +61,12 @@ def run(checkpoints=None, num_steps=NUM_STEPS, batches=items, params=PARAMS, **o
             checkpoints=checkpoints,
             **arguments,
         )
+
+
+@functools.cache
+def whole(batches=items):
+    """The run that nothing has ended before its time."""
+    return run(batches=batches)
 
 
 def bits(tree):
@@ -104,21 +112,19 @@ def handlers():
 
 @pytest.mark.parametrize("batches", BATCHES.values(), ids=BATCHES.keys())
 def test_a_run_in_parts_is_the_run_in_one(tmp_path, batches):
-    whole = run(batches=batches)
     first = run(tmp_path, num_steps=5, batches=batches)
     assert (first.num_steps, first.status) == (5, "finished")
     second = run(tmp_path, batches=batches)
-    assert bits(second) == bits(whole)
+    assert bits(second) == bits(whole(batches))
     assert kept_steps(tmp_path) == [5, NUM_STEPS]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_the_run_first_and_it_goes_on(tmp_path, handlers, number):
-    whole = run()
     first = run(tmp_path, callback=ends_at(4)(number), callback_every=1)
     assert (first.num_steps, first.status) == (4, "interrupted")
     assert kept_steps(tmp_path) == [4]
-    assert bits(run(tmp_path)) == bits(whole)
+    assert bits(run(tmp_path)) == bits(whole())
     own, heard = handlers
     assert signal.getsignal(number) is own
     assert heard == []
@@ -144,7 +150,7 @@ def test_control_c_twice_is_raised_and_what_was_kept_is_gone_on_from(
     ):
         run(checkpoints, callback=twice, callback_every=1)
     assert kept_steps(tmp_path) == [4, 5]
-    assert bits(run(tmp_path)) == bits(run())
+    assert bits(run(tmp_path)) == bits(whole())
 
 
 def test_a_run_that_has_ended_returns_at_once_what_it_returned(tmp_path):
@@ -179,9 +185,9 @@ def test_a_run_that_ended_early_ends_there_again(tmp_path, options):
 def test_a_run_from_a_state_goes_on_from_its_own_checkpoint(tmp_path):
     first = run(num_steps=5, batches=lambda: of_step)
     rest = {"params": first.params, "state": first.state, "batches": lambda: of_step}
-    whole = run(num_steps=7, **rest)
+    in_one = run(num_steps=7, **rest)
     run(tmp_path, num_steps=3, **rest)
-    assert bits(run(tmp_path, num_steps=7, **rest)) == bits(whole)
+    assert bits(run(tmp_path, num_steps=7, **rest)) == bits(in_one)
 
 
 def test_arrays_stay_where_they_were_put(tmp_path):
