@@ -91,8 +91,7 @@ def open_checkpoints(
       host. A run of several processes cannot be kept yet.
     Example:
       >>> import tempfile
-      >>> folder = tempfile.mkdtemp()
-      >>> def train(num_steps):
+      >>> def train(folder, num_steps):
       ...     with open_checkpoints(folder) as checkpoints:
       ...         start, x = checkpoints.restore(jnp.zeros(()))
       ...         for step in range(start, num_steps):
@@ -101,7 +100,8 @@ def open_checkpoints(
       ...             if checkpoints.interrupted():
       ...                 break
       ...     return start, float(x)
-      >>> print(train(3), train(4))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     print(train(folder, 3), train(folder, 4))
       (0, 1.75) (3, 1.875)
     """
     where = "open_checkpoints"
@@ -151,6 +151,7 @@ class _Store:
         self.interrupted, self.saved_at = False, time.monotonic()
 
     def restore(self, tree: Any) -> tuple[int, Any]:
+        self.finish()
         step, args = self.latest, self.orbax.args
         if step is None:
             return 0, tree

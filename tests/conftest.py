@@ -67,12 +67,15 @@ def compiled_once(tmp_path_factory):
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
     before = {name: getattr(jax.config, name) for name in wanted}
-    for values in (wanted, before):
+
+    def use(values):
         for name, value in values.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
-        if values is wanted:
-            yield
+
+    use(wanted)
+    yield
+    use(before)
 
 
 @contextmanager

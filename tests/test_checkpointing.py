@@ -229,6 +229,14 @@ def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
     assert bits(restored) == bits(LEAVES)
 
 
+def test_what_is_being_written_can_be_restored(tmp_path):
+    with radazo.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints:
+        for step in range(1, 4):
+            checkpoints.save(step, jnp.full(1000, float(step)))
+            reached, restored = checkpoints.restore(jnp.zeros(1000))
+            assert (reached, float(restored[-1])) == (step, step)
+
+
 def test_a_tree_of_numbers_alone_can_be_kept(tmp_path):
     with radazo.open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"best": 2.5}, now=True)
