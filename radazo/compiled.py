@@ -24,25 +24,6 @@ class Record(NamedTuple):
     num_values: Any
 
 
-def counters(state: Any) -> forms.WithEstimatorState:
-    """The state of the estimator within the optimizer's."""
-
-    def found(node: Any) -> bool:
-        return isinstance(node, forms.WithEstimatorState)
-
-    nodes = [node for node in jax.tree.leaves(state, is_leaf=found) if found(node)]
-    if len(nodes) != 1:
-        checks.fail(
-            "minimize",
-            "optimizer",
-            "have one estimator in it",
-            f"one whose state has {len(nodes)}",
-            "Take `radazo.radazo(...)`, or "
-            "`radazo.with_estimator(estimator, optimizer, key)`.",
-        )
-    return nodes[0]
-
-
 def compiled_steps(
     value_fn: base.ValueFn,
     optimizer: Any,
@@ -77,12 +58,12 @@ def compiled_steps(
         def step(carry: Any) -> Any:
             arrays, state, records, i, _ = carry
             params = rest.join(arrays)
-            count = counters(state).count
+            count = forms.counters("minimize", state).count
             now = batches(count) if callable(batches) else batch
             updates, state = optimizer.update(
                 None, state, params, value_fn=value_of, batch=now
             )
-            seen = counters(state)
+            seen = forms.counters("minimize", state)
             ended = jnp.asarray(False)
             if stop is not None:
                 ended = _answer(stop(seen.last_value, params))

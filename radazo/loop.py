@@ -18,7 +18,17 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import base, checkpointing, checks, compiled, console, projections, trees
+from radazo import (
+    base,
+    checkpointing,
+    checks,
+    compiled,
+    console,
+    forms,
+    projections,
+    replicas,
+    trees,
+)
 
 _SECONDS_PER_CALL = 0.2
 
@@ -160,11 +170,8 @@ def minimize(
             if callback is not None and due and _is_true(callback(run.result())):
                 run.status = "stopped"
             kept.save(run.done, run.tree())
-            if kept.interrupted():
-                break
+            run.agree(interrupted=kept.interrupted())
         kept.save(run.done, run.tree(), now=True)
-        if kept.interrupted():
-            run.status = "interrupted"
     return run.result()
 
 
@@ -246,6 +253,13 @@ class _Run:
             self.status = "stopped"
         return int(taken), float(self.history.values[self.done - 1])
 
+    def agree(self, *, interrupted: bool) -> None:
+        """Processes that share a run must take equally many steps in a call."""
+        known = replicas.of_all_processes(self.pace, interrupted)
+        self.pace = int(np.min(known[:, 0]))
+        if np.any(known[:, 1]) and self.status == "finished":
+            self.status = "interrupted"
+
     def result(self) -> MinimizeResult:
         # Copies: the next call takes the buffers of this one.
         return MinimizeResult(
@@ -303,7 +317,7 @@ class _Identity(NamedTuple):
 
 
 def _of_the_run(state: Any) -> _Identity:
-    counters = compiled.counters(state)
+    counters = forms.counters("minimize", state)
     return _Identity(np.asarray(counters.key_data).tolist(), int(counters.count))
 
 
@@ -323,10 +337,10 @@ def _state(
     """The state to start from: a new one, or a copy of the one given."""
     if state is None:
         state = optimizer.init(params)
-        compiled.counters(state)
+        forms.counters("minimize", state)
         return _copy(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
-    compiled.counters(fresh)
+    forms.counters("minimize", fresh)
 
     def kinds(tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)

@@ -5,6 +5,7 @@ as a worker makes it in `calls`.
 """
 
 import functools
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -199,7 +200,7 @@ def _minimize(
     state = optimizer.init(params) if state is None else state
     seen: list[tuple[Any, Any]] = []
     status = "finished"
-    with console.deferred_interrupt() as interrupted:
+    with console.deferred_signals(signal.SIGINT) as interrupted:
         while len(seen) < num_steps and status == "finished":
             ids, point = ask_tell.ask(optimizer, params, state)
             num_left = work.num_left()

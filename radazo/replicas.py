@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from radazo import base, checks
@@ -64,7 +65,7 @@ def check_replicas(params: base.Params) -> None:
       >>> everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
       >>> check_replicas(jax.device_put(jnp.ones(3), everywhere))
     """
-    meshes: dict[Any, list[tuple[Any, jax.Array]]] = {}
+    meshes: dict[Any, list[tuple[Any, Any]]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding):
@@ -74,6 +75,14 @@ def check_replicas(params: base.Params) -> None:
         hashes = _on_each_device(mesh, specs, [leaf for _, leaf in named])
         for (path, _), spec, own in zip(named, specs, hashes, strict=True):
             _compare(mesh, path, spec, own)
+
+
+def of_all_processes(*numbers: int) -> np.ndarray:
+    """(process, number): what each process of the run has, known to all of them."""
+    own = np.array(numbers, np.int32)
+    if jax.process_count() == 1:
+        return own[None]
+    return np.asarray(multihost_utils.process_allgather(own))
 
 
 def _on_each_device(mesh: Any, specs: list[Any], leaves: list[Any]) -> np.ndarray:

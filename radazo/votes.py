@@ -34,8 +34,9 @@ def majority_vote_estimator(
     high dimension that is proportional to a, and K < d votes are mostly noise.
 
     Args:
-      distribution, num_directions, smoothing, difference, chunk_size, terms, mask,
-        sharding: As in `finite_difference_estimator`.
+      distribution, num_directions, smoothing, difference: As in
+        `finite_difference_estimator`.
+      chunk_size, terms, mask, sharding: As there.
     Returns:
       An `Estimator`. `info.factor` and `info.squared_norm` are NaN: statistics of
       slopes say nothing of votes.

@@ -36,7 +36,7 @@ def test_fifty_steps_have_the_same_bits_in_one_two_and_four_processes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "15"], "--steps must be a multiple of 10"),
+        (["--steps", "0"], "--steps must be at least 1"),
         (["--processes", "0"], "--processes must be at least 1"),
     ],
 )
