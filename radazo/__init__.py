@@ -33,12 +33,14 @@ Floors, from the bottom up; a module imports only from floors below its own.
      trajectory                        a function fitted to the points of a run
      parts                             parameters updated where they lie
      points                            values along a direction, without the points
+     guards                            slopes that stand out: skipped, or clipped
   5  forms                             three ways into a training loop
      corrections                       what clients of a federated run add
   6  assembly, compiled                what optimizers are made of; steps of a run
      federated                         clients that step, a server that averages
      in_place                          an optimizer that copies nothing
      ask_tell                          steps whose function is evaluated elsewhere
+     rollback                          back to the last good parameters
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
      loop                              a whole run
@@ -108,6 +110,9 @@ from radazo.granularities import factored as factored
 from radazo.granularities import per_coordinate as per_coordinate
 from radazo.granularities import per_leaf as per_leaf
 from radazo.granularities import scalar as scalar
+from radazo.guards import OutlierState as OutlierState
+from radazo.guards import clip_outliers as clip_outliers
+from radazo.guards import skip_outliers as skip_outliers
 from radazo.guided import Prior as Prior
 from radazo.guided import PriorGuidedState as PriorGuidedState
 from radazo.guided import last_estimate as last_estimate
@@ -155,6 +160,8 @@ from radazo.projections import l2_ball as l2_ball
 from radazo.projections import simplex as simplex
 from radazo.replicas import check_replicas as check_replicas
 from radazo.replicas import fingerprint as fingerprint
+from radazo.rollback import RollBackState as RollBackState
+from radazo.rollback import roll_back as roll_back
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 from radazo.trajectory import TrajectoryState as TrajectoryState
 from radazo.trajectory import trajectory_estimator as trajectory_estimator

@@ -69,6 +69,16 @@ def around_a_snapshot(**options: Any) -> radazo.Estimator:
     return radazo.svrg_estimator(estimator, whole_objective)
 
 
+def guarded_by(guard: Callable[..., radazo.Estimator]) -> Callable[..., Any]:
+    """`guard` around the sphere's estimator, made as that is."""
+
+    @functools.wraps(guard)
+    def made(**options: Any) -> radazo.Estimator:
+        return guard(radazo.sphere_estimator(**options))
+
+    return made
+
+
 def whole_objective(params: Any) -> jax.Array:
     leaves = jax.tree.leaves(params)
     moved = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -132,6 +142,10 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         memoryless=False,
         alone=False,
     ),
+    **{
+        f"guarded by {guard.__name__}": Row(guarded_by(guard), memoryless=False)
+        for guard in (radazo.skip_outliers, radazo.clip_outliers)
+    },
     "trajectory": Row(
         with_options(radazo.trajectory_estimator, num_points=20),
         copies=lambda k: 20,

@@ -31,6 +31,10 @@ RULES = {
         lambda key: radazo.projected(radazo.radazo(0.03, ESTIMATOR, key=key), SET),
         5,
     ),
+    "roll_back": (
+        lambda key: radazo.roll_back(radazo.radazo(0.03, ESTIMATOR, key=key)),
+        5,
+    ),
 }
 
 
