@@ -115,16 +115,7 @@ def roll_back(
       True
     """
     where = "roll_back"
-    way_out = "Pass `radazo.radazo(0.1, key=0)`, say."
-    checks.transformation(where, optimizer, way_out)
-    way_out = "It is the number of steps from one copy to the next."
-    checks.integer(where, "every", every, 1, way_out)
-    way_out = "It is the number of bad values in a row with which it goes back."
-    checks.integer(where, "patience", patience, 1, way_out)
-    way_out = "It is the number of good values that a new one is compared with."
-    checks.integer(where, "window", window, 2, way_out)
-    way_out = "It is how many spreads above the median a value is bad."
-    checks.positive(where, "factor", factor, way_out)
+    _check(where, optimizer, every, patience, window, factor)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: base.Params) -> RollBackState:
@@ -181,6 +172,21 @@ def roll_back(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(
+    where: str, optimizer: Any, every: Any, patience: Any, window: Any, factor: Any
+) -> None:
+    way_out = "Pass `radazo.radazo(0.1, key=0)`, say."
+    checks.transformation(where, optimizer, way_out)
+    way_out = "It is the number of steps from one copy to the next."
+    checks.integer(where, "every", every, 1, way_out)
+    way_out = "It is the number of bad values in a row with which it goes back."
+    checks.integer(where, "patience", patience, 1, way_out)
+    way_out = "It is the number of good values that a new one is compared with."
+    checks.integer(where, "window", window, 2, way_out)
+    way_out = "It is how many spreads above the median a value is bad."
+    checks.positive(where, "factor", factor, way_out)
 
 
 def _is_counters(node: Any) -> bool:
