@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares, quick_jit
 
 import radazo
 
@@ -327,39 +327,3 @@ def test_counts_are_read_from_the_result_of_a_run_in_one_line():
         scaled, result.params, optimizer, 4, state=result.state, batches=lambda i: 1.0
     )
     assert optax.tree.get(goes_on.state, "num_outliers") == 1
-
-
-A_CALL = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-BELOW = "It is the share of recent steps that lie below; 0.5 is the median."
-# (options, kind, argument, rule, what came, way out)
-MISTAKES = [
-    ({"estimator": radazo.sphere_estimator}, TypeError, "be an Estimator", A_CALL),
-    ({"quantile": 1.5}, ValueError, "be in [0, 1]", BELOW),
-    ({"quantile": "median"}, TypeError, "be a number", BELOW),
-    ({"window": 0}, ValueError, "be at least 1", "It is the number of recent steps"),
-    ({"window": 2.0}, TypeError, "be an integer", "It is the number of recent steps"),
-    ({"factor": 0}, ValueError, "be finite and greater than 0", "It is how many times"),
-]
-
-
-@pytest.mark.parametrize("row", MISTAKES, ids=[f"{x[0]}" for x in MISTAKES])
-def test_a_mistake_about_outliers_is_explained(guard, row):
-    options, kind, rule, way_out = row
-    ((argument, got),) = options.items()
-    got = "<function" if callable(got) else f"{got!r}."
-    given = {"estimator": LINE} | options
-    where = f"{guard.__name__}({argument}"
-    explained(Mistake(lambda: guard(**given), kind, where, rule, got, way_out))
-
-
-def test_a_guard_is_refused_where_no_state_is_carried(guard):
-    explained(
-        Mistake(
-            lambda: radazo.value_and_grad(half_sum_of_squares, guard(LINE)),
-            ValueError,
-            "value_and_grad(estimator",
-            "be memoryless",
-            "one whose `memoryless` is False",
-            "Use `with_estimator` or `estimate_gradient`, which carry its state",
-        )
-    )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares, quick_jit
 
 import radazo
 
@@ -364,69 +364,3 @@ def test_a_learning_rate_that_is_too_large_stays_so_and_the_count_tells():
     optimizer = radazo.roll_back(radazo.radazo(1.0, SPHERE, key=0))
     (_, state), _ = run_of(optimizer, start(), np.arange(300), walled)
     assert state.num_rolled_back > 20
-
-
-# Messages.
-
-SIMPLE = radazo.zo_sgd(0.1, key=0)
-COPY = "It is the number of steps from one copy to the next."
-IN_A_ROW = "It is the number of bad values in a row with which it goes back."
-GOOD = "It is the number of good values that a new one is compared with."
-MISTAKES = [
-    ({"every": 0}, ValueError, "be at least 1", COPY),
-    ({"every": 1.0}, TypeError, "be an integer", COPY),
-    ({"patience": 0}, ValueError, "be at least 1", IN_A_ROW),
-    ({"window": 1}, ValueError, "be at least 2", GOOD),
-    ({"factor": -1.0}, ValueError, "be finite and greater than 0", "It is how many"),
-    ({"factor": None}, TypeError, "be a number", "It is how many spreads"),
-    (
-        {"optimizer": SPHERE},
-        TypeError,
-        "be an optax.GradientTransformation",
-        "Pass `radazo.radazo(0.1, key=0)`, say.",
-    ),
-]
-
-
-@pytest.mark.parametrize("row", MISTAKES, ids=[f"{x[0]}" for x in MISTAKES])
-def test_a_mistake_about_going_back_is_explained(row):
-    options, kind, rule, way_out = row
-    ((argument, got),) = options.items()
-    got = "Estimator(" if got is SPHERE else f"{got!r}."
-    given = {"optimizer": SIMPLE} | options
-    call = lambda: radazo.roll_back(**given)
-    explained(Mistake(call, kind, f"roll_back({argument}", rule, got, way_out))
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "number"),
-    [(optax.sgd(0.1), 0), (optax.chain(SIMPLE, SIMPLE), 2)],
-    ids=["none", "two"],
-)
-def test_an_optimizer_without_one_estimator_is_explained(optimizer, number):
-    explained(
-        Mistake(
-            lambda: radazo.roll_back(optimizer).init(start()),
-            ValueError,
-            "roll_back(optimizer",
-            "have one estimator in it",
-            f"one whose state has {number}.",
-            "It reads the value of a step from the state of `radazo.radazo(...)`",
-        )
-    )
-
-
-def test_missing_parameters_are_explained():
-    optimizer = radazo.roll_back(SIMPLE)
-    explained(
-        Mistake(
-            lambda: optimizer.update(
-                None, optimizer.init(start()), value_fn=half_sum_of_squares
-            ),
-            ValueError,
-            "roll_back(...).update(params",
-            "be the current parameters",
-            "None.",
-            "They are what is kept and set back: call",
-        )
-    )
