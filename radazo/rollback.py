@@ -120,7 +120,7 @@ def roll_back(
 
     def init(params: base.Params) -> RollBackState:
         state = inner.init(params)
-        _counters(where, state)
+        forms.counters(where, state)
         return RollBackState(
             num_rolled_back=jnp.zeros((), jnp.int32),
             num_bad=jnp.zeros((), jnp.int32),
@@ -147,7 +147,7 @@ def roll_back(
                 "`optimizer.update(None, state, params, value_fn=f)`.",
             )
         updates, new = inner.update(updates, state.inner_state, params, **extra)
-        value = _counters(where, new).last_value.astype(state.recent.dtype)
+        value = forms.counters(where, new).last_value.astype(state.recent.dtype)
         good = jnp.isfinite(value) & ~_risen(value, state, factor)
         due = (state.age < 0) | (good & (state.age >= every))
         kept_params = _either(due, params, state.kept_params)
@@ -191,22 +191,6 @@ def _check(
 
 def _is_counters(node: Any) -> bool:
     return isinstance(node, forms.WithEstimatorState)
-
-
-def _counters(where: str, state: Any) -> forms.WithEstimatorState:
-    """The state of the estimator within the optimizer's."""
-    nodes = jax.tree.leaves(state, is_leaf=_is_counters)
-    nodes = [node for node in nodes if _is_counters(node)]
-    if len(nodes) != 1:
-        checks.fail(
-            where,
-            "optimizer",
-            "have one estimator in it",
-            f"one whose state has {len(nodes)}",
-            "It reads the value of a step from the state of `radazo.radazo(...)`, or "
-            "of `radazo.with_estimator(estimator, optimizer, key)`: put it around.",
-        )
-    return nodes[0]
 
 
 def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:

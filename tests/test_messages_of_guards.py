@@ -95,7 +95,7 @@ def test_an_optimizer_without_one_estimator_is_explained(optimizer, number):
             "roll_back(optimizer",
             "have one estimator in it",
             f"one whose state has {number}.",
-            "It reads the value of a step from the state of `radazo.radazo(...)`",
+            "Take `radazo.radazo(...)`, or",
         )
     )
 
