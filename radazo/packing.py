@@ -67,8 +67,7 @@ def packed(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         elif isinstance(leaf, jax.Array) and leaf.size:
             arrays[str(i)] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
         elif isinstance(leaf, _ARRAYS) and leaf.size:
-            # Whose it is may write into it before it is on disk.
-            arrays[str(i)] = np.array(leaf, copy=True)
+            arrays[str(i)] = np.asarray(leaf)
     return arrays, plain
 
 

@@ -70,55 +70,59 @@ def leaving():
 
 
 def forked(work):
-    """A child that does `work(say)`, and the end of a pipe on which it says."""
+    """A child that does `work(say)`, and what it says, line by line."""
     heard, said = os.pipe()
     child = os.fork()
     if not child:
         os.close(heard)
         with leaving():
-            work(lambda text: os.write(said, text.encode()))
+            work(lambda line: os.write(said, f"{line}\n".encode()))
     os.close(said)
-    return child, heard
+    return child, os.fdopen(heard)
 
 
 def until_finished(folder):
     def work(say):
         with radazo.open_checkpoints(folder, interval_seconds=0) as checkpoints:
-            result = run(checkpoints, lambda result: say("."))
+            result = run(checkpoints, lambda result: say(result.num_steps))
         say(json.dumps(bits(result)))
 
     return work
 
 
-def read(heard):
-    with os.fdopen(heard) as pipe:
-        return json.loads(pipe.read().lstrip("."))
+def ended(lines):
+    """The bits of the result, which is the last that a child says."""
+    return json.loads(lines.read().splitlines()[-1])
 
 
 def main(folder):
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    whole = read(forked(lambda say: say(json.dumps(bits(run(None)))))[1])
+    whole = ended(forked(lambda say: say(json.dumps(bits(run(None)))))[1])
     os.wait()
-    rng, kills, half_written, ends = np.random.default_rng(0), 0, 0, []
-    while kills < NUM_KILLS or not ends:
-        at = folder / f"run_{len(ends)}"
-        child, heard = forked(until_finished(at))
-        if kills < NUM_KILLS:
-            # One in four while the run starts, the others at its steps.
-            if kills % 4:
-                os.read(heard, 1)
-            time.sleep(rng.uniform(0, 0.25 if kills % 4 else 1.0))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if status != signal.SIGKILL:
-            assert status == 0, "A run has ended by itself, not to be gone on from."
-            ends.append(read(heard) == whole)
-            continue
-        os.close(heard)
-        kills += 1
-        half_written += bool([*at.glob("*tmp*")])
-    print(json.dumps({"kills": kills, "half_written": half_written, "ends": ends}))
+    rng = np.random.default_rng(0)
+    told = {"kills": 0, "half_written": 0, "gone_on": 0, "ends": []}
+    while told["kills"] < NUM_KILLS or not told["ends"]:
+        at = folder / f"run_{len(told['ends'])}"
+        child, lines = forked(until_finished(at))
+        with lines:
+            if told["kills"] < NUM_KILLS:
+                # One in four while the run starts, the others some steps later.
+                num_seen = rng.integers(1, 5) if told["kills"] % 4 else 0
+                seen = [lines.readline() for _ in range(num_seen)]
+                # A run killed at its very end has nothing more to say than that.
+                first = seen[0].strip() if seen else ""
+                told["gone_on"] += first.isdigit() and int(first) > 1
+                time.sleep(rng.uniform(0, 0.15 if num_seen else 1.0))
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            if status != signal.SIGKILL:
+                assert status == 0, "A run has ended by itself, not to be gone on from."
+                told["ends"].append(ended(lines) == whole)
+                continue
+        told["kills"] += 1
+        told["half_written"] += bool([*at.glob("*tmp*")])
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

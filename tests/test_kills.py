@@ -20,6 +20,7 @@ def test_a_run_killed_20_times_ends_bit_for_bit_as_one_that_was_not(tmp_path):
     told = json.loads(done.stdout)
     assert told["kills"] == 20
     assert told["half_written"] >= 3  # Else these were no kills of a write under way.
+    assert told["gone_on"] >= 10  # Else each run began anew.
     assert told["ends"]
     assert all(told["ends"])
     # Nothing half written is left, and no more than what is to be kept.
