@@ -29,7 +29,7 @@ OF_OUTLIERS = [
 ]
 
 
-@pytest.mark.parametrize("row", OF_OUTLIERS, ids=[f"{x[0]}" for x in OF_OUTLIERS])
+@pytest.mark.parametrize("row", OF_OUTLIERS, ids=[", ".join(x[0]) for x in OF_OUTLIERS])
 def test_a_mistake_about_outliers_is_explained(guard, row):
     options, kind, rule, way_out = row
     ((argument, got),) = options.items()
@@ -72,7 +72,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("row", MISTAKES, ids=[f"{x[0]}" for x in MISTAKES])
+@pytest.mark.parametrize("row", MISTAKES, ids=[", ".join(x[0]) for x in MISTAKES])
 def test_a_mistake_about_going_back_is_explained(row):
     options, kind, rule, way_out = row
     ((argument, got),) = options.items()
