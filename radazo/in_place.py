@@ -137,7 +137,8 @@ def in_place(
       norm by `sphere`. No copy of the parameters beside what the optimizer keeps.
     Example:
       >>> optimizer = in_place(optax.sgd(0.05), key=0)
-      >>> step = functools.partial(optimizer.step, lambda x: jnp.sum(x**2))
+      >>> def step(params, state):
+      ...     return optimizer.step(lambda x: jnp.sum(x**2), params, state)
       >>> step = jax.jit(step, donate_argnums=(0, 1))
       >>> params, state = jnp.array([3.0, -4.0]), optimizer.init(jnp.zeros(2))
       >>> for _ in range(100):
