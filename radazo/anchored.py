@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from radazo import base, checks, threefry, trees
+from radazo import base, checks, steps, threefry, trees
 
 # Parts of the key of a step: for the estimates at x, at x₀, and of the full gradient.
 _HERE, _THERE, _FULL = 0, 1, 2
@@ -168,8 +168,7 @@ def _check(
     num_inner_steps: Any,
     share_directions: Any,
 ) -> None:
-    way_out = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-    checks.instance(where, "estimator", estimator, base.Estimator, way_out)
+    steps.check_estimator(where, estimator)
     if not estimator.memoryless:
         checks.fail(
             where,

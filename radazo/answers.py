@@ -2,7 +2,7 @@
 
 An estimator that looks along directions asks for the values of points that it can name,
 and a direction is a function of its key: so the values may be taken anywhere, by anyone
-who has the key. Every form of an estimator takes, as its `value_fn`,
+who has the key. An estimate, and each optimizer made of one, takes as its `value_fn`
 
   Told(values)            values that were taken elsewhere
   Replayed(...)           what a past step saw
@@ -41,6 +41,9 @@ class Told(NamedTuple):
 
 class Replayed(NamedTuple):
     """What a step saw in the place of `value_fn`: the same step once more.
+
+    Nothing is evaluated. Compiled without the function, the step may round otherwise in
+    its last places.
 
     Attributes:
       slopes: (num_directions,) as in `EstimateInfo`.
@@ -168,7 +171,7 @@ def _wide(where: str, argument: str, array: jax.Array) -> Any:
 
 def _not_a_function(answer: Any) -> NoReturn:
     checks.fail(
-        "value_fn",
+        "estimate",
         "value_fn",
         "be a function here",
         f"a `{type(answer).__name__}`",

@@ -93,8 +93,8 @@ def tell(
     """The step of an optimizer, from values that were taken elsewhere.
 
     The same state as that of `optimizer.update`, and the same step from the same
-    values: bit for bit as far as XLA rounds two programs alike (in a dozen dimensions
-    it may take the norm that `sphere` divides by in another order).
+    values: bit for bit where XLA rounds the two programs alike, which it need not:
+    the last places of a step can depend on what is compiled with it.
 
       updates, state = optimizer.update(None, state, x, value_fn=Told(values))
       x ← x + updates
@@ -132,10 +132,10 @@ def tell(
 
 def _in_order(ids: list[QueryId], values: Mapping[tuple[int, int], Any]) -> np.ndarray:
     """The values of this step as an array, NaN where there is none."""
-    now, num = ids[0].count, len(ids)
+    now, num, known = ids[0].count, len(ids), frozenset(ids)
     for id_ in values:
         pair = isinstance(id_, tuple) and len(id_) == 2
-        if id_ not in ids and not (pair and id_[0] < now):
+        if id_ not in known and not (pair and id_[0] < now):
             rule = f"have keys of step {now} (or before) with an index below {num}"
             checks.fail("tell", "values", rule, repr(id_), _WAY_OUT)
     here = {id_: np.asarray(values[id_]) for id_ in ids if id_ in values}

@@ -154,6 +154,12 @@ def transformation(where: str, optimizer: Any, way_out: str) -> None:
         fail(where, "optimizer", rule, repr(optimizer), way_out, TypeError)
 
 
+def current_params(where: str, params: Any, way_out: str) -> None:
+    """An `update` was given the parameters, which optax lets one leave out."""
+    if params is None:
+        fail(where, "params", "be the current parameters", "None", way_out)
+
+
 def instance(where: str, argument: str, value: Any, of: type, way_out: str) -> None:
     """`value` is an `of`."""
     if not isinstance(value, of):

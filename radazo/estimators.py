@@ -53,8 +53,9 @@ def finite_difference_estimator(
         values of a step among the devices along that axis (or axes) of a mesh, whose
         axes are `AxisType.Auto`; further axes are free for batches and parameters that
         are sharded. One number a value goes over the wire; each device draws all
-        directions again for the mean. Directions, and with `chunk_size=1` all bits,
-        are the same on any number of devices. Not for `exact`.
+        directions again for the mean. Directions are the same on any number of
+        devices; so, where it was tried (CPUs, `chunk_size=1`), are all bits. Not for
+        `exact`.
     Returns:
       An `Estimator`. Its value is f(x) for `forward` and `exact`, for `central` and
       `one_point` the mean of the values taken. With `has_aux`, `info.aux` is that of

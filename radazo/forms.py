@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import answers, base, checks, threefry
+from radazo import answers, base, checks, steps, threefry
 
 
 class WithEstimatorState(NamedTuple):
@@ -76,7 +76,7 @@ def value_and_grad(
     """
     where = "value_and_grad"
     checks.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    _check_estimator(where, estimator)
+    steps.check_estimator(where, estimator)
     if not estimator.memoryless:
         checks.fail(
             where,
@@ -193,7 +193,7 @@ def attached(
     where: str, estimator: base.Estimator, optimizer: Any, key: base.Key
 ) -> optax.GradientTransformationExtraArgs:
     """`with_estimator`, whose messages say `where`."""
-    _check_estimator(where, estimator)
+    steps.check_estimator(where, estimator)
     way_out = "Pass `optax.sgd(0.1)`, say, or `radazo.scale_by_radazo()` in a chain."
     checks.transformation(where, optimizer, way_out)
     words = threefry.key_data(where, key)
@@ -290,11 +290,6 @@ def counted(
     )
 
 
-def _check_estimator(where: str, estimator: Any) -> None:
-    way_out = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-    checks.instance(where, "estimator", estimator, base.Estimator, way_out)
-
-
 def _required(where: str, value_fn: Any, params: Any) -> base.ValueFn:
     call = f"{where}(...).update"
     if value_fn is None:
@@ -310,15 +305,12 @@ def _required(where: str, value_fn: Any, params: Any) -> base.ValueFn:
             "`value_and_grad`.",
         )
     checks.function(call, "value_fn", value_fn, "It takes the parameters first.")
-    if params is None:
-        checks.fail(
-            call,
-            "params",
-            "be the current parameters",
-            "None",
-            "The function is evaluated around them: call "
-            "`optimizer.update(None, state, params, value_fn=f)`.",
-        )
+    checks.current_params(
+        call,
+        params,
+        "The function is evaluated around them: call "
+        "`optimizer.update(None, state, params, value_fn=f)`.",
+    )
     return value_fn
 
 
@@ -351,13 +343,15 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
     return {name: x for name, x in keywords.items() if name in by_name}
 
 
+def is_counters(node: Any) -> bool:
+    """Whether `node` is the state of an estimator within that of an optimizer."""
+    return isinstance(node, WithEstimatorState)
+
+
 def counters(where: str, state: Any) -> WithEstimatorState:
     """The state of the estimator within that of an optimizer."""
 
-    def found(node: Any) -> bool:
-        return isinstance(node, WithEstimatorState)
-
-    nodes = [node for node in jax.tree.leaves(state, is_leaf=found) if found(node)]
+    nodes = [x for x in jax.tree.leaves(state, is_leaf=is_counters) if is_counters(x)]
     if len(nodes) != 1:
         checks.fail(
             where,

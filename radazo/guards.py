@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import base, checks
+from radazo import base, checks, steps
 
 _ENOUGH = 5  # Recent steps without which nothing is said to stand out.
 
@@ -159,8 +159,7 @@ def _guarded(
     answer: _Answer,
 ) -> base.Estimator:
     """The estimator with the slopes of outliers multiplied by the answer."""
-    way_out = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-    checks.instance(where, "estimator", estimator, base.Estimator, way_out)
+    steps.check_estimator(where, estimator)
     way_out = "It is the share of recent steps that lie below; 0.5 is the median."
     checks.share(where, "quantile", quantile, way_out)
     way_out = "It is the number of recent steps that are remembered."

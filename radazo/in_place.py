@@ -210,10 +210,8 @@ def _checked(
 
 
 def _check_takes_a_gradient(where: str, states: Any) -> None:
-    def is_complete(state: Any) -> bool:
-        return isinstance(state, forms.WithEstimatorState)
-
-    if any(is_complete(x) for x in jax.tree.leaves(states, is_leaf=is_complete)):
+    found = jax.tree.leaves(states, is_leaf=forms.is_counters)
+    if any(forms.is_counters(x) for x in found):
         checks.fail(
             where,
             "optimizer",

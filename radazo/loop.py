@@ -167,7 +167,7 @@ def minimize(
                 limit = min(limit, callback_every - run.done % callback_every)
             bar(*run.advance(steps, limit, batch))
             due = callback_every is None or run.done % callback_every == 0
-            if callback is not None and due and _is_true(callback(run.result())):
+            if callback is not None and due and is_true(callback(run.result())):
                 run.status = "stopped"
             kept.save(run.done, run.tree())
             run.agree(interrupted=kept.interrupted())
@@ -178,7 +178,7 @@ def minimize(
 _NO_BATCH = object()
 
 
-def _is_true(answer: Any) -> bool:
+def is_true(answer: Any) -> bool:
     """Whether a callback said True; what it returns besides means nothing."""
     return isinstance(answer, bool | np.bool_ | jax.Array) and bool(answer)
 
@@ -337,10 +337,10 @@ def _state(
     """The state to start from: a new one, or a copy of the one given."""
     if state is None:
         state = optimizer.init(params)
-        forms.counters("minimize", state)
+        forms.counters(where, state)
         return _copy(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
-    forms.counters("minimize", fresh)
+    forms.counters(where, fresh)
 
     def kinds(tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
@@ -369,14 +369,10 @@ def _check(
     callback: Any,
 ) -> None:
     checks.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    checks.instance(
-        where,
-        "optimizer",
-        optimizer,
-        optax.GradientTransformation,
-        "Pass `radazo.radazo(0.01, key=0)`, say.",
-    )
-    checks.integer(where, "num_steps", num_steps, 0, "It is the number of steps.")
+    way_out = "Pass `radazo.radazo(0.01, key=0)`, say."
+    kind = optax.GradientTransformation
+    checks.instance(where, "optimizer", optimizer, kind, way_out)
+    check_steps(where, num_steps, callback)
     iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
     if not (batches is None or callable(batches) or iterable):
         checks.fail(
@@ -391,6 +387,11 @@ def _check(
     if stop is not None:
         way_out = "It is called as `stop(value, params)` in the compiled steps."
         checks.function(where, "stop", stop, way_out)
+
+
+def check_steps(where: str, num_steps: Any, callback: Any) -> None:
+    """What every run is told: how many steps, and whom to call between them."""
+    checks.integer(where, "num_steps", num_steps, 0, "It is the number of steps.")
     if callback is not None:
         way_out = "It is called with the `MinimizeResult` so far."
         checks.function(where, "callback", callback, way_out)

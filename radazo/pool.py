@@ -196,7 +196,8 @@ def _minimize(
     callback: Callable[[loop.MinimizeResult], Any] | None = None,
 ) -> loop.MinimizeResult:
     """`EvaluationPool.minimize`."""
-    _check_run(optimizer, num_steps, callback)
+    checks.transformation(_RUN, optimizer, "Pass `radazo.radazo(0.01, key=0)`, say.")
+    loop.check_steps(_RUN, num_steps, callback)
     state = optimizer.init(params) if state is None else state
     seen: list[tuple[Any, Any]] = []
     status = "finished"
@@ -216,8 +217,7 @@ def _minimize(
             seen.append(jax.device_get((counters.last_value, counters.num_values)))
             if callback is not None:
                 answer = callback(_result(params, state, seen, status))
-                is_bool = isinstance(answer, bool | np.bool_ | jax.Array)
-                status = "stopped" if is_bool and answer else status
+                status = "stopped" if loop.is_true(answer) else status
             status = "interrupted" if interrupted() else status
     return _result(params, state, seen, status)
 
@@ -228,15 +228,6 @@ def _result(
     values = np.array([value for value, _ in seen], np.dtype(jnp.result_type(float)))
     num_values = np.array([num for _, num in seen], np.int64)
     return loop.MinimizeResult(params, state, values, num_values, len(seen), status)
-
-
-def _check_run(optimizer: Any, num_steps: Any, callback: Any) -> None:
-    way_out = "Pass `radazo.radazo(0.01, key=0)`, say."
-    checks.transformation(_RUN, optimizer, way_out)
-    checks.integer(_RUN, "num_steps", num_steps, 0, "It is the number of steps.")
-    if callback is not None:
-        way_out = "It is called with the `MinimizeResult` so far."
-        checks.function(_RUN, "callback", callback, way_out)
 
 
 def _check(value_fn: Any, options: dispatch.Options, progress: Any) -> None:

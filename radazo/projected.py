@@ -76,15 +76,12 @@ def projected(
     def update(
         updates: Any, state: Any, params: base.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        if params is None:
-            checks.fail(
-                f"{where}(...).update",
-                "params",
-                "be the current parameters",
-                "None",
-                "Where a step ends is what is projected: call "
-                "`optimizer.update(updates, state, params)`.",
-            )
+        checks.current_params(
+            f"{where}(...).update",
+            params,
+            "Where a step ends is what is projected: call "
+            "`optimizer.update(updates, state, params)`.",
+        )
         updates, state = inner.update(updates, state, params, **extra)
         moved = jax.tree.map(_moved, params, updates)
         if metric is None:

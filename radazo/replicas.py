@@ -1,5 +1,6 @@
 """Whether all devices hold the same parameters: a hash of them, compared."""
 
+import functools
 from typing import Any
 
 import jax
@@ -71,8 +72,9 @@ def check_replicas(params: base.Params) -> None:
         if isinstance(sharding, NamedSharding):
             meshes.setdefault(sharding.mesh, []).append((path, leaf))
     for mesh, named in meshes.items():
-        specs = [leaf.sharding.spec for _, leaf in named]
-        hashes = _on_each_device(mesh, specs, [leaf for _, leaf in named])
+        specs = tuple(leaf.sharding.spec for _, leaf in named)
+        gathered = np.asarray(_gathered(mesh, specs, [leaf for _, leaf in named]))
+        hashes = np.moveaxis(gathered, -2, 0)  # (leaf, *mesh, 2)
         for (path, _), spec, own in zip(named, specs, hashes, strict=True):
             _compare(mesh, path, spec, own)
 
@@ -85,24 +87,22 @@ def of_all_processes(*numbers: int) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(own))
 
 
-def _on_each_device(mesh: Any, specs: list[Any], leaves: list[Any]) -> np.ndarray:
-    """(leaf, *mesh, 2): the hash of what each device has of each leaf."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _gathered(mesh: Any, specs: tuple[Any, ...], leaves: list[Any]) -> jax.Array:
+    """(*mesh, leaf, 2): the hash of what each device has of each leaf."""
 
     def local(leaves: list[jax.Array]) -> jax.Array:
         own = jnp.stack([_hashed(leaf, 0) for leaf in leaves])
-        return lax.all_gather(own, mesh.axis_names)
+        gathered = lax.all_gather(own, mesh.axis_names)
+        return gathered.reshape(*mesh.devices.shape, len(leaves), 2)
 
-    gathered = jax.jit(
-        jax.shard_map(
-            local,
-            mesh=mesh,
-            in_specs=(specs,),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(list(specs),),
+        out_specs=PartitionSpec(),
+        check_vma=False,
     )(leaves)
-    hashes = np.asarray(gathered).reshape(*mesh.devices.shape, len(leaves), 2)
-    return np.moveaxis(hashes, -2, 0)
 
 
 def _compare(mesh: Any, path: Any, spec: Any, hashes: np.ndarray) -> None:

@@ -137,15 +137,12 @@ def roll_back(
     def update(
         updates: Any, state: Any, params: base.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        if params is None:
-            checks.fail(
-                f"{where}(...).update",
-                "params",
-                "be the current parameters",
-                "None",
-                "They are what is kept and set back: call "
-                "`optimizer.update(None, state, params, value_fn=f)`.",
-            )
+        checks.current_params(
+            f"{where}(...).update",
+            params,
+            "They are what is kept and set back: call "
+            "`optimizer.update(None, state, params, value_fn=f)`.",
+        )
         updates, new = inner.update(updates, state.inner_state, params, **extra)
         value = forms.counters(where, new).last_value.astype(state.recent.dtype)
         good = jnp.isfinite(value) & ~_risen(value, state, factor)
@@ -189,10 +186,6 @@ def _check(
     checks.positive(where, "factor", factor, way_out)
 
 
-def _is_counters(node: Any) -> bool:
-    return isinstance(node, forms.WithEstimatorState)
-
-
 def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:
     """Whether the value is above the recent ones by more than their spread explains."""
     recent, num_recent = state.recent, state.num_recent
@@ -211,7 +204,7 @@ def _median(recent: jax.Array, num_recent: jax.Array) -> jax.Array:
 
 def _memory(state: Any) -> Any:
     """The state but for the counters of the run, in tuples without names."""
-    if _is_counters(state):
+    if forms.is_counters(state):
         return _memory((state.estimator, state.optimizer))
     if isinstance(state, tuple):
         return tuple(_memory(part) for part in state)
@@ -225,13 +218,13 @@ def _with_memory(state: Any, memory: Any) -> Any:
     leaves = iter(jax.tree.leaves(memory))
 
     def filled(node: Any) -> Any:
-        if not _is_counters(node):
+        if not forms.is_counters(node):
             return next(leaves)
         parts = node.estimator, node.optimizer
         estimator, optimizer = jax.tree.map(lambda _: next(leaves), parts)
         return node._replace(estimator=estimator, optimizer=optimizer)
 
-    return jax.tree.map(filled, state, is_leaf=_is_counters)
+    return jax.tree.map(filled, state, is_leaf=forms.is_counters)
 
 
 def _either(first: jax.Array, new: Any, old: Any) -> Any:

@@ -107,6 +107,12 @@ def check(where: str, settings: Settings) -> None:
     )
 
 
+def check_estimator(where: str, estimator: Any) -> None:
+    """`estimator` is an `Estimator`, and not the function that makes one."""
+    way_out = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
+    checks.instance(where, "estimator", estimator, base.Estimator, way_out)
+
+
 def smoothing_at(
     smoothing: base.Schedule | float, count: jax.Array, layout: leaves.Layout
 ) -> jax.Array:

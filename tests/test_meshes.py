@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import radazo
+from radazo import replicas
 
 PARAMS = {"a": jnp.linspace(0.0, 1.0, 3000), "b": jnp.ones((20, 30))}
 EVERYWHERE = PartitionSpec()
@@ -261,6 +262,22 @@ def test_replicas_that_differ_in_a_bit_are_named():
         radazo.check_replicas(
             jax.make_array_from_single_device_arrays((6,), cut, halves)
         )
+
+
+def test_replicas_that_are_checked_again_are_compiled_once(monkeypatch):
+    hashed, traced = replicas._hashed, []
+
+    def counted(leaf, number):
+        traced.append(leaf.shape)
+        return hashed(leaf, number)
+
+    monkeypatch.setattr(replicas, "_hashed", counted)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("directions",))
+    x = jax.device_put(jnp.zeros(13), NamedSharding(mesh, EVERYWHERE))
+    for _ in range(3):
+        radazo.check_replicas(x)
+        x = x + 1
+    assert traced == [(13,)]
 
 
 def test_a_fingerprint_sees_places_types_and_every_bit_and_no_layout():
