@@ -100,6 +100,23 @@ def test_missing_values_drop_their_directions_and_late_ones_are_ignored():
     assert (after.num_skipped, after.count) == (1, 2)
 
 
+def test_a_direction_that_was_dropped_is_dropped_when_its_step_is_made_again():
+    optimizer = sgd()
+
+    @jax.jit
+    def step(x, state):
+        watched = radazo.Watched(lambda x: jnp.where(x[0] > 0, jnp.nan, x[1]), [])
+        return *stepped(optimizer, x, state, watched), watched.infos[0]
+
+    start = jnp.zeros(3), optimizer.init(jnp.zeros(3))
+    x, state, info = step(*start)
+    assert 0 < state.num_dropped < 4
+    given = radazo.Replayed(info.slopes, info.kept, state.last_value)
+    again, after = stepped(optimizer, *start, given)
+    np.testing.assert_allclose(again, x, rtol=1e-5)
+    assert after.num_dropped == state.num_dropped
+
+
 def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
     optimizer = sgd(difference=radazo.central)
     start = PARAMS, optimizer.init(PARAMS)
