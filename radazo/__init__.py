@@ -27,7 +27,9 @@ Floors, from the bottom up; a module imports only from floors below its own.
      checkpointing                     a run kept on disk, to go on from
      dispatch                          which call is made when, and what it has cost
   3  averaging, derivatives            the mean of slope times direction; exact slopes
+     rungs                             values by distance, and their noise
   4  estimators, votes                 values to gradient; values to votes
+     calibration                       a first smoothing and learning rate
      guided, history                   guesses of the gradient; past steps drawn again
      interpolation, anchored           past points used again; a snapshot to start from
      trajectory                        a function fitted to the points of a run
@@ -61,6 +63,8 @@ from radazo.ask_tell import tell as tell
 from radazo.averaging import EstimatorState as EstimatorState
 from radazo.base import EstimateInfo as EstimateInfo
 from radazo.base import Estimator as Estimator
+from radazo.calibration import Calibration as Calibration
+from radazo.calibration import calibrate as calibrate
 from radazo.checkpointing import Checkpoints as Checkpoints
 from radazo.checkpointing import open_checkpoints as open_checkpoints
 from radazo.corrections import Correction as Correction

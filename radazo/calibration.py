@@ -1,0 +1,370 @@
+"""The first smoothing and learning rate, from some fifty function values."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from radazo import base, checks, differences, directions, leaves, rungs, threefry
+
+NUM_DIRECTIONS, MAX_ADDED = 5, 2
+FAR = (0.125, 0.5, 2.0)  # By how much an element moves, in root mean squares of x.
+WITHIN, NARROWEST = 0.9, 64  # Of the best; the longest distance by the shortest.
+B1, EPS_ROOT = 0.9, 1e-8  # Of the rules whose rates are given.
+
+
+class Calibration(NamedTuple):
+    """What a few function values say; `print` it to read what was chosen and why.
+
+    Distances are Euclidean, between points; `smoothing` alone is in units of ‖u‖.
+
+    Attributes:
+      smoothing: For the estimator.
+      learning_rate: For `radazo`.
+      learning_rate_zo_adamm: For `zo_adamm` and `zo_rmsprop`.
+      learning_rate_zo_sgd: For `zo_sgd`.
+      value: f(x), the mean of the values taken close to it.
+      noise: Standard deviation of one value: rounding, or chance.
+      distance, shortest, longest: The distance chosen, between those that serve.
+      slope_spread: Root mean square of slopes at that distance, ‖∇f‖ / √d of a smooth
+        function.
+      curvature: Mean second difference there, tr(∇²f) / d of a smooth function.
+      reach: How far an element can go until slopes have changed altogether.
+      noise_share, curvature_share: What noise and curvature add to the mean square of
+        slopes, by that of the slopes themselves.
+      share: Of the greedy rate, by which f falls fastest in one step.
+      dim, num_directions, num_values: d, K, and the function values taken.
+    """
+
+    smoothing: float
+    learning_rate: float
+    learning_rate_zo_adamm: float
+    learning_rate_zo_sgd: float
+    value: float
+    noise: float
+    distance: float
+    shortest: float
+    longest: float
+    slope_spread: float
+    curvature: float
+    reach: float
+    noise_share: float
+    curvature_share: float
+    share: float
+    dim: int
+    num_directions: int
+    num_values: int
+
+    def __str__(self) -> str:
+        """What was chosen, and why."""
+        return (
+            f"smoothing {self.smoothing:.3g}: compared points are {self.distance:.3g} "
+            f"apart, and may be {self.shortest:.2g} to {self.longest:.2g};\n"
+            f"  to the mean square of slopes noise adds {self.noise_share:.2g} of it, "
+            f"curvature {self.curvature_share:.2g}\n"
+            f"learning_rate {self.learning_rate:.3g} for radazo, "
+            f"{self.learning_rate_zo_adamm:.3g} for zo_adamm and zo_rmsprop, "
+            f"{self.learning_rate_zo_sgd:.3g} for zo_sgd:\n"
+            f"  slopes of {self.slope_spread:.3g} have changed when elements have moved "
+            f"by {self.reach:.3g}; {self.num_directions} directions in {self.dim} "
+            f"dimensions;\n"
+            f"  {self.share:.2g} of the greedy rate, but for zo_sgd\n"
+            f"from {self.num_values} function values near {self.value:.6g}, with a "
+            f"noise of {self.noise:.2g}"
+        )
+
+
+def calibrate(
+    value_fn: base.ValueFn,
+    params: base.Params,
+    *,
+    key: base.Key,
+    distribution: directions.Distribution = directions.sphere,
+    num_directions: int = 10,
+    difference: differences.Difference = differences.forward,
+    num_steps: int | None = None,
+    mask: base.Mask = None,
+) -> Calibration:
+    """Choose a smoothing and a first learning rate from some fifty function values.
+
+    Along five directions u of the unit sphere, at three distances T of the size of the
+    parameters and one t so short that curvature hardly shows:
+
+      s²(t) = mean ((f(x + t·u) − f(x − t·u)) / 2t)² − σ² / 2t²           slopes
+      hᵢ(t) = (f(x + t·u) + f(x − t·u) − 2 f(x)) / t²         second differences
+      h²(t) = (mean hᵢ)² + (d + 2) / 2 · var hᵢ        ‖∇²f‖² / d of a quadratic
+      reach = s(T) / h(T) at the first T = reach · √d,
+              or else where s(T) / (h(T) · T) is least
+      V(t)  = (d − 1) / K · (1 + (2σ² / t² + t² mean hᵢ² / 4) / s²)       forward
+              (d − 1) / K · (1 + σ² / (2 t² s²))                          central
+
+    An element can go by `reach` until slopes have changed altogether. V is the variance
+    of an estimate over ‖∇f‖², and s² / (h (1 + V)) the most by which f can be expected
+    to fall in a step, but for a factor. `smoothing` is in the middle, of logarithms, of
+    the distances up to T at which that is within a tenth of the largest, the
+    shortest that is looked at 1/64 of the longest. On a smooth function they end where
+    curvature shows in a difference; of a staircase, or where there are kinks, h is
+    large at short distances, and they are those from which one sees across. Then
+
+      zo_sgd     reach / (s (1 + V))                              the greedy rate
+      zo_adamm   share · reach / √(1 + V)
+      radazo     share · reach · √(1 + V (1 − b1) / (1 + b1)) / (1 + V)
+      share      1 / (1 + num_steps / (3 (1 + V))), and ½ if `num_steps` is None
+
+    with b1 = 0.9, and with eps_root = 1e-8 in the roots, as it is in the rules. They
+    step by their rate however small the gradient, and get no closer than a distance in
+    proportion to it: on a quadratic f falls to about (share / 2)² of what it was.
+    Call it again with the parameters reached, and go on with what it says then.
+
+    The noise σ is told from a table of differences of seven values close together:
+    rounding counts, and chance in `value_fn`. A function of a batch that is drawn anew
+    at each call is noisy; fix the batch, as a step of a run does.
+
+    Args:
+      value_fn: `value_fn(params) -> scalar`. One under `jax.jit` is compiled together
+        with its points; any other function, of JAX or not, is called as it is.
+      params: Where to look: the start of a run, or where it is now.
+      key: Typed key or integer seed of the directions.
+      distribution, num_directions, difference, mask: As the estimator will have them,
+        the difference `forward` or `central`.
+      num_steps: Steps of the run, if known: longer ones get a lower rate.
+    Returns:
+      A `Calibration`, numbers alone; `print` it.
+    Raises:
+      TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
+        real number.
+      ValueError: If `value_fn` is not finite at `params`, or is not seen to change; or
+        an argument is out of its range.
+    Cost:
+      57 function values: 7 for the noise, 30 far from x, 10 close to it, and 10 at the
+      distance chosen. 10 less where no distance is short; 10 more, at most twice, where
+      the size of the parameters says little of the distances that matter. Beside the
+      parameters a direction and a moved copy.
+    Example:
+      >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
+      >>> params = jnp.zeros(100)
+      >>> calibration = calibrate(value_fn, params, key=0)
+      >>> estimator = radazo.sphere_estimator(smoothing=calibration.smoothing)
+      >>> optimizer = radazo.radazo(calibration.learning_rate, estimator, key=0)
+      >>> result = radazo.minimize(value_fn, params, optimizer, 300)
+      >>> print(value_fn(params), value_fn(result.params) < 100)
+      1000.0 True
+    References:
+      Moré and Wild, Estimating computational noise, 2011 (the table of differences);
+      Estimating derivatives of noisy simulations, 2012 (distances from noise and second
+      differences). Spall, Implementation of the simultaneous perturbation algorithm for
+      stochastic optimization, 1998 (gains from the first slopes).
+    """
+    where = "calibrate"
+    _check(where, value_fn, distribution, num_directions, difference, num_steps)
+    layout = leaves.layout(where, params, mask)
+    words = threefry.key_data(where, key)
+    value_at = rungs.value_oracle(where, value_fn, params, layout, words)
+    size, eps = rungs.size(layout, params), rungs.eps(layout, params)
+    norm = math.sqrt(layout.dim)
+    value, noise = rungs.value_and_noise(where, value_at, size * norm * math.sqrt(eps))
+    forward = difference is differences.forward
+    seen = _Seen(layout.dim, num_directions, forward, num_steps, value, noise)
+    pairs = _far(where, value_at, seen, size)
+    pairs |= _close(value_at, seen, pairs, 8 * eps * size * norm)
+    view = _rungs(seen, pairs)
+    reach, shortest, distance, longest = _chosen(view, seen)
+    others = rungs.taken(value_at, distance, range(NUM_DIRECTIONS, 2 * NUM_DIRECTIONS))
+    luck = _luck(view, seen, distance, others)
+    units = math.sqrt(layout.dim / distribution.factor(layout.dim))
+    num_values = rungs.STENCIL + others.size + sum(x.size for x in pairs.values())
+    told = _told(view, seen, distance, luck)
+    greedy = reach * luck / (1 + told.variance)
+    share = 0.5
+    if num_steps is not None:
+        share = 1 / (1 + num_steps / (3 * (1 + told.variance)))
+    spread = math.sqrt(told.power)
+    # By which a rule divides: the root mean square of an element of what it averages.
+    shrunk = told.variance * (1 - B1) / (1 + B1)
+    of_mean, of_each = (
+        math.sqrt(1 + v + EPS_ROOT / told.power) for v in (shrunk, told.variance)
+    )
+    return Calibration(
+        smoothing=distance / units,
+        learning_rate=share * greedy * of_mean,
+        learning_rate_zo_adamm=share * greedy * of_each,
+        learning_rate_zo_sgd=greedy / spread,
+        value=value,
+        noise=noise,
+        distance=distance,
+        shortest=shortest,
+        longest=longest,
+        slope_spread=spread,
+        curvature=float(np.interp(distance, view.distances, view.curvature)),
+        reach=reach * luck,
+        noise_share=told.noise_share,
+        curvature_share=told.curvature_share,
+        share=share,
+        dim=layout.dim,
+        num_directions=num_directions,
+        num_values=num_values,
+    )
+
+
+def _check(
+    where: str,
+    value_fn: Any,
+    distribution: Any,
+    num_directions: Any,
+    difference: Any,
+    num_steps: Any,
+) -> None:
+    way_out = "It takes the parameters, and returns what is to be minimized."
+    checks.function(where, "value_fn", value_fn, way_out)
+    directions.check(where, distribution)
+    way_out = "It is that of the estimator; 10 is a good start."
+    checks.integer(where, "num_directions", num_directions, 1, way_out)
+    if difference not in (differences.forward, differences.central):
+        checks.fail(
+            where,
+            "difference",
+            "be `radazo.forward` or `radazo.central`",
+            repr(difference)[:200],
+            "For other differences the smoothing is a matter of their own.",
+        )
+    if num_steps is not None:
+        way_out = "It is the number of steps of the run; leave it out if unknown."
+        checks.integer(where, "num_steps", num_steps, 1, way_out)
+
+
+class _Seen(NamedTuple):
+    """What is known before slopes are: d, K, whether differences are forward, the steps
+    of the run, f(x) and the noise of a value."""
+
+    dim: int
+    num_directions: int
+    forward: bool
+    num_steps: int | None
+    value: float
+    noise: float
+
+
+class _Told(NamedTuple):
+    """At a distance, or at several: s², V, and what is in it."""
+
+    power: Any
+    variance: Any
+    noise_share: Any
+    curvature_share: Any
+
+
+def _rungs(seen: _Seen, pairs: dict[float, np.ndarray]) -> rungs.Rungs:
+    return rungs.rungs(pairs, seen.dim, seen.value, seen.noise)
+
+
+def _far(
+    where: str, value_at: rungs.ValueAt, seen: _Seen, size: float
+) -> dict[float, np.ndarray]:
+    """Pairs of values by distance: of the size of the parameters, and where these
+    point to."""
+    norm = math.sqrt(seen.dim)
+    first = range(NUM_DIRECTIONS)
+    pairs = {t: rungs.taken(value_at, t, first) for t in np.multiply(FAR, size * norm)}
+    for _ in range(MAX_ADDED):
+        further = _further(_rungs(seen, pairs), min(pairs), max(pairs), norm)
+        if further is None:
+            break
+        pairs[further] = rungs.taken(value_at, further, first)
+    view = _rungs(seen, pairs)
+    if not np.any(view.power > 0):
+        checks.fail(
+            where,
+            "value_fn",
+            f"be seen to change within a distance of {max(pairs):.3g} of `params`",
+            f"values near {seen.value:.6g} with a noise of {seen.noise:.2g}",
+            "Start where it changes, or take the mean of several values if it is noisy.",
+        )
+    return pairs
+
+
+def _further(
+    view: rungs.Rungs, shortest: float, longest: float, norm: float
+) -> float | None:
+    """A distance to look at, if what is looked for lies within or beyond the others."""
+    if not view.distances.size:
+        return shortest / 64  # Nothing is finite there.
+    if not np.any(view.power > 0):
+        return 16 * longest
+    reach = _reaches(view, view.distances) * norm
+    if reach[0] < shortest / 2:
+        return float(max(reach[0], shortest / 256))
+    if reach[-1] > 2 * longest and view.distances[-1] == longest:
+        return 8 * longest
+    return None
+
+
+def _reaches(view: rungs.Rungs, distances: np.ndarray) -> np.ndarray:
+    """s / h at distances."""
+    power, spread = (view.between(name, distances) for name in ("power", "spread"))
+    return np.sqrt(power) / np.maximum(spread, 1e-300)
+
+
+def _close(
+    value_at: rungs.ValueAt,
+    seen: _Seen,
+    pairs: dict[float, np.ndarray],
+    shortest: float,
+) -> dict[float, np.ndarray]:
+    """Pairs at a distance at which curvature should be 3 % of the square of a slope,
+    if that is short and noise is less."""
+    view = _rungs(seen, pairs)
+    lowest, power, bend = view.distances[0], view.power[0], view.bend[0]
+    if not power:
+        return {}
+    t = 0.35 * math.sqrt(power / bend) if bend else math.inf
+    t = max(min(t, lowest / 8), 4.5 * seen.noise / math.sqrt(power), shortest)
+    if t > lowest / 2:
+        return {}
+    return {t: rungs.taken(value_at, t, range(NUM_DIRECTIONS))}
+
+
+def _chosen(view: rungs.Rungs, seen: _Seen) -> tuple[float, float, float, float]:
+    """The reach; the shortest, the middle and the longest distance that serve."""
+    norm = math.sqrt(seen.dim)
+    first, last = view.distances[0], view.distances[-1]
+    grid = np.geomspace(first / 8, last, 801)
+    reaches = np.minimum(_reaches(view, grid), 2 * last / norm)
+    crossed = np.flatnonzero(reaches * norm <= grid)
+    end = int(crossed[0]) if crossed.size else int(np.argmin(reaches / grid))
+    # Kinks and stairs that no direction met at a short distance are there all the same.
+    spread = np.maximum(view.between("spread", grid), 1e-300)[: end + 1]
+    spread = np.maximum.accumulate(spread[::-1])[::-1]
+    told = _told(view, seen, grid[: end + 1], 1.0)
+    merit = told.power / (spread * (1 + told.variance))
+    best = int(np.argmax(merit))
+    poor = np.flatnonzero(merit < WITHIN * merit[best])
+    shortest = float(grid[np.max(poor[poor < best], initial=-1) + 1])
+    longest = float(grid[np.min(poor[poor > best], initial=end + 1) - 1])
+    shortest = max(shortest, longest / NARROWEST)
+    return float(reaches[end]), shortest, math.sqrt(shortest * longest), longest
+
+
+def _told(view: rungs.Rungs, seen: _Seen, distances: Any, luck: float) -> _Told:
+    power = np.maximum(view.between("power", distances), 1e-300) * luck**2
+    noise = seen.noise**2 / distances**2 / power
+    if seen.forward:
+        noise_share = 2 * noise
+        curvature_share = distances**2 * view.between("bend", distances) / (4 * power)
+    else:
+        noise_share, curvature_share = noise / 2, np.zeros_like(noise)
+    variance = (seen.dim - 1) / seen.num_directions
+    variance = variance * (1 + noise_share + curvature_share)
+    told = _Told(power, variance, noise_share, curvature_share)
+    return told if np.ndim(distances) else _Told(*(float(x) for x in told))
+
+
+def _luck(view: rungs.Rungs, seen: _Seen, distance: float, others: np.ndarray) -> float:
+    """By how much slopes are larger than the first directions had it, from others."""
+    more = _rungs(seen, {distance: others}).power
+    power = float(view.between("power", np.array(distance)))
+    if not more.size or not power or not more[0]:
+        return 1.0
+    return math.sqrt((power + float(more[0])) / 2 / power)
