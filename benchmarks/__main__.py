@@ -14,6 +14,7 @@ COMMANDS = {
     "finetune": "a language model tuned with function values: figure 3 of the paper",
     "devices": "one run over the devices of several processes, bit for bit",
     "memory": "memory of a step of fine-tuning, by mode, without running it",
+    "calibration": "what is chosen without tuning, against the best of a grid",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 

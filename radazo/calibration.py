@@ -1,18 +1,15 @@
 """The first smoothing and learning rate, from some fifty function values."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from radazo import base, checks, differences, directions, leaves, rungs, threefry
 
-NUM_DIRECTIONS, MAX_ADDED = 5, 2
-FAR = (0.125, 0.5, 2.0)  # By how much an element moves, in root mean squares of x.
-WITHIN, NARROWEST = 0.9, 64  # Of the best; the longest distance by the shortest.
+NUM_DIRECTIONS, MAX_ADDED = 6, 2
+FAR = (0.2, 0.6, 1.8)  # By how much an element moves, in root mean squares of x.
+WITHIN, NARROWEST = 0.9, 16  # Of the best; the longest distance by the shortest.
 B1, EPS_ROOT = 0.9, 1e-8  # Of the rules whose rates are given.
 
 
@@ -68,10 +65,10 @@ class Calibration(NamedTuple):
             f"learning_rate {self.learning_rate:.3g} for radazo, "
             f"{self.learning_rate_zo_adamm:.3g} for zo_adamm and zo_rmsprop, "
             f"{self.learning_rate_zo_sgd:.3g} for zo_sgd:\n"
-            f"  slopes of {self.slope_spread:.3g} have changed when elements have moved "
-            f"by {self.reach:.3g}; {self.num_directions} directions in {self.dim} "
-            f"dimensions;\n"
-            f"  {self.share:.2g} of the greedy rate, but for zo_sgd\n"
+            f"  slopes of {self.slope_spread:.3g} have changed when elements have "
+            f"moved by {self.reach:.3g};\n"
+            f"  {self.num_directions} directions in {self.dim} dimensions, and "
+            f"{self.share:.2g} of the greedy rate but for zo_sgd\n"
             f"from {self.num_values} function values near {self.value:.6g}, with a "
             f"noise of {self.noise:.2g}"
         )
@@ -90,24 +87,29 @@ def calibrate(
 ) -> Calibration:
     """Choose a smoothing and a first learning rate from some fifty function values.
 
-    Along five directions u of the unit sphere, at three distances T of the size of the
-    parameters and one t so short that curvature hardly shows:
+    Along six directions u of the unit sphere, at three distances of the size of the
+    parameters and one so short that curvature hardly shows, with what noise adds taken
+    off, and between them by lines in logarithms:
 
-      s²(t) = mean ((f(x + t·u) − f(x − t·u)) / 2t)² − σ² / 2t²           slopes
+      s²(t) = mean ((f(x + t·u) − f(x − t·u)) / 2t)²                      slopes
       hᵢ(t) = (f(x + t·u) + f(x − t·u) − 2 f(x)) / t²         second differences
       h²(t) = (mean hᵢ)² + (d + 2) / 2 · var hᵢ        ‖∇²f‖² / d of a quadratic
-      reach = s(T) / h(T) at the first T = reach · √d,
-              or else where s(T) / (h(T) · T) is least
+      reach = s(T) / h(T) at the T from which on T > √d · s / h;
+              if there is none, where s / (h T) is least
       V(t)  = (d − 1) / K · (1 + (2σ² / t² + t² mean hᵢ² / 4) / s²)       forward
               (d − 1) / K · (1 + σ² / (2 t² s²))                          central
 
-    An element can go by `reach` until slopes have changed altogether. V is the variance
-    of an estimate over ‖∇f‖², and s² / (h (1 + V)) the most by which f can be expected
-    to fall in a step, but for a factor. `smoothing` is in the middle, of logarithms, of
-    the distances up to T at which that is within a tenth of the largest, the
-    shortest that is looked at 1/64 of the longest. On a smooth function they end where
-    curvature shows in a difference; of a staircase, or where there are kinks, h is
-    large at short distances, and they are those from which one sees across. Then
+    An element can go by `reach` until slopes have changed altogether, and V is the
+    variance of an estimate over ‖∇f‖². How much a step at t gets done for what is
+    reached is, for distances up to T,
+
+      min(r, 1 / r) / (1 + V),  r = s²(t) / s²(T)
+
+    `smoothing` is in the middle, of logarithms, of the distances at which this is at
+    least 0.9 of its largest, but those below 1/16 of the longest of them. On a smooth
+    function they end where curvature shows in a difference. On a staircase or where
+    there are kinks, slopes at short distances are nothing, or other than those that
+    last: there they are the distances from which one sees across. Then
 
       zo_sgd     reach / (s (1 + V))                              the greedy rate
       zo_adamm   share · reach / √(1 + V)
@@ -121,7 +123,8 @@ def calibrate(
 
     The noise σ is told from a table of differences of seven values close together:
     rounding counts, and chance in `value_fn`. A function of a batch that is drawn anew
-    at each call is noisy; fix the batch, as a step of a run does.
+    at each call is noisy; fix the batch, as a step of a run does. What is chosen is
+    itself a matter of chance: of keys one in ten has a rate off by a factor of 2.
 
     Args:
       value_fn: `value_fn(params) -> scalar`. One under `jax.jit` is compiled together
@@ -139,10 +142,10 @@ def calibrate(
       ValueError: If `value_fn` is not finite at `params`, or is not seen to change; or
         an argument is out of its range.
     Cost:
-      57 function values: 7 for the noise, 30 far from x, 10 close to it, and 10 at the
-      distance chosen. 10 less where no distance is short; 10 more, at most twice, where
-      the size of the parameters says little of the distances that matter. Beside the
-      parameters a direction and a moved copy.
+      55 function values: 7 for the noise, 36 far from x and 12 close to it. The 12 are
+      not taken where no distance is short; 12 more are, at most twice, where the size
+      of the parameters says little of the distances that matter. Beside the parameters
+      a direction and a moved copy.
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
@@ -172,12 +175,10 @@ def calibrate(
     pairs |= _close(value_at, seen, pairs, 8 * eps * size * norm)
     view = _rungs(seen, pairs)
     reach, shortest, distance, longest = _chosen(view, seen)
-    others = rungs.taken(value_at, distance, range(NUM_DIRECTIONS, 2 * NUM_DIRECTIONS))
-    luck = _luck(view, seen, distance, others)
     units = math.sqrt(layout.dim / distribution.factor(layout.dim))
-    num_values = rungs.STENCIL + others.size + sum(x.size for x in pairs.values())
-    told = _told(view, seen, distance, luck)
-    greedy = reach * luck / (1 + told.variance)
+    num_values = rungs.STENCIL + sum(x.size for x in pairs.values())
+    told = _told(view, seen, distance)
+    greedy = reach / (1 + told.variance)
     share = 0.5
     if num_steps is not None:
         share = 1 / (1 + num_steps / (3 * (1 + told.variance)))
@@ -199,7 +200,7 @@ def calibrate(
         longest=longest,
         slope_spread=spread,
         curvature=float(np.interp(distance, view.distances, view.curvature)),
-        reach=reach * luck,
+        reach=reach,
         noise_share=told.noise_share,
         curvature_share=told.curvature_share,
         share=share,
@@ -280,7 +281,7 @@ def _far(
             "value_fn",
             f"be seen to change within a distance of {max(pairs):.3g} of `params`",
             f"values near {seen.value:.6g} with a noise of {seen.noise:.2g}",
-            "Start where it changes, or take the mean of several values if it is noisy.",
+            "Start where it changes, or take the mean of several values.",
         )
     return pairs
 
@@ -296,8 +297,8 @@ def _further(
     reach = _reaches(view, view.distances) * norm
     if reach[0] < shortest / 2:
         return float(max(reach[0], shortest / 256))
-    if reach[-1] > 2 * longest and view.distances[-1] == longest:
-        return 8 * longest
+    if reach[-1] > 4 * longest and view.distances[-1] == longest:
+        return 4 * longest
     return None
 
 
@@ -331,14 +332,15 @@ def _chosen(view: rungs.Rungs, seen: _Seen) -> tuple[float, float, float, float]
     norm = math.sqrt(seen.dim)
     first, last = view.distances[0], view.distances[-1]
     grid = np.geomspace(first / 8, last, 801)
-    reaches = np.minimum(_reaches(view, grid), 2 * last / norm)
-    crossed = np.flatnonzero(reaches * norm <= grid)
-    end = int(crossed[0]) if crossed.size else int(np.argmin(reaches / grid))
-    # Kinks and stairs that no direction met at a short distance are there all the same.
-    spread = np.maximum(view.between("spread", grid), 1e-300)[: end + 1]
-    spread = np.maximum.accumulate(spread[::-1])[::-1]
-    told = _told(view, seen, grid[: end + 1], 1.0)
-    merit = told.power / (spread * (1 + told.variance))
+    reaches = np.minimum(_reaches(view, grid), 4 * last / norm)
+    beyond = np.flatnonzero(reaches * norm > grid)
+    end = int(beyond[-1]) + 1 if beyond.size else 0
+    if end == len(grid):
+        end = int(np.argmin(reaches / grid))
+    told = _told(view, seen, grid[: end + 1])
+    # What slopes say of those at `end`: nothing where they vanish, as on a stair.
+    lasting = told.power / told.power[-1]
+    merit = np.minimum(lasting, 1 / lasting) / (1 + told.variance)
     best = int(np.argmax(merit))
     poor = np.flatnonzero(merit < WITHIN * merit[best])
     shortest = float(grid[np.max(poor[poor < best], initial=-1) + 1])
@@ -347,8 +349,8 @@ def _chosen(view: rungs.Rungs, seen: _Seen) -> tuple[float, float, float, float]
     return float(reaches[end]), shortest, math.sqrt(shortest * longest), longest
 
 
-def _told(view: rungs.Rungs, seen: _Seen, distances: Any, luck: float) -> _Told:
-    power = np.maximum(view.between("power", distances), 1e-300) * luck**2
+def _told(view: rungs.Rungs, seen: _Seen, distances: Any) -> _Told:
+    power = np.maximum(view.between("power", distances), 1e-300)
     noise = seen.noise**2 / distances**2 / power
     if seen.forward:
         noise_share = 2 * noise
@@ -359,12 +361,3 @@ def _told(view: rungs.Rungs, seen: _Seen, distances: Any, luck: float) -> _Told:
     variance = variance * (1 + noise_share + curvature_share)
     told = _Told(power, variance, noise_share, curvature_share)
     return told if np.ndim(distances) else _Told(*(float(x) for x in told))
-
-
-def _luck(view: rungs.Rungs, seen: _Seen, distance: float, others: np.ndarray) -> float:
-    """By how much slopes are larger than the first directions had it, from others."""
-    more = _rungs(seen, {distance: others}).power
-    power = float(view.between("power", np.array(distance)))
-    if not more.size or not power or not more[0]:
-        return 1.0
-    return math.sqrt((power + float(more[0])) / 2 / power)

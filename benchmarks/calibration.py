@@ -1,0 +1,274 @@
+"""What `radazo.calibrate` chooses, untuned, against the best of a grid.
+
+  python -m benchmarks calibration            about ten minutes on one core
+  python -m benchmarks calibration --quick    toy sizes, half a minute: shows no result
+
+A task is one of the paper's four functions, or the attack on the bundled digits, with
+a rule behind the estimator. On tuning seeds all smoothings x all learning rates are
+run. The level is what the best of them has reached after half of the steps, by the
+median over those seeds, as a share of f at the start; of an attack it is success, f
+below 0. The tuned setting is the one that needs the fewest function values to the
+level. Then, on other seeds, it is run against what `calibrate` chooses at each start.
+Counted are the function values up to and with the first at or below the level.
+
+Where a run takes all its steps, `calibrate` is told their number; an attack stops when
+it has succeeded, and is not known to last.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+import radazo
+from benchmarks import calibration_report, records
+from benchmarks.estimators_tasks import TASKS
+from benchmarks.methods import METHODS, chosen
+from benchmarks.problems.synthetic import OF_THE_PAPER, PROBLEMS
+
+RULES = ("radazo", "zo_sgd")
+FIELDS = {"radazo": "learning_rate", "zo_sgd": "learning_rate_zo_sgd"}
+TUNING_SEED = 1000
+QUICK = {"dim": 50, "steps": 60, "seeds": 2, "images": 2, "tuning_seeds": 2}
+
+
+class Task(NamedTuple):
+    """A function with its starts, and how it is searched.
+
+    Attributes:
+      value_fn: `value_fn(x, **data) -> scalar`.
+      start: `start(seed) -> (x, data)`.
+      law: Of the directions.
+      num_directions, steps: K, and the steps of a run.
+      smoothings: Those of the grid.
+      rates: By rule the middle of those of the grid.
+      succeeds: Whether a run ends where f < 0, however many steps are left.
+      dtype: Of the parameters.
+    """
+
+    value_fn: Callable[..., jax.Array]
+    start: Callable[[int], tuple[jax.Array, dict[str, Any]]]
+    law: radazo.Distribution
+    num_directions: int
+    steps: int
+    smoothings: tuple[float, ...]
+    rates: dict[str, float]
+    succeeds: bool
+    dtype: str
+
+
+PLAIN = {"quadratic": 1e-2, "cubic": 3e-3, "levy": 5e-3, "rosenbrock": 1e-5}
+NAMES = (*OF_THE_PAPER, "attack")
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks calibration",
+        description="Run what is calibrated against the best of a grid.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="toy sizes, to see that it runs")
+    add("--tasks", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
+    add("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
+    add("--dim", type=int, default=1000, help="parameters of a synthetic function")
+    add("--steps", type=int, default=1000, help="steps of a run")
+    add("--seeds", type=int, default=10, help="reported runs on a function")
+    add("--images", type=int, default=30, help="reported attacks, a seed each")
+    add("--tuning-seeds", type=int, default=8, help=f"from {TUNING_SEED} on")
+    add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**QUICK)
+    args = parser.parse_args(argv)
+    args.tasks = chosen(parser, "--tasks", args.tasks, NAMES)
+    args.rules = chosen(parser, "--rules", args.rules, RULES)
+    if min(args.dim - 1, args.steps - 1, args.tuning_seeds) < 1:
+        parser.error("--dim and --steps are at least 2, --tuning-seeds at least 1")
+    if not 1 <= min(args.seeds, args.images) <= max(args.seeds, args.images) <= 400:
+        parser.error("--seeds and --images are 1 to 400: others are for tuning")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args = arguments(argv)
+    console = records.console()
+    path = args.output / "calibration.jsonl"
+    known, lines = records.read(path), []
+    work = [(name, rule) for name in args.tasks for rule in args.rules]
+    for name, rule in tqdm(work, unit="task", disable=None, leave=False):
+        task = task_of(name, args)
+        seeds = list(range(args.images if name == "attack" else args.seeds))
+        given = settings(name, rule, task, args)
+        line = records.find(known, seeds, given)
+        if line is None:
+            found = numbers(task, rule, seeds, given)
+            line = records.append(path, "calibration", seeds, given, found)
+        lines.append(line)
+    console.print(calibration_report.table(lines))
+    console.print(f"Result lines: {path}")
+
+
+def task_of(name: str, args: argparse.Namespace) -> Task:
+    if name == "attack":
+        problem = TASKS["attack"].build()
+        # Most images fall within a hundred steps.
+        return Task(
+            *(problem.value_fn, problem.start, radazo.gaussian, 2, args.steps),
+            (0.1, 0.3, 1.0, 3.0),
+            {"radazo": 3e-2, "zo_sgd": 3e-1},
+            succeeds=True,
+            dtype="float32",
+        )
+
+    def start(seed: int) -> tuple[jax.Array, dict[str, Any]]:
+        key = jax.random.split(jax.random.key(seed))[0]
+        return jax.random.normal(key, (args.dim,), jnp.float32), {}
+
+    # The greedy rates, which fall as K / d for ZO-SGD and as √(K / d) for the others.
+    plain = PLAIN[name] * 1000 / args.dim
+    return Task(
+        *(PROBLEMS[name].value_fn, start, radazo.sphere, 10, args.steps),
+        (5e-3, 5e-2, 5e-1),
+        {"radazo": 1e-2 * (1000 / args.dim) ** 0.5, "zo_sgd": plain},
+        succeeds=False,
+        dtype="float64",
+    )
+
+
+def grid_of(task: Task, rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothings and learning rates of all settings: quarters of a power of ten."""
+    rates = task.rates[rule] * 10 ** (np.arange(-4, 5) / 4)
+    pairs = np.meshgrid(task.smoothings, rates, indexing="ij")
+    return pairs[0].ravel(), pairs[1].ravel()
+
+
+def settings(
+    name: str, rule: str, task: Task, args: argparse.Namespace
+) -> dict[str, Any]:
+    return {
+        "task": name,
+        "rule": rule,
+        "dim": task.start(0)[0].size,
+        "steps": task.steps,
+        "num_directions": task.num_directions,
+        "dtype": task.dtype,
+        "smoothings": task.smoothings,
+        "rates": grid_of(task, rule)[1][:9],
+        "tuning_seeds": list(range(TUNING_SEED, TUNING_SEED + args.tuning_seeds)),
+    }
+
+
+def numbers(
+    task: Task, rule: str, seeds: list[int], given: dict[str, Any]
+) -> dict[str, Any]:
+    """What is found on the tuning seeds, and then on the others."""
+    started = time.perf_counter()
+    with jax.enable_x64(task.dtype == "float64"):
+        run = program(task, rule)
+        smoothings, rates = grid_of(task, rule)
+        tried = np.array([run(s, smoothings, rates) for s in given["tuning_seeds"]])
+        level = level_of(task, tried)
+        counts = np.array([values_to(task, curves, level) for curves in tried])
+        best = best_of(counts, tried)
+        tuned = np.array([run(s, smoothings[[best]], rates[[best]])[0] for s in seeds])
+        calibrations = [calibrated(task, seed) for seed in seeds]
+        chosen_rates = [getattr(c, FIELDS[rule]) for c in calibrations]
+        mine = np.array(
+            [
+                run(seed, np.array([c.smoothing]), np.array([rate]))[0]
+                for seed, c, rate in zip(seeds, calibrations, chosen_rates, strict=True)
+            ]
+        )
+    return {
+        "level": level,
+        "smoothing": smoothings[best],
+        "rate": rates[best],
+        "at_edge": bool(rates[best] in (rates[0], rates[-1])),
+        "tuning_values": np.median(counts, axis=0),
+        "values_tuned": values_to(task, tuned, level),
+        "values_calibrated": values_to(task, mine, level),
+        "values_to_calibrate": [c.num_values for c in calibrations],
+        "smoothing_calibrated": [c.smoothing for c in calibrations],
+        "rate_calibrated": chosen_rates,
+        "run_seconds": time.perf_counter() - started,
+    }
+
+
+def program(task: Task, rule: str) -> Callable[..., np.ndarray]:
+    """`run(seed, smoothings, rates) -> (n, steps + 1)`: f before each step and after
+    the last, along the same directions at all settings."""
+    method = METHODS[rule].rule()
+
+    def of_one(key: Any, x: Any, data: Any, smoothing: Any, rate: Any) -> jax.Array:
+        value_and_grad = radazo.value_and_grad(
+            lambda x: task.value_fn(x, **data),
+            radazo.finite_difference_estimator(
+                task.law, num_directions=task.num_directions, smoothing=smoothing
+            ),
+        )
+
+        def step(carry: Any, t: jax.Array) -> Any:
+            x, state = carry
+            value, gradient = value_and_grad(jax.random.fold_in(key, t), x)
+            updates, state = method.update(gradient, state)
+            return (x - rate * updates, state), value
+
+        carry, values = lax.scan(step, (x, method.init(x)), jnp.arange(task.steps))
+        return jnp.append(values, task.value_fn(carry[0], **data))
+
+    compiled = jax.jit(jax.vmap(of_one, in_axes=(None, None, None, 0, 0)))
+
+    def run(seed: int, smoothings: np.ndarray, rates: np.ndarray) -> np.ndarray:
+        x, data = started(task, seed)
+        key = jax.random.split(jax.random.key(seed))[1]
+        given = (jnp.asarray(y, task.dtype) for y in (smoothings, rates))
+        return np.asarray(compiled(key, x, data, *given))
+
+    return run
+
+
+def started(task: Task, seed: int) -> tuple[jax.Array, Any]:
+    x, data = task.start(seed)
+    return x.astype(task.dtype), jax.tree.map(jnp.asarray, data)
+
+
+def calibrated(task: Task, seed: int) -> radazo.Calibration:
+    x, data = started(task, seed)
+    value_fn = jax.jit(task.value_fn)
+    return radazo.calibrate(
+        lambda x: value_fn(x, **data),
+        x,
+        key=seed,
+        distribution=task.law,
+        num_directions=task.num_directions,
+        num_steps=None if task.succeeds else task.steps,
+    )
+
+
+def level_of(task: Task, tried: np.ndarray) -> float:
+    """What the best setting has after half of the steps, by f at the start: (seeds,
+    settings, steps + 1); 0 for an attack, to be passed."""
+    if task.succeeds:
+        return 0.0
+    shares = tried[..., task.steps // 2] / tried[..., 0]
+    return float(np.nan_to_num(np.median(shares, axis=0), nan=np.inf).min())
+
+
+def values_to(task: Task, curves: np.ndarray, level: float) -> np.ndarray:
+    """(n,) function values up to and with the first at the level, infinity if none."""
+    below = curves < 0 if task.succeeds else curves <= level * curves[:, :1]
+    first = np.argmax(below, axis=1) * (task.num_directions + 1) + 1.0
+    return np.where(below.any(axis=1), first, np.inf)
+
+
+def best_of(counts: np.ndarray, tried: np.ndarray) -> int:
+    """The setting with the least median count; of equals the least f at the end."""
+    at_end = np.median(np.nan_to_num(tried[..., -1], nan=np.inf), axis=0)
+    return int(np.lexsort((at_end, np.median(counts, axis=0)))[0])
