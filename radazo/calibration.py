@@ -95,7 +95,7 @@ def calibrate(
       hᵢ(t) = (f(x + t·u) + f(x − t·u) − 2 f(x)) / t²         second differences
       h²(t) = (mean hᵢ)² + (d + 2) / 2 · var hᵢ        ‖∇²f‖² / d of a quadratic
       reach = s(T) / h(T) at the T from which on T > √d · s / h;
-              if there is none, where s / (h T) is least
+              if there is none, where s² / (h (1 + V)) is largest
       V(t)  = (d − 1) / K · (1 + (2σ² / t² + t² mean hᵢ² / 4) / s²)       forward
               (d − 1) / K · (1 + σ² / (2 t² s²))                          central
 
@@ -112,13 +112,15 @@ def calibrate(
     last: there they are the distances from which one sees across. Then
 
       zo_sgd     reach / (s (1 + V))                              the greedy rate
-      zo_adamm   share · reach / √(1 + V)
-      radazo     share · reach · √(1 + V (1 − b1) / (1 + b1)) / (1 + V)
-      share      1 / (1 + num_steps / (3 (1 + V))), and ½ if `num_steps` is None
+      n          √((1 + V)² + (2 / (1 − b1))²)
+      zo_adamm   share · reach / n · √(1 + V)
+      radazo     share · reach / n · √(1 + V (1 − b1) / (1 + b1))
+      share      1 / (1 + num_steps / 3n), and ½ if `num_steps` is None
 
-    with b1 = 0.9, and with eps_root = 1e-8 in the roots, as it is in the rules. They
-    step by their rate however small the gradient, and get no closer than a distance in
-    proportion to it: on a quadratic f falls to about (share / 2)² of what it was.
+    with b1 = 0.9, and with eps_root = 1e-8 in the roots, as it is in the rules. In n
+    steps of the greedy rate a run would be there: no fewer than momentum needs to turn.
+    These rules step by their rate however small the gradient, and get no closer than a
+    distance in proportion to it: a quadratic falls to about (share / 2)² of its start.
     Call it again with the parameters reached, and go on with what it says then.
 
     The noise σ is told from a table of differences of seven values close together:
@@ -127,8 +129,8 @@ def calibrate(
     itself a matter of chance: of keys one in ten has a rate off by a factor of 2.
 
     Args:
-      value_fn: `value_fn(params) -> scalar`. One under `jax.jit` is compiled together
-        with its points; any other function, of JAX or not, is called as it is.
+      value_fn: `value_fn(params) -> scalar`, of JAX or not. It is called as it is, so
+        put `jax.jit` around one of JAX.
       params: Where to look: the start of a run, or where it is now.
       key: Typed key or integer seed of the directions.
       distribution, num_directions, difference, mask: As the estimator will have them,
@@ -149,11 +151,11 @@ def calibrate(
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
-      >>> calibration = calibrate(value_fn, params, key=0)
+      >>> calibration = calibrate(value_fn, params, key=0, num_steps=300)
       >>> estimator = radazo.sphere_estimator(smoothing=calibration.smoothing)
       >>> optimizer = radazo.radazo(calibration.learning_rate, estimator, key=0)
       >>> result = radazo.minimize(value_fn, params, optimizer, 300)
-      >>> print(value_fn(params), value_fn(result.params) < 100)
+      >>> print(value_fn(params), value_fn(result.params) < 500)
       1000.0 True
     References:
       Moré and Wild, Estimating computational noise, 2011 (the table of differences);
@@ -171,17 +173,16 @@ def calibrate(
     value, noise = rungs.value_and_noise(where, value_at, size * norm * math.sqrt(eps))
     forward = difference is differences.forward
     seen = _Seen(layout.dim, num_directions, forward, num_steps, value, noise)
-    pairs = _far(where, value_at, seen, size)
-    pairs |= _close(value_at, seen, pairs, 8 * eps * size * norm)
+    far = _far(where, value_at, seen, size)
+    pairs = far | _close(value_at, seen, far, 8 * eps * size * norm)
     view = _rungs(seen, pairs)
-    reach, shortest, distance, longest = _chosen(view, seen)
+    reach, shortest, distance, longest = _chosen(view, seen, min(far))
     units = math.sqrt(layout.dim / distribution.factor(layout.dim))
     num_values = rungs.STENCIL + sum(x.size for x in pairs.values())
     told = _told(view, seen, distance)
-    greedy = reach / (1 + told.variance)
-    share = 0.5
-    if num_steps is not None:
-        share = 1 / (1 + num_steps / (3 * (1 + told.variance)))
+    lasting = math.hypot(1 + told.variance, 2 / (1 - B1))
+    share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * lasting))
+    greedy = reach / lasting
     spread = math.sqrt(told.power)
     # By which a rule divides: the root mean square of an element of what it averages.
     shrunk = told.variance * (1 - B1) / (1 + B1)
@@ -192,7 +193,7 @@ def calibrate(
         smoothing=distance / units,
         learning_rate=share * greedy * of_mean,
         learning_rate_zo_adamm=share * greedy * of_each,
-        learning_rate_zo_sgd=greedy / spread,
+        learning_rate_zo_sgd=reach / (spread * (1 + told.variance)),
         value=value,
         noise=noise,
         distance=distance,
@@ -314,30 +315,35 @@ def _close(
     pairs: dict[float, np.ndarray],
     shortest: float,
 ) -> dict[float, np.ndarray]:
-    """Pairs at a distance at which curvature should be 3 % of the square of a slope,
+    """Pairs at a distance at which curvature should be 0.6 % of the square of a slope,
     if that is short and noise is less."""
     view = _rungs(seen, pairs)
     lowest, power, bend = view.distances[0], view.power[0], view.bend[0]
     if not power:
         return {}
-    t = 0.35 * math.sqrt(power / bend) if bend else math.inf
+    t = 0.16 * math.sqrt(power / bend) if bend else math.inf
     t = max(min(t, lowest / 8), 4.5 * seen.noise / math.sqrt(power), shortest)
     if t > lowest / 2:
         return {}
     return {t: rungs.taken(value_at, t, range(NUM_DIRECTIONS))}
 
 
-def _chosen(view: rungs.Rungs, seen: _Seen) -> tuple[float, float, float, float]:
-    """The reach; the shortest, the middle and the longest distance that serve."""
+def _chosen(
+    view: rungs.Rungs, seen: _Seen, far: float
+) -> tuple[float, float, float, float]:
+    """The reach, told at `far` or beyond unless slopes change before that; and the
+    shortest, the middle and the longest distance that serve."""
     norm = math.sqrt(seen.dim)
     first, last = view.distances[0], view.distances[-1]
     grid = np.geomspace(first / 8, last, 801)
     reaches = np.minimum(_reaches(view, grid), 4 * last / norm)
     beyond = np.flatnonzero(reaches * norm > grid)
     end = int(beyond[-1]) + 1 if beyond.size else 0
+    told = _told(view, seen, grid)
     if end == len(grid):
-        end = int(np.argmin(reaches / grid))
-    told = _told(view, seen, grid[: end + 1])
+        falls = np.sqrt(told.power) * reaches / (1 + told.variance)
+        end = int(np.argmax(np.where(grid < far, 0.0, falls)))
+    told = _Told(*(x[: end + 1] for x in told))
     # What slopes say of those at `end`: nothing where they vanish, as on a stair.
     lasting = told.power / told.power[-1]
     merit = np.minimum(lasting, 1 / lasting) / (1 + told.variance)
@@ -346,7 +352,9 @@ def _chosen(view: rungs.Rungs, seen: _Seen) -> tuple[float, float, float, float]
     shortest = float(grid[np.max(poor[poor < best], initial=-1) + 1])
     longest = float(grid[np.min(poor[poor > best], initial=end + 1) - 1])
     shortest = max(shortest, longest / NARROWEST)
-    return float(reaches[end]), shortest, math.sqrt(shortest * longest), longest
+    # What was not looked at is not chosen, be f as smooth there as elsewhere or not.
+    distance = max(math.sqrt(shortest * longest), min(float(first), longest))
+    return float(reaches[end]), shortest, distance, longest
 
 
 def _told(view: rungs.Rungs, seen: _Seen, distances: Any) -> _Told:

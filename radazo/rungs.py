@@ -3,6 +3,7 @@
 A rung is a distance t; along directions u of the unit sphere f is taken at x ± t·u.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from radazo import base, checks, directions, leaves
 
@@ -110,52 +112,56 @@ def value_oracle(
     layout: leaves.Layout,
     words: jax.Array,
 ) -> ValueAt:
-    law = directions.sphere
-    prepared = law.prepare(words, 1, layout.dim, layout.dtype)
-
-    def moved(params: base.Params, k: jax.Array, distance: jax.Array) -> base.Params:
-        drawn = law.draw(prepared, k, layout.dim, layout.dtype)
-        scale = _inverse_norm(drawn)
-        return leaves.perturb(layout, params, drawn, distance * scale, k)
-
-    def only_active(*arguments: Any) -> list[Any]:
-        return _active(layout, moved(*arguments))
-
-    def merged(active: list[Any]) -> base.Params:
-        """The rest stays what it is: a jitted function would make arrays of it."""
-        all_leaves, treedef = jax.tree.flatten(params)
-        left = iter(active)
-        pairs = zip(all_leaves, layout.active, strict=True)
-        return treedef.unflatten(next(left) if on else leaf for leaf, on in pairs)
-
-    if isinstance(value_fn, jax.stages.Wrapped):
-        compiled = jax.jit(lambda *arguments: value_fn(moved(*arguments)))
-
-        def evaluate(*arguments: Any) -> Any:
-            with checks.traceable(where):
-                return compiled(*arguments)
-    else:
-        points = jax.jit(only_active)
-
-        def evaluate(*arguments: Any) -> Any:
-            return value_fn(merged(points(*arguments)))
+    """`value_fn` along directions of this key, called as it is, from outside of JAX."""
 
     def value_at(k: int, distance: float) -> float:
-        arguments = params, jnp.uint32(k), jnp.asarray(distance, layout.dtype)
-        return _number(where, evaluate(*arguments))
+        moved = _moved(
+            layout,
+            words,
+            _active(layout, params),
+            jnp.uint32(k),
+            jnp.asarray(distance, layout.dtype),
+        )
+        # The rest stays what it is: a jitted function would make arrays of it.
+        all_leaves, treedef = jax.tree.flatten(params)
+        left = iter(moved)
+        pairs = zip(all_leaves, layout.active, strict=True)
+        point = treedef.unflatten(next(left) if on else leaf for leaf, on in pairs)
+        with checks.traceable(where):
+            return _number(where, value_fn(point))
 
     return value_at
 
 
-def _inverse_norm(drawn: jax.Array) -> jax.Array:
-    return jax.lax.rsqrt(jnp.sum(jnp.square(drawn)))
+@functools.partial(jax.jit, static_argnums=0)
+def _moved(
+    layout: leaves.Layout,
+    words: jax.Array,
+    active: list[Any],
+    k: jax.Array,
+    distance: jax.Array,
+) -> Any:
+    """The perturbed leaves, `distance` along direction k of the unit sphere."""
+    law, alone = directions.sphere, _alone(layout)
+    prepared = law.prepare(words, 1, layout.dim, layout.dtype)
+    drawn = law.draw(prepared, k, layout.dim, layout.dtype)
+    scale = lax.rsqrt(jnp.sum(jnp.square(drawn)))
+    return leaves.perturb(alone, active, drawn, distance * scale, k)
+
+
+def _alone(layout: leaves.Layout) -> leaves.Layout:
+    """The layout of a list of the perturbed leaves."""
+    sizes = tuple(
+        size for size, on in zip(layout.sizes, layout.active, strict=True) if on
+    )
+    return layout._replace(active=(True,) * len(sizes), sizes=sizes)
 
 
 def _number(where: str, value: Any) -> float:
     try:
         array = np.asarray(value)
         real = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
-    except TypeError:
+    except (TypeError, ValueError):
         real = False
     if not real or array.ndim:
         got = f"a {type(value).__name__}: {value!r}"[:200]
