@@ -243,9 +243,9 @@ def calibrated(task: Task, seed: int) -> radazo.Calibration:
     x, data = started(task, seed)
     value_fn = jax.jit(task.value_fn)
     return radazo.calibrate(
+        seed,
         lambda x: value_fn(x, **data),
         x,
-        key=seed,
         distribution=task.law,
         num_directions=task.num_directions,
         num_steps=None if task.succeeds else task.steps,

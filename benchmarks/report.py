@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import (
     attack_report,
+    calibration_report,
     estimators_figures,
     estimators_report,
     finetune_report,
@@ -90,6 +91,13 @@ SECTIONS = (
         "Against what people use today",
         peers.markdown,
         lambda lines, folder: [peers.draw(lines, folder / "peers.png")],
+    ),
+    Section(
+        "calibration",
+        ("",),
+        "What is chosen without tuning",
+        calibration_report.markdown,
+        lambda *_: [],
     ),
     Section(
         "finetune",

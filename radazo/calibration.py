@@ -7,10 +7,10 @@ import numpy as np
 
 from radazo import base, checks, differences, directions, leaves, rungs, threefry
 
-NUM_DIRECTIONS, MAX_ADDED = 6, 2
-FAR = (0.2, 0.6, 1.8)  # By how much an element moves, in root mean squares of x.
-WITHIN, NARROWEST = 0.9, 16  # Of the best; the longest distance by the shortest.
-B1, EPS_ROOT = 0.9, 1e-8  # Of the rules whose rates are given.
+_NUM_DIRECTIONS, _MAX_ADDED = 6, 2
+_FAR = (0.2, 0.6, 1.8)  # By how much an element moves, in root mean squares of x.
+_WITHIN, _NARROWEST = 0.9, 16  # Of the best; the longest distance by the shortest.
+_B1, _EPS_ROOT = 0.9, 1e-8  # Of the rules whose rates are given.
 
 
 class Calibration(NamedTuple):
@@ -75,10 +75,10 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
+    key: base.Key,
     value_fn: base.ValueFn,
     params: base.Params,
     *,
-    key: base.Key,
     distribution: directions.Distribution = directions.sphere,
     num_directions: int = 10,
     difference: differences.Difference = differences.forward,
@@ -126,13 +126,14 @@ def calibrate(
     The noise σ is told from a table of differences of seven values close together:
     rounding counts, and chance in `value_fn`. A function of a batch that is drawn anew
     at each call is noisy; fix the batch, as a step of a run does. What is chosen is
-    itself a matter of chance: of keys one in ten has a rate off by a factor of 2.
+    itself a matter of chance: nine of ten keys give a rate of 0.5 to 1.6 times the
+    median on Quadratic, Levy and Rosenbrock in 1,000 dimensions.
 
     Args:
+      key: Typed key or integer seed of the directions.
       value_fn: `value_fn(params) -> scalar`, of JAX or not. It is called as it is, so
         put `jax.jit` around one of JAX.
       params: Where to look: the start of a run, or where it is now.
-      key: Typed key or integer seed of the directions.
       distribution, num_directions, difference, mask: As the estimator will have them,
         the difference `forward` or `central`.
       num_steps: Steps of the run, if known: longer ones get a lower rate.
@@ -151,7 +152,7 @@ def calibrate(
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
-      >>> calibration = calibrate(value_fn, params, key=0, num_steps=300)
+      >>> calibration = calibrate(0, value_fn, params, num_steps=300)
       >>> estimator = radazo.sphere_estimator(smoothing=calibration.smoothing)
       >>> optimizer = radazo.radazo(calibration.learning_rate, estimator, key=0)
       >>> result = radazo.minimize(value_fn, params, optimizer, 300)
@@ -180,14 +181,14 @@ def calibrate(
     units = math.sqrt(layout.dim / distribution.factor(layout.dim))
     num_values = rungs.STENCIL + sum(x.size for x in pairs.values())
     told = _told(view, seen, distance)
-    lasting = math.hypot(1 + told.variance, 2 / (1 - B1))
+    lasting = math.hypot(1 + told.variance, 2 / (1 - _B1))
     share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * lasting))
     greedy = reach / lasting
     spread = math.sqrt(told.power)
     # By which a rule divides: the root mean square of an element of what it averages.
-    shrunk = told.variance * (1 - B1) / (1 + B1)
+    shrunk = told.variance * (1 - _B1) / (1 + _B1)
     of_mean, of_each = (
-        math.sqrt(1 + v + EPS_ROOT / told.power) for v in (shrunk, told.variance)
+        math.sqrt(1 + v + _EPS_ROOT / told.power) for v in (shrunk, told.variance)
     )
     return Calibration(
         smoothing=distance / units,
@@ -268,9 +269,9 @@ def _far(
     """Pairs of values by distance: of the size of the parameters, and where these
     point to."""
     norm = math.sqrt(seen.dim)
-    first = range(NUM_DIRECTIONS)
-    pairs = {t: rungs.taken(value_at, t, first) for t in np.multiply(FAR, size * norm)}
-    for _ in range(MAX_ADDED):
+    first = range(_NUM_DIRECTIONS)
+    pairs = {t: rungs.taken(value_at, t, first) for t in np.multiply(_FAR, size * norm)}
+    for _ in range(_MAX_ADDED):
         further = _further(_rungs(seen, pairs), min(pairs), max(pairs), norm)
         if further is None:
             break
@@ -325,7 +326,7 @@ def _close(
     t = max(min(t, lowest / 8), 4.5 * seen.noise / math.sqrt(power), shortest)
     if t > lowest / 2:
         return {}
-    return {t: rungs.taken(value_at, t, range(NUM_DIRECTIONS))}
+    return {t: rungs.taken(value_at, t, range(_NUM_DIRECTIONS))}
 
 
 def _chosen(
@@ -348,10 +349,10 @@ def _chosen(
     lasting = told.power / told.power[-1]
     merit = np.minimum(lasting, 1 / lasting) / (1 + told.variance)
     best = int(np.argmax(merit))
-    poor = np.flatnonzero(merit < WITHIN * merit[best])
+    poor = np.flatnonzero(merit < _WITHIN * merit[best])
     shortest = float(grid[np.max(poor[poor < best], initial=-1) + 1])
     longest = float(grid[np.min(poor[poor > best], initial=end + 1) - 1])
-    shortest = max(shortest, longest / NARROWEST)
+    shortest = max(shortest, longest / _NARROWEST)
     # What was not looked at is not chosen, be f as smooth there as elsewhere or not.
     distance = max(math.sqrt(shortest * longest), min(float(first), longest))
     return float(reaches[end]), shortest, distance, longest

@@ -1,6 +1,7 @@
 """What values at a few points say: their noise, and slopes and bends by distance.
 
 A rung is a distance t; along directions u of the unit sphere f is taken at x ± t·u.
+`noise_of` equally spaced values is what differences of high order leave of them.
 """
 
 import functools
@@ -160,9 +161,9 @@ def _alone(layout: leaves.Layout) -> leaves.Layout:
 def _number(where: str, value: Any) -> float:
     try:
         array = np.asarray(value)
-        real = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
     except (TypeError, ValueError):
-        real = False
+        array = np.zeros(0)  # Leaves of several shapes, or a key.
+    real = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
     if not real or array.ndim:
         got = f"a {type(value).__name__}: {value!r}"[:200]
         way_out = "Return a scalar; leave `aux` and terms out."
