@@ -80,6 +80,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
     add("--dim", type=int, default=1000, help="parameters of a synthetic function")
     add("--steps", type=int, default=1000, help="steps of a run")
+    add("--seed", type=int, default=200, help="the first of those reported")
     add("--seeds", type=int, default=10, help="reported runs on a function")
     add("--images", type=int, default=30, help="reported attacks, a seed each")
     add("--tuning-seeds", type=int, default=8, help=f"from {TUNING_SEED} on")
@@ -92,7 +93,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     if min(args.dim - 1, args.steps - 1, args.tuning_seeds) < 1:
         parser.error("--dim and --steps are at least 2, --tuning-seeds at least 1")
     if not 1 <= min(args.seeds, args.images) <= max(args.seeds, args.images) <= 400:
-        parser.error("--seeds and --images are 1 to 400: others are for tuning")
+        parser.error("--seeds and --images are 1 to 400")
+    if not 0 <= args.seed <= args.seed + 400 <= TUNING_SEED:
+        parser.error(f"--seed is 0 to {TUNING_SEED - 400}: others are for tuning")
     return args
 
 
@@ -104,7 +107,8 @@ def main(argv: list[str]) -> None:
     work = [(name, rule) for name in args.tasks for rule in args.rules]
     for name, rule in tqdm(work, unit="task", disable=None, leave=False):
         task = task_of(name, args)
-        seeds = list(range(args.images if name == "attack" else args.seeds))
+        count = args.images if name == "attack" else args.seeds
+        seeds = list(range(args.seed, args.seed + count))
         given = settings(name, rule, task, args)
         line = records.find(known, seeds, given)
         if line is None:

@@ -22,6 +22,7 @@ COLUMNS = (
     "values",
     "ratio",
     "with calibration",
+    "reached: tuned, calibrated",
 )
 
 
@@ -60,7 +61,13 @@ def row(line: dict[str, Any]) -> tuple[str, ...]:
         count(numbers["values_calibrated"]),
         interval(median_interval(ratios(line))),
         interval(median_interval(ratios(line, whole=True))),
+        reached(numbers["values_tuned"], numbers["values_calibrated"]),
     )
+
+
+def reached(tuned: list[float | None], mine: list[float | None]) -> str:
+    counts = [sum(x is not None for x in values) for values in (tuned, mine)]
+    return f"{counts[0]}, {counts[1]} of {len(tuned)}"
 
 
 def count(values: list[float | None]) -> str:
@@ -115,6 +122,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "the grid that needs the fewest on other seeds, calibrated what "
         "`radazo.calibrate` chooses at each start. Medians over seeds, in brackets "
         "the quartiles of what was chosen and a 95 % interval of the median ratio "
-        "(with less than 6 seeds the range); ∞ is a level that was not reached.\n"
+        "(with less than 6 seeds the range); ∞ is a level not reached by the last "
+        "step.\n"
     )
     return "\n".join([told, *head, *body, f"\n{verdict(lines)}\n"])

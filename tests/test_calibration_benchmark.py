@@ -121,10 +121,11 @@ def test_the_report_says_what_holds_and_where_it_does_not():
     assert text.count("| levy, d = 1,000 |") == 1
     row = next(x for x in text.splitlines() if x.startswith("| levy"))
     assert "| 0.05 f(x₀) | 0.05 | 0.01 | 1,000 | 0.2 (0.15 to 0.25) |" in row
-    assert "| 1,300 | 1.10 (1.00 to 1.30) | 1.16 (1.03 to 1.35) |" in row
+    assert "| 1,300 | 1.10 (1.00 to 1.30) | 1.16 (1.03 to 1.35) | 3, 3 of 3 |" in row
     row = next(x for x in text.splitlines() if x.startswith("| cubic"))
     assert "| f < 0 | 0.05 | 0.01 (edge) | 200 |" in row
     assert "| not reached | 3.00 (1.00 to ∞) |" in row
+    assert row.endswith("| 2, 1 of 3 |")
     assert (
         "by the median: levy with radazo (1.10). Not: cubic with radazo (3.00)." in text
     )
@@ -135,6 +136,7 @@ def test_the_report_says_what_holds_and_where_it_does_not():
     [
         ("--seeds 401", "--seeds and --images are 1 to 400"),
         ("--images 0", "--seeds and --images are 1 to 400"),
+        ("--seed 700", "--seed is 0 to 600: others are for tuning"),
         ("--dim 1", "--dim and --steps are at least 2"),
         ("--tasks sphere", "'sphere' is none of quadratic"),
         ("--rules adam", "'adam' is none of radazo"),
