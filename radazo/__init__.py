@@ -26,6 +26,7 @@ Floors, from the bottom up; a module imports only from floors below its own.
      streaming                         a function at x + noise, without that point
      checkpointing                     a run kept on disk, to go on from
      dispatch                          which call is made when, and what it has cost
+     records                           a run as a file of its slopes
   3  averaging, derivatives            the mean of slope times direction; exact slopes
      rungs                             values by distance, and their noise
   4  estimators, votes                 values to gradient; values to votes
@@ -38,15 +39,19 @@ Floors, from the bottom up; a module imports only from floors below its own.
      guards                            slopes that stand out: skipped, or clipped
   5  forms                             three ways into a training loop
      corrections                       what clients of a federated run add
-  6  assembly, compiled                what optimizers are made of; steps of a run
+  6  assembly                          what optimizers are made of
      federated                         clients that step, a server that averages
      in_place                          an optimizer that copies nothing
      ask_tell                          steps whose function is evaluated elsewhere
      rollback                          back to the last good parameters
   7  optimizers, adamu, pars           complete optimizers
      projected                         optimizers that stay in a set
-     loop                              a whole run
-  8  pool                              values of a function from workers that may fail
+     identity                          what tells one run from another
+     recording                         a step that can be made again of its slopes
+  8  compiled, replaying               steps of a run; the same without its function
+     journaling                        a journal, opened and written
+  9  loop, journal                     a whole run; a journal on the command line
+ 10  pool                              values of a function from workers that may fail
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
@@ -131,6 +136,9 @@ from radazo.in_place import PastSlopes as PastSlopes
 from radazo.in_place import in_place as in_place
 from radazo.interpolation import InterpolationState as InterpolationState
 from radazo.interpolation import interpolation_estimator as interpolation_estimator
+from radazo.journaling import Journal as Journal
+from radazo.journaling import open_journal as open_journal
+from radazo.journaling import read_journal as read_journal
 from radazo.kernels import Kernel as Kernel
 from radazo.kernels import matern as matern
 from radazo.kernels import rbf as rbf
@@ -162,6 +170,11 @@ from radazo.projections import box as box
 from radazo.projections import l1_ball as l1_ball
 from radazo.projections import l2_ball as l2_ball
 from radazo.projections import simplex as simplex
+from radazo.recording import recorded_step as recorded_step
+from radazo.records import JournalContents as JournalContents
+from radazo.records import JournalEntry as JournalEntry
+from radazo.records import JournalHeader as JournalHeader
+from radazo.replaying import replay as replay
 from radazo.replicas import check_replicas as check_replicas
 from radazo.replicas import fingerprint as fingerprint
 from radazo.rollback import RollBackState as RollBackState

@@ -131,6 +131,26 @@ def no_checkpoints() -> Iterator[Checkpoints]:
         yield Checkpoints("", lambda tree: (0, tree), lambda *_, **__: None, signalled)
 
 
+def opened(
+    where: str, checkpoints: Any
+) -> contextlib.AbstractContextManager[Checkpoints]:
+    """The checkpoints of the run: none, the caller's, or those of a folder."""
+    if checkpoints is None:
+        return no_checkpoints()
+    if isinstance(checkpoints, Checkpoints):
+        return contextlib.nullcontext(checkpoints)
+    if not isinstance(checkpoints, str | os.PathLike):
+        checks.fail(
+            where,
+            "checkpoints",
+            "be a folder or `Checkpoints`",
+            repr(checkpoints)[:200],
+            "For another interval: `with radazo.open_checkpoints(...) as checkpoints`.",
+            TypeError,
+        )
+    return open_checkpoints(checkpoints)
+
+
 class _Store:
     """The mutable part: orbax's manager, and when it was last asked to save."""
 

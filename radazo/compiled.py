@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from radazo import base, checks, forms, trees
+from radazo import base, checks, forms, recording, trees
 
 MAX_STEPS_PER_CALL = 1024
+_MAX_SLOPES_PER_CALL = 2**22  # 16 MB of float32.
 
 
 class Record(NamedTuple):
@@ -18,10 +20,12 @@ class Record(NamedTuple):
     Attributes:
       values: The value that the step's estimate returned.
       num_values: Function values taken up to the step.
+      entry: What a journal keeps of the step; None without one.
     """
 
     values: Any
     num_values: Any
+    entry: Any = None
 
 
 def compiled_steps(
@@ -78,6 +82,51 @@ def compiled_steps(
         )
         start = (arrays, state, records, jnp.int32(0), jnp.asarray(False))
         return lax.while_loop(lambda carry: (carry[3] < num) & ~carry[4], step, start)
+
+    return steps
+
+
+def recorded_steps(
+    value_fn: base.ValueFn,
+    optimizer: Any,
+    rest: trees.Static,
+    batches: Any,
+    box: Callable[[list[jax.Array]], list[jax.Array]] | None,
+    stop: Callable[[jax.Array, base.Params], Any] | None,
+) -> Callable[..., Any]:
+    """`compiled_steps` of which each can be made again: two programs a step."""
+
+    def value_of(params: base.Params, batch: Any) -> Any:
+        return value_fn(params) if batches is None else value_fn(params, batch)
+
+    @jax.jit
+    def look(arrays: list[jax.Array], state: Any, batch: Any) -> Record:
+        params = rest.join(arrays)
+        now = (
+            batches(forms.counters("minimize", state).count)
+            if callable(batches)
+            else batch
+        )
+        entry, seen = recording.seen(optimizer, value_of, params, state, batch=now)
+        if stop is not None:
+            ended = _answer(stop(seen.last_value, params))
+            entry = entry._replace(stopped=ended)
+        return Record(seen.last_value, seen.num_values, entry)
+
+    def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
+        records = []
+        while len(records) < num:
+            record = look(arrays, state, batch)
+            arrays, state = recording.advanced(
+                optimizer, rest, box, arrays, state, *record.entry[1:]
+            )
+            records.append(record)
+            size = len(records) * record.entry.slopes.size
+            if size > _MAX_SLOPES_PER_CALL or (stop and record.entry.stopped):
+                break
+        last = records[-1].entry.stopped
+        records = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(records))
+        return arrays, state, records, len(records.values), last
 
     return steps
 

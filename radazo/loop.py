@@ -9,14 +9,12 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from radazo import (
     base,
@@ -25,6 +23,7 @@ from radazo import (
     compiled,
     console,
     forms,
+    journaling,
     projections,
     replicas,
     trees,
@@ -70,6 +69,7 @@ def minimize(
     callback_every: int | None = None,
     progress: bool | None = None,
     checkpoints: str | os.PathLike[str] | checkpointing.Checkpoints | None = None,
+    journal: str | os.PathLike[str] | None = None,
 ) -> MinimizeResult:
     """Minimize a function by its values: the loop around `optimizer.update`.
 
@@ -116,14 +116,19 @@ def minimize(
         open `Checkpoints` of `open_checkpoints`, which sets how often and how many. It
         holds parameters, state, history and position: an iterable of batches is given
         anew, from its first item, and advanced past those that were used.
+      journal: A file for the slopes of each step, from which `replay` makes the run
+        again without `value_fn`; see `open_journal`. A run goes on with its own, and
+        steps that are there already are compared. A step is then two programs, draws
+        its directions once more, and may differ in last bits from one without.
     Returns:
       A `MinimizeResult`.
     Raises:
       TypeError: If an argument is of the wrong kind.
       ValueError: If `num_steps` is negative, or `bounds` do not fit `params` or are the
         wrong way round, or the optimizer has no estimator in it, or `state` is not
-        one of this optimizer for these parameters, or `checkpoints` cannot be written
-        or read, or are of another run or of more steps than `num_steps`.
+        one of this optimizer for these parameters, or `checkpoints` or `journal`
+        cannot be written or read, or are of another run, or checkpoints of more steps
+        than `num_steps`, or the estimator has no slopes to keep.
     Cost:
       That of the optimizer, times `num_steps`; one copy of the parameters. While a
       checkpoint is written, parameters and state once more on the host.
@@ -145,32 +150,34 @@ def minimize(
         checks.instance(where, "progress", progress, bool, way_out)
     box = None if bounds is None else projections.clipping(where, params, bounds)
     arrays, rest = trees.split(params)
-    arrays = _copy(arrays) if box is None else box(_copy(arrays))
+    arrays = trees.copied(arrays) if box is None else box(trees.copied(arrays))
     state = _state(where, optimizer, rest.join(arrays), state)
-    steps = compiled.compiled_steps(value_fn, optimizer, rest, batches, box, stop)
+    make = compiled.compiled_steps if journal is None else compiled.recorded_steps
+    steps = make(value_fn, optimizer, rest, batches, box, stop)
     run = _Run(rest, arrays, state, num_steps)
-    with (
-        _opened(where, checkpoints) as kept,
-        console.progress_bar(where, progress, num_steps) as bar,
-    ):
+    with checkpointing.opened(where, checkpoints) as kept:
         run.resume(where, kept)
-        items = _items(where, batches, run.done)
-        if run.done:
-            bar(run.done, float(run.history.values[run.done - 1]))
-        while run.done < num_steps and run.status == "finished":
-            batch = None if items is None else next(items, _NO_BATCH)
-            if batch is _NO_BATCH:
-                run.status = "exhausted"
-                break
-            limit = num_steps - run.done if items is None else 1
-            if callback_every is not None:
-                limit = min(limit, callback_every - run.done % callback_every)
-            bar(*run.advance(steps, limit, batch))
-            due = callback_every is None or run.done % callback_every == 0
-            if callback is not None and due and is_true(callback(run.result())):
-                run.status = "stopped"
-            kept.save(run.done, run.tree())
-            run.agree(interrupted=kept.interrupted())
+        with (
+            journaling.opened(journal, *run.here(), bounds) as run.journal,
+            console.progress_bar(where, progress, num_steps) as bar,
+        ):
+            items = _items(where, batches, run.done)
+            if run.done:
+                bar(run.done, float(run.history.values[run.done - 1]))
+            while run.done < num_steps and run.status == "finished":
+                batch = None if items is None else next(items, _NO_BATCH)
+                if batch is _NO_BATCH:
+                    run.status = "exhausted"
+                    break
+                limit = num_steps - run.done if items is None else 1
+                if callback_every is not None:
+                    limit = min(limit, callback_every - run.done % callback_every)
+                bar(*run.advance(steps, limit, batch))
+                due = callback_every is None or run.done % callback_every == 0
+                if callback is not None and due and is_true(callback(run.result())):
+                    run.status = "stopped"
+                kept.save(run.done, run.tree())
+                run.agree(interrupted=kept.interrupted())
         kept.save(run.done, run.tree(), now=True)
     return run.result()
 
@@ -181,26 +188,6 @@ _NO_BATCH = object()
 def is_true(answer: Any) -> bool:
     """Whether a callback said True; what it returns besides means nothing."""
     return isinstance(answer, bool | np.bool_ | jax.Array) and bool(answer)
-
-
-def _opened(
-    where: str, checkpoints: Any
-) -> AbstractContextManager[checkpointing.Checkpoints]:
-    """The checkpoints of the run: none, the caller's, or those of a folder."""
-    if checkpoints is None:
-        return checkpointing.no_checkpoints()
-    if isinstance(checkpoints, checkpointing.Checkpoints):
-        return nullcontext(checkpoints)
-    if not isinstance(checkpoints, str | os.PathLike):
-        checks.fail(
-            where,
-            "checkpoints",
-            "be a folder or `Checkpoints`",
-            repr(checkpoints)[:200],
-            "For another interval: `with radazo.open_checkpoints(...) as checkpoints`.",
-            TypeError,
-        )
-    return checkpointing.open_checkpoints(checkpoints)
 
 
 def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
@@ -234,6 +221,7 @@ class _Run:
         )
         self.done, self.status = 0, "finished"
         self.pace, self.compiled = 1, False
+        self.journal: journaling.Journal | None = None
 
     def advance(self, steps: Any, limit: int, batch: Any) -> tuple[int, float]:
         """One call: the steps taken in it and the last value seen."""
@@ -246,8 +234,13 @@ class _Run:
             fitting = int(num * _SECONDS_PER_CALL / max(seconds, 1e-6))
             self.pace = max(1, min(fitting, 8 * num, compiled.MAX_STEPS_PER_CALL))
         self.compiled = True
-        for all_steps, new in zip(self.history, records, strict=True):
-            all_steps[self.done : self.done + int(taken)] = new[:taken]
+        records = jax.tree.map(lambda x: x[:taken], records)
+        for all_steps, new in zip(self.history[:2], records[:2], strict=True):
+            all_steps[self.done : self.done + int(taken)] = new
+        if self.journal is not None:
+            # On disk before a checkpoint is, which goes on where the journal ends.
+            self.journal.append(records.entry)
+            self.journal.sync()
         self.done += int(taken)
         if stopped:
             self.status = "stopped"
@@ -260,11 +253,14 @@ class _Run:
         if np.any(known[:, 1]) and self.status == "finished":
             self.status = "interrupted"
 
+    def here(self) -> tuple[base.Params, Any]:
+        return self.rest.join(self.arrays), self.state
+
     def result(self) -> MinimizeResult:
         # Copies: the next call takes the buffers of this one.
         return MinimizeResult(
-            self.rest.join(_copy(self.arrays)),
-            _copy(self.state),
+            self.rest.join(trees.copied(self.arrays)),
+            trees.copied(self.state),
             self.history.values[: self.done].copy(),
             self.history.num_values[: self.done].copy(),
             self.done,
@@ -276,7 +272,7 @@ class _Run:
         return {
             "params": self.rest.join(self.arrays),
             "state": self.state,
-            "history": compiled.Record(*(x[: self.done] for x in self.history)),
+            "history": jax.tree.map(lambda x: x[: self.done], self.history),
             "stopped": self.status == "stopped",
         }
 
@@ -304,7 +300,9 @@ class _Run:
                 "Start in another folder.",
             )
         self.arrays, self.state = trees.split(tree["params"])[0], tree["state"]
-        for all_steps, before in zip(self.history, tree["history"], strict=True):
+        for all_steps, before in zip(
+            self.history[:2], tree["history"][:2], strict=True
+        ):
             all_steps[:done] = before
         self.done, self.status = done, "stopped" if tree["stopped"] else "finished"
 
@@ -321,16 +319,6 @@ def _of_the_run(state: Any) -> _Identity:
     return _Identity(np.asarray(counters.key_data).tolist(), int(counters.count))
 
 
-def _copy(tree: Any) -> Any:
-    """Arrays of their own, which a compiled call may take, and no weak types."""
-
-    def copy(leaf: Any) -> jax.Array:
-        leaf = jnp.array(leaf, copy=True)
-        return lax.convert_element_type(leaf, leaf.dtype)
-
-    return jax.tree.map(copy, tree)
-
-
 def _state(
     where: str, optimizer: optax.GradientTransformation, params: base.Params, state: Any
 ) -> Any:
@@ -338,7 +326,7 @@ def _state(
     if state is None:
         state = optimizer.init(params)
         forms.counters(where, state)
-        return _copy(state)
+        return trees.copied(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
     forms.counters(where, fresh)
 
@@ -356,7 +344,7 @@ def _state(
             f"one of another structure or other shapes, {state!r}"[:200],
             "Give the `state` of a result with the same optimizer, or None.",
         )
-    return _copy(state)
+    return trees.copied(state)
 
 
 def _check(

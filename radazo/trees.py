@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 _ARRAY = object()
 
@@ -35,3 +37,13 @@ def split(tree: Any) -> tuple[list[Any], Static]:
     )
     rest = Static(treedef, static)
     return rest.pick(leaves), rest
+
+
+def copied(tree: Any) -> Any:
+    """Arrays of their own, which a compiled call may take, and no weak types."""
+
+    def copy(leaf: Any) -> jax.Array:
+        leaf = jnp.array(leaf, copy=True)
+        return lax.convert_element_type(leaf, leaf.dtype)
+
+    return jax.tree.map(copy, tree)

@@ -1,0 +1,335 @@
+"""What is said about a wrong journal, entry or run."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import Mistake, explained
+
+import radazo
+from radazo import records
+
+
+def with_radazo(num_directions):
+    estimator = radazo.sphere_estimator(num_directions=num_directions)
+    return radazo.radazo(0.1, estimator, key=0)
+
+
+OPTIMIZER = with_radazo(2)
+PARAMS = {"w": jnp.ones(3)}
+STATE = OPTIMIZER.init(PARAMS)
+ENTRIES = radazo.JournalEntry(
+    np.arange(2), np.ones((2, 2), np.float32), np.ones(2, np.float32)
+)
+OPEN, REPLAY, APPEND = "open_journal(path", "replay(path", "append(entry"
+OWN = "Each run has a journal of its own: take the one of this run."
+NEXT = "Append what `radazo.recorded_step` gives, once for each step and in order."
+OTHER_FILE = "Give the path of a file that `open_journal` or `minimize` wrote."
+THIS = "be the journal of this run, whose key is"
+COUNT = "It is the number of steps that the state has counted."
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A journal of two steps, in the folder in which one is."""
+    monkeypatch.chdir(tmp_path)
+    with radazo.open_journal("run", PARAMS, STATE) as journal:
+        journal.append(ENTRIES)
+    return "run"
+
+
+def opened(path="run", params=PARAMS, state=STATE, **options):
+    def call():
+        with radazo.open_journal(path, params, state, **options):
+            pass
+
+    return call
+
+
+def replayed(params=PARAMS, state=None, optimizer=OPTIMIZER, **options):
+    return lambda: radazo.replay("run", optimizer, params, state, **options)
+
+
+def appended(change):
+    """An entry of step 2 that is changed."""
+
+    def call():
+        state = STATE._replace(count=jnp.int32(2))
+        entry = radazo.JournalEntry(2, np.ones(2, np.float32), np.float32(1))
+        with radazo.open_journal("run", PARAMS, state) as journal:
+            journal.append(change(entry))
+
+    return call
+
+
+def repeated():
+    entries = ENTRIES._replace(value=np.array([1, 2], np.float32))
+    with radazo.open_journal("run", PARAMS, STATE) as journal:
+        journal.append(entries)
+
+
+def changed(part, to):
+    def call():
+        with Path("run").open("r+b") as file:
+            file.seek(part)
+            file.write(to)
+        radazo.read_journal("run")
+
+    return call
+
+
+def value_fn(params):
+    return jnp.sum(params["w"] ** 2)
+
+
+def step_of(optimizer, value_fn=value_fn):
+    def call():
+        step = radazo.recorded_step(optimizer, value_fn)
+        step(jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS))
+
+    return call
+
+
+def traced():
+    step = radazo.recorded_step(OPTIMIZER, value_fn)
+    jax.eval_shape(step, PARAMS, STATE)
+
+
+def with_rule(rule):
+    return radazo.with_estimator(radazo.sphere_estimator(num_directions=2), rule, 0)
+
+
+MISTAKES = {
+    "a number for the path": Mistake(
+        opened(3), TypeError, OPEN, "be a path on this machine", "3.", "one file"
+    ),
+    "a bucket": Mistake(
+        lambda: radazo.read_journal("gs://bucket/run"),
+        TypeError,
+        "read_journal(path",
+        "be a path on this machine",
+        "'gs://bucket/run'.",
+        "a bucket has to be mounted",
+    ),
+    "a folder that is missing": Mistake(
+        opened("missing/run"),
+        ValueError,
+        OPEN,
+        "be a file that can be written",
+        "'missing/run', with FileNotFoundError",
+        "What was written is as it was",
+    ),
+    "a folder": Mistake(
+        opened("."),
+        ValueError,
+        OPEN,
+        "be a file that can be written",
+        "'.', with IsADirectoryError",
+        "What was written is as it was",
+    ),
+    "a device": Mistake(
+        opened("/dev/null"),
+        ValueError,
+        OPEN,
+        "be a file",
+        "'/dev/null'.",
+        "A journal is read again.",
+    ),
+    "a header cut short": Mistake(
+        lambda: records.parsed("replay", "run", records.MAGIC + b"12"),
+        ValueError,
+        REPLAY,
+        f"have a header of {records.HEADER_BYTES} bytes",
+        "'run' of 10 bytes.",
+        OTHER_FILE,
+    ),
+    "a damaged header": Mistake(
+        changed(20, b"\xff"),
+        ValueError,
+        "read_journal(path",
+        "have a good header",
+        "'run' with a bad CRC.",
+        "The file was damaged after it was written: take a copy of it.",
+    ),
+    "another key": Mistake(
+        opened(state=STATE._replace(key_data=jnp.array([0, 9], jnp.uint32))),
+        ValueError,
+        OPEN,
+        f"{THIS} (0, 9)",
+        "'run', of the key (0, 0).",
+        OWN,
+    ),
+    "another model": Mistake(
+        replayed({"w": jnp.ones(4)}),
+        ValueError,
+        REPLAY,
+        f"{THIS} (0, 0)",
+        "'run', of parameters with other names, shapes or types.",
+        OWN,
+    ),
+    "another optimizer": Mistake(
+        replayed(optimizer=radazo.zo_adamm(0.1, key=0)),
+        ValueError,
+        REPLAY,
+        f"{THIS} (0, 0)",
+        "'run', of an optimizer's state with other names, shapes or types.",
+        OWN,
+    ),
+    "other bounds": Mistake(
+        replayed(bounds=(0, 2)),
+        ValueError,
+        REPLAY,
+        f"{THIS} (0, 0)",
+        "'run', of other `bounds`.",
+        OWN,
+    ),
+    "another start": Mistake(
+        replayed({"w": jnp.zeros(3)}),
+        ValueError,
+        REPLAY,
+        f"{THIS} (0, 0)",
+        "'run', of parameters or a state with other values before step 0.",
+        OWN,
+    ),
+    "a state beyond the end": Mistake(
+        opened(state=STATE._replace(count=jnp.int32(3))),
+        ValueError,
+        "open_journal(state",
+        "be of step 0 to 2, which the journal 'run' has",
+        "one of step 3.",
+        "Start from an earlier checkpoint, or with `optimizer.init`.",
+    ),
+    "a state without an estimator": Mistake(
+        opened(state=optax.EmptyState()),
+        ValueError,
+        "open_journal(optimizer",
+        "have one estimator in it",
+        "one whose state has 0.",
+        "Take `radazo.radazo(...)`",
+    ),
+    "a count before the state": Mistake(
+        replayed(count=-1), ValueError, "replay(count", "be at least 0", "-1.", COUNT
+    ),
+    "a count behind the end": Mistake(
+        replayed(count=3),
+        ValueError,
+        "replay(count",
+        "be at most 2, where the journal ends",
+        "3.",
+        COUNT,
+    ),
+    "a count that is no integer": Mistake(
+        replayed(count=1.0), TypeError, "replay(count", "be an integer", "1.0.", COUNT
+    ),
+    "no optimizer": Mistake(
+        replayed(optimizer="sgd"),
+        TypeError,
+        "replay(optimizer",
+        "be an optax.GradientTransformation",
+        "'sgd'.",
+        "Pass `radazo.radazo(0.01, key=0)`, say, or `radazo.in_place(...)`.",
+    ),
+    "another number of directions": Mistake(
+        replayed(
+            optimizer=radazo.radazo(
+                0.1, radazo.sphere_estimator(num_directions=3), key=0
+            )
+        ),
+        ValueError,
+        "Replayed(slopes",
+        "have 3 entries",
+        "shape (2,).",
+        "of the same estimator.",
+    ),
+    "no entry": Mistake(
+        appended(lambda entry: entry.value),
+        TypeError,
+        APPEND,
+        "be a JournalEntry",
+        "",
+        "",
+    ),
+    "slopes of another type": Mistake(
+        appended(lambda entry: entry._replace(slopes=entry.slopes.astype(np.float64))),
+        ValueError,
+        APPEND,
+        "have 2 slopes and a value of a step, in float32",
+        "slopes and value of float64[2] and float32[].",
+        NEXT,
+    ),
+    "too many slopes": Mistake(
+        appended(lambda entry: entry._replace(slopes=np.ones(3, np.float32))),
+        ValueError,
+        APPEND,
+        "have 2 slopes and a value of a step, in float32",
+        "slopes and value of float32[3] and float32[].",
+        NEXT,
+    ),
+    "a step left out": Mistake(
+        appended(lambda entry: entry._replace(count=4)),
+        ValueError,
+        APPEND,
+        "be that of step 2",
+        "that of step 4.",
+        NEXT,
+    ),
+    "another run of the same start": Mistake(
+        repeated,
+        ValueError,
+        APPEND,
+        "be what 'run' has of step 1",
+        "another.",
+        "The run does not repeat itself",
+    ),
+    "no optimizer for a step": Mistake(
+        step_of("sgd"),
+        TypeError,
+        "recorded_step(optimizer",
+        "be an optax.GradientTransformation",
+        "'sgd'.",
+        "Pass `radazo.radazo(0.01, key=0)`, say",
+    ),
+    "no function for a step": Mistake(
+        step_of(OPTIMIZER, 3.0),
+        TypeError,
+        "recorded_step(value_fn",
+        "be a function",
+        "3.0.",
+        "It takes the parameters first.",
+    ),
+    "a step within a compiled function": Mistake(
+        traced,
+        TypeError,
+        "recorded_step(...)(params",
+        "be arrays, since a step is two programs",
+        "traced ones.",
+        "Call it in a loop of Python, outside of `jax.jit` and `lax.scan`.",
+    ),
+    "an estimator without directions": Mistake(
+        step_of(
+            radazo.with_estimator(radazo.interpolation_estimator(), optax.sgd(0.1), 0)
+        ),
+        TypeError,
+        "recorded_step(optimizer",
+        "have an estimator that takes one mean of slope times direction in a step",
+        "one that takes 0.",
+        "Take `radazo.sphere_estimator()`, say.",
+    ),
+    "a line search": Mistake(
+        step_of(with_rule(optax.scale_by_backtracking_linesearch(3))),
+        TypeError,
+        "value_fn(value_fn",
+        "be a function here",
+        "a `Replayed`.",
+        "or the optimizer behind it, evaluates points that are not known before",
+    ),
+}
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_the_message_says_where_the_rule_what_came_and_the_way_out(mistake):
+    explained(mistake)

@@ -1,0 +1,230 @@
+"""The bytes of a journal: whatever is done to them is noticed."""
+
+import os
+
+import numpy as np
+import pytest
+from conftest import raises
+
+import radazo
+from radazo import records
+
+HEADER = records.JournalHeader(
+    records.FORMAT,
+    radazo.KEY_CONTRACT_VERSION,
+    num_directions=2,
+    float_bytes=4,
+    key_data=(7, 2**32 - 1),
+    first=5,
+    params=bytes(range(16)),
+    state=bytes(range(1, 17)),
+    start=bytes(range(2, 18)),
+    bounds=bytes(16),
+    writer="jax 0 on a test",
+)
+NUM = 4
+RECORD_BYTES = 13 + 4 * HEADER.num_directions
+
+
+def entries(num=NUM, header=HEADER, seed=0):
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(f"f{header.float_bytes}")
+    slopes = rng.normal(size=(num, header.num_directions)).astype(kind)
+    slopes[rng.uniform(size=slopes.shape) < 0.2] = np.nan
+    return records.JournalEntry(
+        header.first + np.arange(num),
+        slopes,
+        rng.normal(size=num).astype(kind),
+        rng.uniform(size=num) < 0.5,
+    )
+
+
+def written(header=HEADER, given=None):
+    head, crc = records.sealed_header(header)
+    given = entries(header=header) if given is None else given
+    return head + records.sealed(header, given, crc)[0]
+
+
+def parsed(data):
+    return records.parsed("read_journal", "a file", data)
+
+
+def same(found, wanted):
+    return all(
+        x.dtype == y.dtype and x.tobytes() == y.tobytes()
+        for x, y in zip(found, wanted, strict=True)
+    )
+
+
+def first(num, given):
+    return records.JournalEntry(*(x[:num] for x in given))
+
+
+@pytest.mark.parametrize("float_bytes", [4, 8])
+@pytest.mark.parametrize("num_directions", [1, 3, 1000])
+def test_what_is_written_is_read_back_bit_for_bit(num_directions, float_bytes):
+    header = HEADER._replace(num_directions=num_directions, float_bytes=float_bytes)
+    wanted = entries(header=header)
+    found = parsed(written(header, wanted))
+    assert found.header == header
+    assert same(found.entries, wanted)
+    assert (found.ignored, found.end) == (0, 9)
+
+
+def test_a_step_along_one_direction_takes_17_bytes():
+    header = HEADER._replace(num_directions=1)
+    size = len(written(header, entries(1000, header)))
+    assert size - records.HEADER_BYTES == 17_000
+    assert records.HEADER_BYTES <= 200
+
+
+def test_each_bit_that_is_flipped_is_noticed():
+    """In the last record it may be a write that was not finished, and is counted."""
+    data, wanted = written(), entries()
+    begin = len(data) - RECORD_BYTES
+    for place in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            if place < begin:
+                with pytest.raises(
+                    ValueError, match=r"^`read_journal\(path=\.\.\.\)` "
+                ):
+                    parsed(bytes(flipped))
+            else:
+                found = parsed(bytes(flipped))
+                assert found.ignored == RECORD_BYTES
+                assert same(found.entries, first(NUM - 1, wanted))
+
+
+def test_a_journal_cut_anywhere_is_what_is_whole_of_it_or_none():
+    data, wanted = written(), entries()
+    for size in range(len(data)):
+        if size < records.HEADER_BYTES:
+            with raises(ValueError, "`read_journal(path=...)` must"):
+                parsed(data[:size])
+            continue
+        found = parsed(data[:size])
+        whole, part = divmod(size - records.HEADER_BYTES, RECORD_BYTES)
+        assert found.ignored == part
+        assert same(found.entries, first(whole, wanted))
+
+
+def test_whatever_is_done_to_a_journal_nothing_false_is_read():
+    """Bytes changed, cut out, doubled, exchanged, put in, at random."""
+    rng, data, wanted = np.random.default_rng(1), written(), entries()
+    refused = 0
+    for _ in range(3000):
+        damaged = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            i, j = sorted(rng.integers(0, len(damaged) + 1, 2))
+            part, noise = damaged[i:j], rng.bytes(int(rng.integers(1, 40)))
+            damaged[i:j] = [b"", part + part, part[::-1], noise][rng.integers(4)]
+        try:
+            found = parsed(bytes(damaged))
+        except ValueError as error:
+            refused += str(error).startswith("`read_journal(path=...)` must ")
+            continue
+        num = len(found.entries.count)
+        assert same(found.entries, first(num, wanted))
+        assert num * RECORD_BYTES + found.ignored == len(damaged) - records.HEADER_BYTES
+    assert refused > 1000
+
+
+def test_a_bad_record_in_the_middle_is_named():
+    data = bytearray(written())
+    data[records.HEADER_BYTES + RECORD_BYTES + 5] ^= 1
+    with raises(ValueError, "good records", "step 6, the record 2 of 4", "a copy"):
+        parsed(bytes(data))
+
+
+def test_zeros_at_the_end_are_a_write_that_was_not_finished():
+    """What some file systems leave when a machine loses its power."""
+    found = parsed(written() + bytes(3 * RECORD_BYTES + 1))
+    assert found.ignored == 3 * RECORD_BYTES + 1
+    assert same(found.entries, entries())
+
+
+def test_records_are_good_only_where_they_were_written():
+    data, other = written(), written(HEADER._replace(key_data=(0, 0)))
+    begin = records.HEADER_BYTES
+    at = [begin + i * RECORD_BYTES for i in range(NUM + 1)]
+    spliced = {
+        "of another journal": data[:begin] + other[begin:],
+        "once more": data[: at[2]] + data[at[1] :],
+        "one left out": data[: at[1]] + data[at[2] :],
+        "exchanged": data[: at[1]] + data[at[2] : at[3]] + data[at[1] : at[2]],
+    }
+    for text in spliced.values():
+        with raises(ValueError, "have good records", "a bad one"):
+            parsed(text)
+
+
+MADE_UP = {
+    "no direction": {"num_directions": 0},
+    "too many directions": {"num_directions": 2**32 - 1},
+    "halves": {"float_bytes": 2},
+    "a step that no state can count": {"first": 2**32 - 1},
+    "a writer that is no text": {"writer": "\x07"},
+}
+
+
+@pytest.mark.parametrize("change", MADE_UP.values(), ids=MADE_UP)
+def test_a_header_with_a_good_crc_is_not_trusted_either(change):
+    head, _ = records.sealed_header(HEADER._replace(**change))
+    with raises(
+        ValueError, "have a header that makes sense", "Give the path of a file"
+    ):
+        parsed(head + bytes(100))
+
+
+def test_a_header_that_promises_much_takes_no_memory():
+    header = HEADER._replace(num_directions=records.MAX_DIRECTIONS, float_bytes=8)
+    found = parsed(records.sealed_header(header)[0] + b"few")
+    assert (len(found.entries.count), found.ignored) == (0, 3)
+
+
+FALSE = {
+    "another step": {"count": np.array([6])},
+    "an infinite slope": {"slopes": np.full((1, 2), np.inf, np.float32)},
+}
+
+
+@pytest.mark.parametrize("change", FALSE.values(), ids=FALSE)
+def test_a_record_with_a_good_crc_is_not_trusted_either(change):
+    made_up = first(1, entries())._replace(**change)
+    data = written(given=made_up)
+    assert parsed(data).ignored == RECORD_BYTES
+    head, crc = records.sealed_header(HEADER)
+    raw, crc = records.sealed(HEADER, made_up, crc)
+    more, _ = records.sealed(HEADER, made_up, crc)
+    with raises(ValueError, "have good records", "step 5, the record 1 of 2"):
+        parsed(head + raw + more)
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"key_contract": 99}], ids=str)
+def test_another_version_is_refused_by_its_number(change):
+    data = written(HEADER._replace(**change))
+    rule = f"be of format 1 and key contract {radazo.KEY_CONTRACT_VERSION}"
+    number = next(iter(change.values()))
+    with raises(
+        ValueError, rule, str(number), "Use the version of radazo that wrote it."
+    ):
+        parsed(data)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("a poem, and a long one at that" * 20)
+    for name, rule in {
+        "": "be a file",
+        "pipe": "be a file",
+        "missing": "be a file that can be read",
+        "empty": "be a journal",
+        "text": "be a journal",
+        "\0": "be a file that can be read",
+    }.items():
+        path = f"{tmp_path}/{name}"
+        with raises(ValueError, f"`read_journal(path=...)` must {rule}; got", "Give"):
+            radazo.read_journal(path)

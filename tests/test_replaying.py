@@ -1,0 +1,158 @@
+"""What is replayed from a journal is the run, equal in every bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import raises
+from journaled import (
+    PARAMS,
+    bits,
+    minimized,
+    of_step,
+    optimizer,
+    replayed,
+    run_in,
+    value_fn,
+)
+
+import radazo
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.journal"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_in(tmp_path_factory.mktemp("run"))
+
+
+CENTRAL = radazo.gaussian_estimator(
+    num_directions=2,
+    difference=radazo.central,
+    smoothing=lambda count: 1e-3 / (1 + 0.1 * count.astype(jnp.float32)),
+)
+OPTIMIZERS = {
+    "radazo": optimizer(),
+    "a schedule, two estimates a step of adam": radazo.with_estimator(
+        CENTRAL,
+        optax.MultiSteps(optax.adam(optax.cosine_decay_schedule(0.1, 40)), 2),
+        0,
+    ),
+    "a rule that takes the value": radazo.with_estimator(
+        radazo.rademacher_estimator(num_directions=1), optax.polyak_sgd(0.1), 0
+    ),
+    "past steps": radazo.with_estimator(
+        radazo.history_mean_estimator(num_directions=2), optax.sgd(0.01), 0
+    ),
+}
+
+
+@pytest.mark.parametrize("how", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_replay_is_the_run_bit_for_bit(how, path):
+    result = minimized(path, optimizer=how)
+    assert bits(replayed(path, how=how)) == bits((result.params, result.state))
+    entries = radazo.read_journal(path).entries
+    dropped = np.isnan(entries.slopes)
+    assert result.state.num_dropped == dropped.sum() > 0
+    assert result.state.num_skipped == dropped.all(axis=1).sum() > 0
+    assert not np.all(dropped)
+    np.testing.assert_array_equal(entries.value, result.values)
+    assert entries.count.tolist() == [*range(40)]
+
+
+def test_float64_is_kept_and_the_steps_are_those_without_a_journal(path, x64):
+    how = radazo.zo_sgd(0.1, radazo.gaussian_estimator(num_directions=2), key=0)
+    start = jnp.ones(3, jnp.float64)
+    result = radazo.minimize(lambda x: jnp.sum(x**4), start, how, 5, journal=path)
+    again = radazo.replay(path, how, start)
+    assert bits(again) == bits((result.params, result.state))
+    assert radazo.read_journal(path).entries.slopes.dtype == np.float64
+    without = radazo.minimize(lambda x: jnp.sum(x**4), start, how, 5)
+    np.testing.assert_allclose(result.params, without.params, rtol=1e-9)
+
+
+def test_bounds_and_a_stop_are_part_of_the_run(path):
+    def stop(value, params):
+        return value < 9
+
+    options = {"bounds": (-0.5, 0.7), "optimizer": optimizer(learning_rate=0.05)}
+    result = minimized(path, 200, stop=stop, **options)
+    assert result.status == "stopped"
+    assert jnp.max(result.params["w"]) == np.float32(0.7)
+    how = options["optimizer"]
+    again = replayed(path, how=how, bounds=(-0.5, 0.7))
+    assert bits(again) == bits((result.params, result.state))
+    entries = radazo.read_journal(path).entries
+    assert entries.stopped.tolist() == [False] * (result.num_steps - 1) + [True]
+    before, _ = replayed(path, how=how, count=result.num_steps - 1, bounds=(-0.5, 0.7))
+    assert bits(before) == bits(result.params)
+    free = dict(PARAMS, w=jnp.clip(PARAMS["w"], -0.5, 0.7))
+    for params, bounds in ((PARAMS, (-0.5, 0.8)), (free, None)):
+        with raises(ValueError, "of other `bounds`", "Each run has a journal"):
+            replayed(path, params, how=how, bounds=bounds)
+
+
+def test_any_step_is_reached_from_the_start_or_from_a_checkpoint(run):
+    _, path, steps = run
+    params, state = replayed(path, count=0)
+    assert bits(params) == bits(PARAMS)
+    for count in (1, 17, 17, 40):
+        params, state = replayed(path, params, state, count=count)
+        assert (
+            bits((params, state)) == steps[count] == bits(replayed(path, count=count))
+        )
+
+
+def test_what_is_given_to_a_replay_is_left_as_it_is(run):
+    _, path, _ = run
+    params, state = replayed(path, count=20)
+    before = bits((params, state))
+    replayed(path, params, state)
+    assert bits((params, state)) == before
+
+
+def test_a_branch_has_a_journal_that_begins_where_it_leaves(run, path):
+    _, trunk, _ = run
+    half, state = replayed(trunk, count=20)
+    other = optimizer(learning_rate=0.1)
+    result = minimized(path, 15, params=half, state=state, optimizer=other)
+    assert radazo.read_journal(path).header.first == 20
+    again = replayed(path, half, state, how=other)
+    assert bits(again) == bits((result.params, result.state))
+    with raises(ValueError, "be of step 20 to 35", "one of step 0", "an earlier"):
+        replayed(path)
+
+
+def test_a_loop_of_ones_own_is_replayed_and_is_the_run_of_minimize(path):
+    """Entries one by one and stacked make the same file."""
+    how, params = optimizer(), {k: jnp.asarray(PARAMS[k]) for k in ("w", "half")}
+    step, entries = radazo.recorded_step(how, value_fn), []
+    here = jax.tree.map(jnp.copy, (params, how.init(params)))
+    with radazo.open_journal(path, *here) as journal:
+        for i in range(20):
+            *here, entry = step(*here, batch=of_step(np.int32(i)))
+            entries.append(entry)
+            journal.append(entry)
+    assert bits(replayed(path, params, how=how)) == bits(here)
+    stacked = path.with_suffix(".stacked")
+    with radazo.open_journal(stacked, params, how.init(params)) as journal:
+        journal.append(jax.tree.map(lambda *x: np.stack(x), *entries))
+    assert path.read_bytes() == stacked.read_bytes()
+    result = minimized(path.with_suffix(".whole"), 20, params=params)
+    assert bits((result.params, result.state)) == bits(here)
+
+
+def test_an_optimizer_in_place_is_replayed_with_its_moments(path):
+    how = radazo.in_place(optax.sgd(0.02), key=0, num_directions=2, b1=0.5)
+    params = {"w": PARAMS["w"], "half": PARAMS["half"]}
+    step = radazo.recorded_step(how, value_fn)
+    here = jax.tree.map(jnp.copy, (params, how.init(params)))
+    with radazo.open_journal(path, *here) as journal:
+        for i in range(20):
+            *here, entry = step(*here, batch=np.float32(1.7 * i))
+            journal.append(entry)
+    assert bits(radazo.replay(path, how, params)) == bits(here)
