@@ -125,7 +125,7 @@ def open_checkpoints(
 
 
 @contextlib.contextmanager
-def no_checkpoints() -> Iterator[Checkpoints]:
+def _no_checkpoints() -> Iterator[Checkpoints]:
     """Nothing is kept; Ctrl-C is noted all the same."""
     with console.deferred_signals(signal.SIGINT) as signalled:
         yield Checkpoints("", lambda tree: (0, tree), lambda *_, **__: None, signalled)
@@ -136,7 +136,7 @@ def opened(
 ) -> contextlib.AbstractContextManager[Checkpoints]:
     """The checkpoints of the run: none, the caller's, or those of a folder."""
     if checkpoints is None:
-        return no_checkpoints()
+        return _no_checkpoints()
     if isinstance(checkpoints, Checkpoints):
         return contextlib.nullcontext(checkpoints)
     if not isinstance(checkpoints, str | os.PathLike):

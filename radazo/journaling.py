@@ -83,7 +83,8 @@ def open_journal(
     A file that is there is gone on with. Steps that it has already, since the run goes
     on from a checkpoint before its end, are compared with what is appended, and nothing
     is written twice or over: a run that does not repeat itself is refused. Only what a
-    process left that died while it wrote is cut off.
+    process left that died while it wrote is cut off. Processes that share a run have a
+    file each.
 
     Args:
       path: The file.

@@ -321,7 +321,7 @@ MISTAKES = {
     "a line search": Mistake(
         step_of(with_rule(optax.scale_by_backtracking_linesearch(3))),
         TypeError,
-        "value_fn(value_fn",
+        "estimate(value_fn",
         "be a function here",
         "a `Replayed`.",
         "or the optimizer behind it, evaluates points that are not known before",

@@ -48,6 +48,7 @@ OPTIMIZERS = {
     "past steps": radazo.with_estimator(
         radazo.history_mean_estimator(num_directions=2), optax.sgd(0.01), 0
     ),
+    "votes": radazo.zo_signsgd(0.02, radazo.majority_vote_estimator(), key=0),
 }
 
 
@@ -62,6 +63,19 @@ def test_a_replay_is_the_run_bit_for_bit(how, path):
     assert not np.all(dropped)
     np.testing.assert_array_equal(entries.value, result.values)
     assert entries.count.tolist() == [*range(40)]
+
+
+def test_guards_answer_in_a_replay_as_they_did_in_the_run(path):
+    estimator = radazo.sphere_estimator(num_directions=3)
+    guarded = radazo.skip_outliers(estimator, factor=1.5)
+    how = radazo.roll_back(radazo.zo_sgd(0.05, guarded, key=0), every=5, patience=1)
+    result = minimized(path, optimizer=how)
+    assert bits(replayed(path, how=how)) == bits((result.params, result.state))
+    assert optax.tree.get(result.state, "num_rolled_back") > 0
+    assert optax.tree.get(result.state, "num_outliers") > 0
+    # What the function showed is kept of a step that was skipped, too.
+    dropped = np.isnan(radazo.read_journal(path).entries.slopes)
+    assert dropped.sum() < optax.tree.get(result.state, "num_dropped")
 
 
 def test_float64_is_kept_and_the_steps_are_those_without_a_journal(path, x64):
