@@ -1,6 +1,7 @@
 """Strict flags, the readers of messages, and the tables that contracts run over."""
 
 import functools
+import gc
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
-from contracts import ESTIMATORS
+from contracts import ESTIMATORS, KINDS
 from jax.experimental.compilation_cache import compilation_cache
 from language import toy_files
 
 import radazo
 
+# Tracing makes objects by the million and few cycles: an eighth of the time of a test.
+gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -32,6 +35,12 @@ OPTIMIZERS = {
 @pytest.fixture(params=ESTIMATORS.values(), ids=ESTIMATORS.keys())
 def row(request):
     """Each estimator's row of the table in turn."""
+    return request.param
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+def kind(request):
+    """The row of one of each kind of program in turn."""
     return request.param
 
 

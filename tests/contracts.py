@@ -158,3 +158,24 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         chunks=False,
     ),
 }
+
+# One of each kind of program: the others differ from these by a law, by the guess of a
+# gradient or by what a guard answers, which have tests of their own.
+KINDS = {
+    name: ESTIMATORS[name]
+    for name in (
+        "sphere",
+        "orthogonal",
+        "two-point",
+        "exact",
+        "each coordinate",
+        "majority vote",
+        "guided by momentum",
+        "values of past steps",
+        "mean of past estimates",
+        "snapshot",
+        "guarded by skip_outliers",
+        "trajectory",
+        "interpolation",
+    )
+}

@@ -101,16 +101,17 @@ def test_the_value_is_that_of_the_parameters(row, estimate):
     np.testing.assert_allclose(value, half_sum_of_squares(start()), rtol=rtol)
 
 
-def test_a_dozen_seeds_in_one_program_are_a_dozen_runs(row, estimate):
+def test_a_dozen_seeds_in_one_program_are_a_dozen_runs(kind):
+    estimate = jitted(kind)
     keys = jax.random.split(jax.random.key(0), 12)
-    one = first_estimate(row.make(num_directions=NUM_DIRECTIONS))
+    one = first_estimate(kind.make(num_directions=NUM_DIRECTIONS))
     together = quick_jit(jax.vmap(one, (0, None)))(keys, start())
     single = [estimate(key, start()) for key in keys]
     assert_near(together, jax.tree.map(lambda *xs: np.stack(xs), *single))
 
 
-def test_steps_in_a_scan_are_those_of_a_loop(row):
-    estimator = row.make(num_directions=NUM_DIRECTIONS)
+def test_steps_in_a_scan_are_those_of_a_loop(kind):
+    estimator = kind.make(num_directions=NUM_DIRECTIONS)
     keys = jax.random.split(jax.random.key(0), 5)
 
     def step(carry, key):
@@ -166,9 +167,9 @@ def test_an_estimator_says_whether_it_remembers(row):
             call()
 
 
-def test_outside_of_jit_the_estimate_is_the_same(row, estimate):
+def test_outside_of_jit_the_estimate_is_the_same(kind):
     """And the function is called each time and reads what is there."""
-    expected = estimate(1, start())
+    expected = jitted(kind)(1, start())
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(expected[:3]))
     assert np.any(expected[1]["matrix"]) or np.any(expected[1]["pair"][0])
     calls, scale = [], {"by": 1.0}
@@ -177,22 +178,22 @@ def test_outside_of_jit_the_estimate_is_the_same(row, estimate):
         calls.append(1)
         return scale["by"] * half_sum_of_squares(params)
 
-    outside = first_estimate(row.make(num_directions=NUM_DIRECTIONS), value_fn)
+    outside = first_estimate(kind.make(num_directions=NUM_DIRECTIONS), value_fn)
     found = outside(1, start())
     assert_near(found, expected)
-    if not row.alone:
+    if not kind.alone:
         return  # Another function does not change with it.
     scale["by"] = 2.0
     second, twice, *_ = outside(1, start())
-    assert len(calls) == 2 * row.num_values(NUM_DIRECTIONS)
+    assert len(calls) == 2 * kind.num_values(NUM_DIRECTIONS)
     np.testing.assert_allclose(second, 2 * found[0], rtol=1e-6)
-    factor = 2 if row.linear else 1
+    factor = 2 if kind.linear else 1
     assert_near(jax.tree.map(lambda x: factor * x, found[1]), twice)
 
 
-def test_jitted_steps_with_changing_batches_and_keys_compile_once(row):
+def test_jitted_steps_with_changing_batches_and_keys_compile_once(kind):
     traces = []
-    estimator = row.make(num_directions=NUM_DIRECTIONS)
+    estimator = kind.make(num_directions=NUM_DIRECTIONS)
 
     @quick_jit
     def step(key, params, state, batch):
@@ -211,7 +212,7 @@ def test_jitted_steps_with_changing_batches_and_keys_compile_once(row):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_parameters_that_are_masked_stay_as_they_are(row, dtype):
+def test_parameters_that_are_masked_stay_as_they_are(kind, dtype):
     """The function sees no other value of them, and their gradient is zero."""
     first = {"moved": jnp.array([1.0, -2.0, 0.5], dtype), "kept": jnp.ones(2, dtype)}
 
@@ -220,7 +221,7 @@ def test_parameters_that_are_masked_stay_as_they_are(row, dtype):
         return jnp.where(seen, half_sum_of_squares(params["moved"]), jnp.nan)
 
     mask = {"moved": True, "kept": False}
-    estimator = row.make(num_directions=NUM_DIRECTIONS, mask=mask, smoothing=0.25)
+    estimator = kind.make(num_directions=NUM_DIRECTIONS, mask=mask, smoothing=0.25)
     estimate = quick_jit(
         lambda: estimator.estimate(1, value_fn, first, estimator.init(first))
     )
@@ -230,16 +231,16 @@ def test_parameters_that_are_masked_stay_as_they_are(row, dtype):
     np.testing.assert_array_equal(gradient["kept"], jnp.zeros(2, dtype))
 
 
-def test_a_function_without_a_finite_value_gives_a_gradient_of_zero(row):
-    estimator = row.make(num_directions=NUM_DIRECTIONS)
+def test_a_function_without_a_finite_value_gives_a_gradient_of_zero(kind):
+    estimator = kind.make(num_directions=NUM_DIRECTIONS)
     bad = lambda params: jnp.nan * half_sum_of_squares(params)
     _, gradient, state, _ = quick_jit(first_estimate(estimator, bad))(0, start())
     assert_equal(gradient, jax.tree.map(jnp.zeros_like, start()))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
 
-def test_a_step_without_a_finite_value_leaves_the_next_ones_finite(row):
-    estimator = row.make(num_directions=NUM_DIRECTIONS)
+def test_a_step_without_a_finite_value_leaves_the_next_ones_finite(kind):
+    estimator = kind.make(num_directions=NUM_DIRECTIONS)
 
     @quick_jit
     def step(key, params, state, factor):
@@ -254,8 +255,8 @@ def test_a_step_without_a_finite_value_leaves_the_next_ones_finite(row):
     assert np.any(gradient["matrix"])
 
 
-def test_a_non_finite_value_among_others_leaves_the_gradient_finite(row):
-    estimator = row.make(num_directions=NUM_DIRECTIONS)
+def test_a_non_finite_value_among_others_leaves_the_gradient_finite(kind):
+    estimator = kind.make(num_directions=NUM_DIRECTIONS)
 
     @quick_jit
     def estimates(bad):
@@ -269,16 +270,16 @@ def test_a_non_finite_value_among_others_leaves_the_gradient_finite(row):
     for bad in (jnp.nan, jnp.inf):
         _, gradients, _, info = estimates(jnp.float32(bad))
         assert np.any(info.kept)
-        assert np.all(info.kept) != row.moves
+        assert np.all(info.kept) != kind.moves
         assert np.all(np.isfinite(gradients))
         assert np.any(gradients)
 
 
-def test_slopes_whose_sum_overflows_leave_the_gradient_without_nan(row):
+def test_slopes_whose_sum_overflows_leave_the_gradient_without_nan(kind):
     def value_fn(x):
         return 8e35 * jnp.sign(x[0])
 
-    estimate = first_estimate(row.make(num_directions=16), value_fn)
+    estimate = first_estimate(kind.make(num_directions=16), value_fn)
     _, gradient, *_ = quick_jit(estimate)(0, jnp.full(16, 1e-6))
     assert not np.any(np.isnan(gradient))
 

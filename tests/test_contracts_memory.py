@@ -79,10 +79,10 @@ def test_a_fresh_state_shares_no_memory_with_the_parameters(row):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params))
 
 
-def test_every_function_value_is_counted(row):
+def test_every_function_value_is_counted(kind):
     num_directions = 4
     counted, calls = counting(half_sum_of_squares)
-    estimator = row.make(num_directions=num_directions)
+    estimator = kind.make(num_directions=num_directions)
 
     @quick_jit
     def step(key, params, state):
@@ -96,14 +96,16 @@ def test_every_function_value_is_counted(row):
         params, state, num_values = step(key, params, state)
         jax.block_until_ready((params, state))
         jax.effects_barrier()
-        elsewhere = 0 if row.alone or key else num_directions + 1
+        elsewhere = 0 if kind.alone or key else num_directions + 1
         assert int(num_values) == len(calls) - before + elsewhere
         taken.append(int(num_values))
-    assert taken[0] == row.num_values(num_directions)
+    assert taken[0] == kind.num_values(num_directions)
 
 
-def test_an_update_that_closes_over_a_tracer_leaks_none(row):
-    optimizer = radazo.with_estimator(row.make(num_directions=2), optax.sgd(0.1), key=0)
+def test_an_update_that_closes_over_a_tracer_leaks_none(kind):
+    optimizer = radazo.with_estimator(
+        kind.make(num_directions=2), optax.sgd(0.1), key=0
+    )
     state = optimizer.init(jnp.ones(3))
 
     @jax.jit
@@ -119,9 +121,9 @@ def test_an_update_that_closes_over_a_tracer_leaks_none(row):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_hundreds_of_steps_of_learning_rate_zero_leave_every_bit(row, dtype):
+def test_hundreds_of_steps_of_learning_rate_zero_leave_every_bit(kind, dtype):
     params = {"a": jnp.array([0.1, -3.0, 7e-3], dtype), "b": jnp.asarray(1 / 3, dtype)}
-    optimizer = radazo.zo_sgd(0.0, row.make(num_directions=2), key=0)
+    optimizer = radazo.zo_sgd(0.0, kind.make(num_directions=2), key=0)
 
     @quick_jit
     def run(params):
@@ -145,8 +147,8 @@ def bits(x):
     return np.atleast_1d(np.asarray(x)).view(np.uint8)
 
 
-def test_the_combinator_is_a_loop_at_fold_in_key_count(row):
-    estimator, key = row.make(num_directions=3), jax.random.key(11)
+def test_the_combinator_is_a_loop_at_fold_in_key_count(kind):
+    estimator, key = kind.make(num_directions=3), jax.random.key(11)
     rate = optax.scale_by_learning_rate(0.1)
     around = radazo.with_estimator(estimator, rate, key)
 
@@ -172,9 +174,9 @@ def test_the_combinator_is_a_loop_at_fold_in_key_count(row):
         )
 
 
-def test_the_link_is_the_combinator_around_nothing(row):
+def test_the_link_is_the_combinator_around_nothing(kind):
     """The same program, from the same state: the key is in that."""
-    estimator, key = row.make(num_directions=3), jax.random.key(11)
+    estimator, key = kind.make(num_directions=3), jax.random.key(11)
     link = radazo.estimate_gradient(estimator, key)
     around = radazo.with_estimator(estimator, optax.identity(), key)
     states = [optimizer.init(start()) for optimizer in (link, around)]

@@ -2,7 +2,7 @@
 and can be compared with all others.
 
 The contracts are those of `test_contracts` and `test_contracts_memory`, which find here
-a `row` that is the new estimator's."""
+a `row` and a `kind` that are the new estimator's."""
 
 from typing import NamedTuple
 
@@ -88,7 +88,12 @@ def row():
     return ROW
 
 
-# Every test of these modules that asks for a row, and the fixtures it needs.
+@pytest.fixture
+def kind():
+    return ROW
+
+
+# Every test of these modules that asks for a row or a kind, and the fixtures it needs.
 for module in (test_contracts, test_contracts_memory):
     found = {name: x for name, x in vars(module).items() if name.startswith("test_")}
     found.pop("test_the_table_has_every_estimator_that_is_public", None)
