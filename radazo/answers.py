@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from radazo import base, checks
 
@@ -30,9 +31,13 @@ class Told(NamedTuple):
       values: (num_queries,) real array in the order of the queries, with further axes
         for terms where the estimator has `terms=True`; NaN for a missing one, whose
         direction is then dropped. They are used in their own type.
+      rest: What is to be added to the values and is too small for their type, of the
+        same shape; None for nothing. Of float64 values where JAX has none, `tell` makes
+        two float32, so that they are subtracted in nearly twice the digits.
     """
 
     values: Any
+    rest: Any = None
 
     def __call__(self, params: base.Params) -> NoReturn:
         del params
@@ -141,7 +146,20 @@ def values(told: Told, num_queries: int, *, terms: bool) -> jax.Array:
             f"shape {values.shape}",
             "One for each query of a step, in their order; NaN for a missing one.",
         )
-    return values.astype(_wide("Told", "values", values))
+    values = values.astype(_wide("Told", "values", values))
+    if told.rest is None:
+        return values
+    # As terms: the difference of two points is taken of each, and then their sum.
+    return jnp.stack([values, jnp.asarray(told.rest, values.dtype)], axis=-1)
+
+
+def in_two(values: np.ndarray) -> Told:
+    """Float64 values for a JAX without float64."""
+    if values.dtype != np.float64 or jnp.result_type(float) == np.float64:
+        return Told(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = values.astype(np.float32)
+        return Told(first, (values - first).astype(np.float32))
 
 
 def slopes(replayed: Replayed, num_directions: int) -> jax.Array:

@@ -171,6 +171,39 @@ def test_values_keep_their_own_type(x64):
     assert np.any(told[1] != params)
 
 
+@pytest.mark.parametrize("difference", [radazo.forward, radazo.central])
+@pytest.mark.parametrize("make", [radazo.zo_sgd, radazo.zo_signsgd])
+def test_float64_values_are_subtracted_in_their_digits_without_x64(make, difference):
+    """A million, in which float32 has steps of 0.06: slopes are those without it."""
+    estimator = radazo.gaussian_estimator(num_directions=4, difference=difference)
+    optimizer = make(0.1, estimator, key=0)
+    start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
+    ids, point = radazo.ask(optimizer, *start)
+    values = [np.sum((np.asarray(point(id_), np.float64) - 1) ** 2) for id_ in ids]
+    small, large = np.array(values), 1e6 + np.array(values)
+    expected = radazo.tell(optimizer, *start, small)[0]
+    found, state = radazo.tell(optimizer, *start, large)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.last_value, 1e6 + 2, rtol=1e-6)
+    rounded = radazo.tell(optimizer, *start, large.astype(np.float32))[0]
+    assert np.max(np.abs(rounded - expected)) > 1e-2
+    mapping = dict(zip(ids, large, strict=True))
+    assert_same_bits(radazo.tell(optimizer, *start, mapping)[0], found)
+
+
+def test_float64_values_that_are_float32_give_its_step():
+    optimizer = sgd()
+    start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
+    values = np.float32([2.1, np.nan, 2.3, np.inf, 2.0])
+    told = [radazo.tell(optimizer, *start, x) for x in (values, values.astype(float))]
+    assert_same_bits(*told)
+    assert told[0][1].num_dropped == 2
+    beyond = radazo.tell(
+        optimizer, *start, np.where(np.isinf(values), 1e300, values.astype(float))
+    )
+    assert_same_bits(beyond, told[0])
+
+
 def test_what_is_not_perturbed_stays_as_it_is(of_users):
     optimizer = sgd()
     params = {
