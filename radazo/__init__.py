@@ -50,8 +50,9 @@ Floors, from the bottom up; a module imports only from floors below its own.
      recording                         a step that can be made again of its slopes
   8  compiled, replaying               steps of a run; the same without its function
      journaling                        a journal, opened and written
-  9  loop, journal                     a whole run; a journal on the command line
- 10  pool                              values of a function from workers that may fail
+  9  runs, journal                     where a run stands; a journal on the command line
+ 10  loop                              a whole run
+     pool                              values of a function from workers that may fail
 """
 
 from radazo.adamu import ZoAdamuState as ZoAdamuState
@@ -143,7 +144,6 @@ from radazo.kernels import Kernel as Kernel
 from radazo.kernels import matern as matern
 from radazo.kernels import rbf as rbf
 from radazo.ledger import Ledger as Ledger
-from radazo.loop import MinimizeResult as MinimizeResult
 from radazo.loop import minimize as minimize
 from radazo.moments import ScaleByRadazoState as ScaleByRadazoState
 from radazo.moments import ScaleBySecondMomentState as ScaleBySecondMomentState
@@ -179,6 +179,7 @@ from radazo.replicas import check_replicas as check_replicas
 from radazo.replicas import fingerprint as fingerprint
 from radazo.rollback import RollBackState as RollBackState
 from radazo.rollback import roll_back as roll_back
+from radazo.runs import MinimizeResult as MinimizeResult
 from radazo.threefry import KEY_CONTRACT_VERSION as KEY_CONTRACT_VERSION
 from radazo.trajectory import TrajectoryState as TrajectoryState
 from radazo.trajectory import trajectory_estimator as trajectory_estimator

@@ -7,13 +7,10 @@ long they last and changes no number.
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from radazo import (
@@ -22,37 +19,9 @@ from radazo import (
     checks,
     compiled,
     console,
-    forms,
     journaling,
-    projections,
-    replicas,
-    trees,
+    runs,
 )
-
-_SECONDS_PER_CALL = 0.2
-
-
-class MinimizeResult(NamedTuple):
-    """What a run reached.
-
-    Attributes:
-      params: The parameters reached, like those given.
-      state: The optimizer's state; give it to `minimize` to go on.
-      values: (num_steps,) NumPy array, the value that each step's estimate returned:
-        for `forward` that of the parameters before the step.
-      num_values: (num_steps,) NumPy array, function values taken up to each step.
-      num_steps: Steps taken in this call; with `checkpoints` those of the calls that
-        it went on from, too, as are `values` and `num_values`.
-      status: "finished", "stopped" (by `stop` or the callback), "exhausted" (no batch
-        left) or "interrupted" (Ctrl-C, and SIGTERM with `checkpoints`).
-    """
-
-    params: base.Params
-    state: Any
-    values: np.ndarray
-    num_values: np.ndarray
-    num_steps: int
-    status: str
 
 
 def minimize(
@@ -65,12 +34,12 @@ def minimize(
     batches: Callable[[jax.Array], Any] | Iterable[Any] | None = None,
     bounds: tuple[Any, Any] | None = None,
     stop: Callable[[jax.Array, base.Params], Any] | None = None,
-    callback: Callable[[MinimizeResult], Any] | None = None,
+    callback: Callable[[runs.MinimizeResult], Any] | None = None,
     callback_every: int | None = None,
     progress: bool | None = None,
     checkpoints: str | os.PathLike[str] | checkpointing.Checkpoints | None = None,
     journal: str | os.PathLike[str] | None = None,
-) -> MinimizeResult:
+) -> runs.MinimizeResult:
     """Minimize a function by its values: the loop around `optimizer.update`.
 
     It runs on the host, not inside of `jit` or `vmap`: for many seeds map a `lax.scan`
@@ -148,46 +117,33 @@ def minimize(
     if progress is not None:
         way_out = "None shows a bar on a terminal where tqdm is installed."
         checks.instance(where, "progress", progress, bool, way_out)
-    box = None if bounds is None else projections.clipping(where, params, bounds)
-    arrays, rest = trees.split(params)
-    arrays = trees.copied(arrays) if box is None else box(trees.copied(arrays))
-    state = _state(where, optimizer, rest.join(arrays), state)
+    run, box = runs.started(where, params, optimizer, num_steps, state, bounds)
     make = compiled.compiled_steps if journal is None else compiled.recorded_steps
-    steps = make(value_fn, optimizer, rest, batches, box, stop)
-    run = _Run(rest, arrays, state, num_steps)
-    with checkpointing.opened(where, checkpoints) as kept:
-        run.resume(where, kept)
-        with (
-            journaling.opened(journal, *run.here(), bounds) as run.journal,
-            console.progress_bar(where, progress, num_steps) as bar,
-        ):
-            items = _items(where, batches, run.done)
-            if run.done:
-                bar(run.done, float(run.history.values[run.done - 1]))
-            while run.done < num_steps and run.status == "finished":
-                batch = None if items is None else next(items, _NO_BATCH)
-                if batch is _NO_BATCH:
-                    run.status = "exhausted"
-                    break
-                limit = num_steps - run.done if items is None else 1
-                if callback_every is not None:
-                    limit = min(limit, callback_every - run.done % callback_every)
-                bar(*run.advance(steps, limit, batch))
-                due = callback_every is None or run.done % callback_every == 0
-                if callback is not None and due and is_true(callback(run.result())):
-                    run.status = "stopped"
-                kept.save(run.done, run.tree())
-                run.agree(interrupted=kept.interrupted())
-        kept.save(run.done, run.tree(), now=True)
+    steps = make(value_fn, optimizer, run.rest, batches, box, stop)
+    with (
+        run.kept_in(where, checkpoints) as kept,
+        journaling.opened(journal, *run.here(), bounds) as run.journal,
+        console.progress_bar(where, progress, num_steps) as bar,
+    ):
+        items = _items(where, batches, run.done)
+        if run.done:
+            bar(run.done, run.last_value())
+        while run.goes_on():
+            batch = None if items is None else next(items, _NO_BATCH)
+            if batch is _NO_BATCH:
+                run.status = "exhausted"
+                break
+            limit = num_steps - run.done if items is None else 1
+            if callback_every is not None:
+                limit = min(limit, callback_every - run.done % callback_every)
+            bar(run.advance(steps, limit, batch), run.last_value())
+            if callback_every is None or run.done % callback_every == 0:
+                run.tell(callback)
+            run.keep(kept)
     return run.result()
 
 
 _NO_BATCH = object()
-
-
-def is_true(answer: Any) -> bool:
-    """Whether a callback said True; what it returns besides means nothing."""
-    return isinstance(answer, bool | np.bool_ | jax.Array) and bool(answer)
 
 
 def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
@@ -208,145 +164,6 @@ def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
     return items
 
 
-class _Run:
-    """The mutable part of a run: where it stands between two calls."""
-
-    def __init__(
-        self, rest: trees.Static, arrays: list[jax.Array], state: Any, num_steps: int
-    ) -> None:
-        self.rest, self.arrays, self.state = rest, arrays, state
-        self.history = compiled.Record(
-            values=np.zeros(num_steps, np.dtype(jnp.result_type(float))),
-            num_values=np.zeros(num_steps, np.int64),
-        )
-        self.done, self.status = 0, "finished"
-        self.pace, self.compiled = 1, False
-        self.journal: journaling.Journal | None = None
-
-    def advance(self, steps: Any, limit: int, batch: Any) -> tuple[int, float]:
-        """One call: the steps taken in it and the last value seen."""
-        num = min(limit, self.pace)
-        started = time.perf_counter()
-        self.arrays, self.state, *seen = steps(self.arrays, self.state, num, batch)
-        records, taken, stopped = jax.device_get(seen)
-        seconds = time.perf_counter() - started
-        if self.compiled:  # The first call compiles: its time says nothing.
-            fitting = int(num * _SECONDS_PER_CALL / max(seconds, 1e-6))
-            self.pace = max(1, min(fitting, 8 * num, compiled.MAX_STEPS_PER_CALL))
-        self.compiled = True
-        records = jax.tree.map(lambda x: x[:taken], records)
-        for all_steps, new in zip(self.history[:2], records[:2], strict=True):
-            all_steps[self.done : self.done + int(taken)] = new
-        if self.journal is not None:
-            # On disk before a checkpoint is, which goes on where the journal ends.
-            self.journal.append(records.entry)
-            self.journal.sync()
-        self.done += int(taken)
-        if stopped:
-            self.status = "stopped"
-        return int(taken), float(self.history.values[self.done - 1])
-
-    def agree(self, *, interrupted: bool) -> None:
-        """Processes that share a run must take equally many steps in a call."""
-        known = replicas.of_all_processes(self.pace, interrupted)
-        self.pace = int(np.min(known[:, 0]))
-        if np.any(known[:, 1]) and self.status == "finished":
-            self.status = "interrupted"
-
-    def here(self) -> tuple[base.Params, Any]:
-        return self.rest.join(self.arrays), self.state
-
-    def result(self) -> MinimizeResult:
-        # Copies: the next call takes the buffers of this one.
-        return MinimizeResult(
-            self.rest.join(trees.copied(self.arrays)),
-            trees.copied(self.state),
-            self.history.values[: self.done].copy(),
-            self.history.num_values[: self.done].copy(),
-            self.done,
-            self.status,
-        )
-
-    def tree(self) -> dict[str, Any]:
-        """What a checkpoint keeps; how many steps it has is the number of it."""
-        return {
-            "params": self.rest.join(self.arrays),
-            "state": self.state,
-            "history": jax.tree.map(lambda x: x[: self.done], self.history),
-            "stopped": self.status == "stopped",
-        }
-
-    def resume(self, where: str, kept: checkpointing.Checkpoints) -> None:
-        """Stand where the latest checkpoint is, if there is one."""
-        done, tree = kept.restore(self.tree())
-        if done > self.history.values.size:
-            checks.fail(
-                where,
-                "num_steps",
-                f"be at least {done}, the steps that the run has taken",
-                f"{self.history.values.size} for the run in {kept.folder!r}",
-                "It is the total, and what was before is no longer kept: ask for more, "
-                "or start in another folder.",
-            )
-        start, now = (_of_the_run(state) for state in (self.state, tree["state"]))
-        if (start.key, start.count + done) != (now.key, now.count):
-            checks.fail(
-                where,
-                "checkpoints",
-                "hold this run",
-                f"{kept.folder!r}, where the key is {now.key} and the state has "
-                f"{now.count} steps after {done}; this run starts with {start.key} and "
-                f"{start.count}",
-                "Start in another folder.",
-            )
-        self.arrays, self.state = trees.split(tree["params"])[0], tree["state"]
-        for all_steps, before in zip(
-            self.history[:2], tree["history"][:2], strict=True
-        ):
-            all_steps[:done] = before
-        self.done, self.status = done, "stopped" if tree["stopped"] else "finished"
-
-
-class _Identity(NamedTuple):
-    """What tells a run from another with the same shapes."""
-
-    key: list[int]
-    count: int
-
-
-def _of_the_run(state: Any) -> _Identity:
-    counters = forms.counters("minimize", state)
-    return _Identity(np.asarray(counters.key_data).tolist(), int(counters.count))
-
-
-def _state(
-    where: str, optimizer: optax.GradientTransformation, params: base.Params, state: Any
-) -> Any:
-    """The state to start from: a new one, or a copy of the one given."""
-    if state is None:
-        state = optimizer.init(params)
-        forms.counters(where, state)
-        return trees.copied(state)
-    fresh = jax.eval_shape(lambda: optimizer.init(params))
-    forms.counters(where, fresh)
-
-    def kinds(tree: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(tree)
-        return treedef, [
-            [getattr(x, a, None) for a in ("shape", "dtype")] for x in leaves
-        ]
-
-    if kinds(state) != kinds(fresh):
-        checks.fail(
-            where,
-            "state",
-            "be a state of `optimizer` for these `params`",
-            f"one of another structure or other shapes, {state!r}"[:200],
-            "Give the `state` of a result with the same optimizer, or None.",
-        )
-    return trees.copied(state)
-
-
 def _check(
     where: str,
     value_fn: Any,
@@ -360,7 +177,7 @@ def _check(
     way_out = "Pass `radazo.radazo(0.01, key=0)`, say."
     kind = optax.GradientTransformation
     checks.instance(where, "optimizer", optimizer, kind, way_out)
-    check_steps(where, num_steps, callback)
+    runs.check_steps(where, num_steps, callback)
     iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
     if not (batches is None or callable(batches) or iterable):
         checks.fail(
@@ -375,11 +192,3 @@ def _check(
     if stop is not None:
         way_out = "It is called as `stop(value, params)` in the compiled steps."
         checks.function(where, "stop", stop, way_out)
-
-
-def check_steps(where: str, num_steps: Any, callback: Any) -> None:
-    """What every run is told: how many steps, and whom to call between them."""
-    checks.integer(where, "num_steps", num_steps, 0, "It is the number of steps.")
-    if callback is not None:
-        way_out = "It is called with the `MinimizeResult` so far."
-        checks.function(where, "callback", callback, way_out)

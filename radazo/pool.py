@@ -5,7 +5,6 @@ as a worker makes it in `calls`.
 """
 
 import functools
-import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -13,8 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,12 +19,14 @@ from radazo import (
     ask_tell,
     base,
     checks,
+    compiled,
     console,
     dispatch,
     executors,
     forms,
     ledger,
-    loop,
+    runs,
+    trees,
 )
 
 _WHERE = "evaluation_pool"
@@ -42,17 +41,20 @@ class EvaluationPool(NamedTuple):
         iterator of (id, value) in any order, NaN for a query that failed for good. At
         most `max_concurrent` points are held. It ends early where the budget does: the
         queries that are left have no value.
-      minimize: `minimize(params, optimizer, num_steps, *, state=None, callback=None)`,
-        a run like `radazo.minimize`: each step asks for its points, evaluates them, and
-        tells their values. What failed for good drops its direction. The callback is
-        called after each step, and ends the run by returning True. A step begins only
-        if the budget has a call for each of its queries, and is given up as a whole if
-        repetitions take them: then the status is "exhausted".
+      minimize: `minimize(params, optimizer, num_steps, *, state=None, bounds=None,
+        callback=None, checkpoints=None)`, a run like `radazo.minimize`: each step asks
+        for its points, evaluates them, and tells their values. What failed for good
+        drops its direction. The callback is called after each step, and ends the run by
+        returning True. A step begins only if the budget has a call for each of its
+        queries, and is given up as a whole if repetitions take them: then the status is
+        "exhausted". With `checkpoints` the same call goes on after whatever ended it,
+        and repeats the calls of one step at most; for the others, set how often it
+        saves by `open_checkpoints`. The ledger and the budget are those of the pool.
       ledger: `ledger() -> Ledger`, the counts so far.
     """
 
     evaluate: Callable[[Iterable[tuple[Any, base.Params]]], Iterator[tuple[Any, float]]]
-    minimize: Callable[..., loop.MinimizeResult]
+    minimize: Callable[..., runs.MinimizeResult]
     ledger: Callable[[], ledger.Ledger]
 
 
@@ -193,41 +195,51 @@ def _minimize(
     num_steps: int,
     *,
     state: Any = None,
-    callback: Callable[[loop.MinimizeResult], Any] | None = None,
-) -> loop.MinimizeResult:
+    bounds: tuple[Any, Any] | None = None,
+    callback: Callable[[runs.MinimizeResult], Any] | None = None,
+    checkpoints: Any = None,
+) -> runs.MinimizeResult:
     """`EvaluationPool.minimize`."""
     checks.transformation(_RUN, optimizer, "Pass `radazo.radazo(0.01, key=0)`, say.")
-    loop.check_steps(_RUN, num_steps, callback)
-    state = optimizer.init(params) if state is None else state
-    seen: list[tuple[Any, Any]] = []
-    status = "finished"
-    with console.deferred_signals(signal.SIGINT) as interrupted:
-        while len(seen) < num_steps and status == "finished":
-            ids, point = ask_tell.ask(optimizer, params, state)
-            num_left = work.num_left()
-            can_end = num_left is None or num_left >= len(ids)
-            queries = ((id_, point(id_)) for id_ in ids)
-            values = dict(work.run(queries)) if can_end else {}
-            if len(values) < len(ids):
-                status = "exhausted"
+    runs.check_steps(_RUN, num_steps, callback)
+    run, box = runs.started(_RUN, params, optimizer, num_steps, state, bounds)
+    step = functools.partial(_step, work, optimizer, run.rest, box)
+    with run.kept_in(_RUN, checkpoints) as kept:
+        while run.goes_on():
+            if not run.advance(step, 1, None):
+                run.status = "exhausted"
                 break
-            told = np.array([values[id_] for id_ in ids])
-            params, state = ask_tell.tell(optimizer, params, state, told)
-            counters = forms.counters(_RUN, state)
-            seen.append(jax.device_get((counters.last_value, counters.num_values)))
-            if callback is not None:
-                answer = callback(_result(params, state, seen, status))
-                status = "stopped" if loop.is_true(answer) else status
-            status = "interrupted" if interrupted() else status
-    return _result(params, state, seen, status)
+            run.tell(callback)
+            run.keep(kept)
+    return run.result()
 
 
-def _result(
-    params: base.Params, state: Any, seen: list[tuple[Any, Any]], status: str
-) -> loop.MinimizeResult:
-    values = np.array([value for value, _ in seen], np.dtype(jnp.result_type(float)))
-    num_values = np.array([num for _, num in seen], np.int64)
-    return loop.MinimizeResult(params, state, values, num_values, len(seen), status)
+def _step(
+    work: dispatch.Dispatch,
+    optimizer: optax.GradientTransformation,
+    rest: trees.Static,
+    box: Callable[[list[Any]], list[Any]] | None,
+    arrays: list[Any],
+    state: Any,
+    num: int,
+    batch: Any,
+) -> Any:
+    """One of `compiled.compiled_steps` with values of the pool; none without them."""
+    del num, batch
+    params = rest.join(arrays)
+    ids, point = ask_tell.ask(optimizer, params, state)
+    num_left = work.num_left()
+    can_end = num_left is None or num_left >= len(ids)
+    values = dict(work.run((id_, point(id_)) for id_ in ids)) if can_end else {}
+    if len(values) < len(ids):
+        nothing = compiled.Record(np.zeros(0), np.zeros(0))
+        return arrays, state, nothing, 0, False
+    told = np.array([values[id_] for id_ in ids])
+    params, state = ask_tell.tell(optimizer, params, state, told)
+    arrays = trees.split(params)[0]
+    seen = forms.counters(_RUN, state)
+    record = compiled.Record(seen.last_value[None], seen.num_values[None])
+    return arrays if box is None else box(arrays), state, record, 1, False
 
 
 def _check(value_fn: Any, options: dispatch.Options, progress: Any) -> None:

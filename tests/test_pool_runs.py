@@ -1,5 +1,6 @@
 """A run by values of a pool: the steps of an optimizer, whatever its workers do."""
 
+import contextlib
 import functools
 import http.server
 import json
@@ -115,6 +116,47 @@ def test_a_step_in_which_the_budget_ends_is_given_up_as_a_whole(tmp_path):
     assert 1 <= result.num_steps < 6
     assert again.num_steps == 0
     same(again.params, START)
+
+
+def test_bounds_keep_the_parameters_of_a_run():
+    bounds = -0.5, np.float32([1.0, 2.0, 2.0, 2.0])
+    with pool_of(value_of) as pool:
+        result = pool.minimize(START, optimizer(5), 9, bounds=bounds)
+    params = np.clip(START, *bounds)
+    state = optimizer(5).init(params)
+    for _ in range(9):
+        ids, point = radazo.ask(optimizer(5), params, state)
+        values = {id_: value_of(np.asarray(point(id_))) for id_ in ids}
+        params, state = radazo.tell(optimizer(5), params, state, values)
+        params = np.clip(params, *bounds)
+    same((result.params, result.state), (params, state))
+    assert np.any(result.params == np.clip(START, *bounds))
+
+
+def test_a_run_that_failed_goes_on_from_its_checkpoint(tmp_path):
+    tried, calls = optimizer(5), []
+
+    def fail(result):
+        if result.num_steps == 7:
+            raise OSError
+
+    def counted(x):
+        calls.append(1)
+        return value_of(x)
+
+    for callback in (fail, None, None):
+        with (
+            radazo.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints,
+            pool_of(counted, cache=False) as pool,
+            contextlib.suppress(OSError),
+        ):
+            result = pool.minimize(
+                START, tried, 12, callback=callback, checkpoints=checkpoints
+            )
+    same((result.params, result.state), by_hand(tried, 12))
+    assert result.num_steps == result.values.size == 12
+    assert len(calls) == 6 * (7 + 12 - 6)  # The seventh step was not kept.
+    assert pool.ledger().calls == 0  # A run that has ended asks for nothing.
 
 
 def test_a_callback_sees_each_step_and_may_end_the_run():
