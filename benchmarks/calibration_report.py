@@ -94,7 +94,7 @@ def verdict(lines: list[dict[str, Any]]) -> str:
     for line in records.newest(lines):
         middle = float(np.median(ratios(line)))
         name = f"{line['settings']['task']} with {line['settings']['rule']}"
-        shown = "∞" if np.isinf(middle) else f"{middle:.2f}"
+        shown = "∞" if np.isinf(middle) else f"{middle:.3f}"
         (within if middle <= WANTED else beyond).append(f"{name} ({shown})")
     held = f"Within a factor {WANTED}, by the median: {', '.join(within) or 'none'}."
     return f"{held} Not: {', '.join(beyond) or 'none'}."

@@ -156,7 +156,7 @@ def report(found: dict[Section, Lines], drawn: dict[Section, list[Path]]) -> str
         if lines:
             parts += [f"## {section.title}\n", provenance(section, lines)]
             parts += [f"![{path.stem}]({path.name})\n" for path in drawn[section]]
-            parts += [section.markdown(lines)]
+            parts += [section.markdown(lines).rstrip("\n") + "\n"]
     return "\n".join(parts)
 
 
