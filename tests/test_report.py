@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     attack_report,
+    calibration_report,
     estimators_figures,
     estimators_report,
     figures,
@@ -186,7 +187,6 @@ def test_what_the_readme_says_of_the_estimators():
     winner = estimators_report.ranked(lines)[0][0]
     assert winner == ("gaussian_10", "zo_adamm")
     assert listed(plain[winner][task] for task in mains) in text
-    assert listed(sgd[winner][task] for task in mains) in text
     own = [c for c in plain if not ROWS[c[0]].is_reference]
     most = max(sum(min(plain[c][t], sgd[c][t]) > 1 for t in plain[c]) for c in own)
     assert most == 3
@@ -211,6 +211,18 @@ def test_what_the_readme_says_of_the_estimators():
     assert f"(Rosenbrock {pairs[0]}; logistic {pairs[1]})" in text
     assert max(x for c in plain if c[0] == "one_point" for x in plain[c].values()) < 1
     assert max(plain[c]["f1"] for c in plain if c[0] == "exact") < 0.005
+
+
+def test_what_the_readme_says_of_calibration():
+    found = [np.median(calibration_report.ratios(x)) for x in lines_of("calibration")]
+    beyond = [f"{x:.2f}" for x in sorted(found) if x > calibration_report.WANTED]
+    text = " ".join(README.split())
+    assert f"In {len(found) - len(beyond)} of {len(found)} cases" in text
+    assert f"else {' and '.join(beyond)} times" in text
+    calls = {
+        n for x in lines_of("calibration") for n in x["numbers"]["values_to_calibrate"]
+    }
+    assert f"from {min(calls)} to {max(calls)} values" in text
 
 
 def attack_lines(arm):
