@@ -296,12 +296,14 @@ def _remembered(
 
 def _mean(
     key: jax.Array, past: PastSlopes, law: directions.Distribution, b1: Any
-) -> parts.Terms:
-    """The first moment of the remembered estimates, as terms to add up."""
+) -> parts.WeightedSum:
+    """The first moment of the remembered estimates, still to be drawn."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
     decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
     num_steps, num_directions = past.weights.shape
     counts = jnp.repeat(past.counts, num_directions)
     ks = jnp.tile(jnp.arange(num_directions, dtype=jnp.uint32), num_steps)
     keys = jax.vmap(lambda count, k: threefry.fold_in(threefry.fold_in(key, count), k))
-    return parts.Terms(law, keys(counts, ks), (decays[:, None] * past.weights).ravel())
+    return parts.WeightedSum(
+        law, keys(counts, ks), (decays[:, None] * past.weights).ravel()
+    )

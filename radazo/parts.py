@@ -34,13 +34,13 @@ _UNROLLED = 4  # Directions that are drawn within one loop over the elements.
 _ROUNDING = 1 << 31  # Keys that round begin here; those of directions are below.
 
 
-class Terms(NamedTuple):
+class WeightedSum(NamedTuple):
     """A sum of weight times direction, over directions of one step or of several.
 
     Attributes:
       distribution: The law of the directions; it has a `part`.
-      keys: (num_terms, 2) uint32, the words of the key of each direction.
-      weights: (num_terms,).
+      keys: (num_directions, 2) uint32, the words of the key of each direction.
+      weights: (num_directions,).
     """
 
     distribution: directions.Distribution
@@ -115,7 +115,7 @@ def init(rule: Rule, params: base.Params, layout: leaves.Layout) -> tuple[Any, .
 
 def move(
     rule: Rule,
-    terms: Terms,
+    gradient: WeightedSum,
     key: jax.Array,
     params: base.Params,
     states: tuple[Any, ...],
@@ -129,7 +129,7 @@ def move(
         # writing of one array, a reading of another would have XLA copy that other.
         return lax.cond(
             seen,
-            lambda x, state: _moved(rule, terms, keys, x, state, offset),
+            lambda x, state: _moved(rule, gradient, keys, x, state, offset),
             lambda x, state: (x, state),
             x,
             state,
@@ -174,12 +174,17 @@ def _in_parts(
 
 
 def _moved(
-    rule: Rule, terms: Terms, keys: jax.Array, x: jax.Array, state: Any, offset: Any
+    rule: Rule,
+    gradient: WeightedSum,
+    keys: jax.Array,
+    x: jax.Array,
+    state: Any,
+    offset: Any,
 ) -> tuple[jax.Array, Any]:
     """A part and its state, a step later."""
     wide = base.wide(x.dtype)
     kept = jax.tree.map(lambda a: a.astype(wide) if rule.is_narrow(a, x) else a, state)
-    g = terms.part(offset, x.size).reshape(x.shape).astype(wide)
+    g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)
     updates, new = rule.optimizer.update(g, kept, x.astype(wide))
     moved = x.astype(wide) + updates.astype(wide)
     arrays, treedef = jax.tree.flatten((moved, new))

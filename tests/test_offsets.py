@@ -119,10 +119,10 @@ def test_a_function_is_walked_across_the_boundary(law):
 def test_parameters_are_moved_across_the_boundary(law):
     tree, layout = params(), pretended(params())
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
-    terms = parts.Terms(law, keys, jnp.array([0.5, -2.0]))
+    gradient = parts.WeightedSum(law, keys, jnp.array([0.5, -2.0]))
     rule = parts.Rule(optax.sgd(0.1), None)
     move = quick_jit(
-        lambda p, s: parts.move(rule, terms, KEY, p, s, layout, jnp.bool_(True))
+        lambda p, s: parts.move(rule, gradient, KEY, p, s, layout, jnp.bool_(True))
     )
     found, _ = move(tree, parts.init(rule, tree, layout))
     first, second = (drawn(law, tree, key) for key in keys)
