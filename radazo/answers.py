@@ -30,7 +30,7 @@ class Told(NamedTuple):
     Attributes:
       values: (num_queries,) real array in the order of the queries, with further axes
         for terms where the estimator has `terms=True`; NaN for a missing one, whose
-        direction is then dropped. They are used in their own type.
+        direction is then dropped. They are used in their own type, as JAX has it.
       rest: What is to be added to the values and is too small for their type, of the
         same shape; None for nothing. Of float64 values where JAX has none, `tell` makes
         two float32, so that they are subtracted in nearly twice the digits.

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from radazo import answers, base, checks, forms, trees
+from radazo import answers, base, calls, checks, forms, trees
 
 _WAY_OUT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
+_MISSING = "Leave out what is missing, or say None, in a mapping; NaN in an array."
 
 
 class QueryId(NamedTuple):
@@ -101,17 +102,17 @@ def tell(
 
     Args:
       optimizer, params, state: As for `ask`.
-      values: A mapping from `QueryId` to value, in any order: one that is missing or
-        NaN drops its direction, one of an earlier step comes too late and is ignored.
-        Or an array of all of them in the order of the queries, as for `Told`. Those in
-        float64, as Python's numbers, are subtracted in twice the digits of float32 (48
-        of their 53 bits) where JAX has no float64.
+      values: A mapping from `QueryId` to value, in any order: one that is missing,
+        None or NaN drops its direction, one of an earlier step comes too late and is
+        ignored. Or an array of all of them in the order of the queries, as for `Told`.
+        Those in float64, as Python's numbers, are subtracted in twice the digits of
+        float32 (48 of their 53 bits) where JAX has no float64.
     Returns:
       The parameters and the state after the step. Where no direction has its values
       (as without f(x), which all slopes of `forward` share) nothing moves and the
       step is counted in `num_skipped`.
     Raises:
-      TypeError: If the values are not real numbers.
+      TypeError: If the values are not real numbers: a truth value is none.
       ValueError: If there are too many or too few, or one is of a later step.
     Cost:
       No function values; K directions are drawn again.
@@ -128,7 +129,7 @@ def tell(
     if isinstance(values, Mapping):
         values = _in_order(ask(optimizer, params, state).ids, values)
     arrays, rest = trees.split(params)
-    told = answers.in_two(np.asarray(values))
+    told = answers.in_two(_numbers(values))
     arrays, state = _step(optimizer, rest, arrays, state, told)
     return rest.join(arrays), state
 
@@ -141,12 +142,29 @@ def _in_order(ids: list[QueryId], values: Mapping[tuple[int, int], Any]) -> np.n
         if id_ not in known and not (pair and id_[0] < now):
             rule = f"have keys of step {now} (or before) with an index below {num}"
             checks.fail("tell", "values", rule, repr(id_), _WAY_OUT)
-    here = {id_: np.asarray(values[id_]) for id_ in ids if id_ in values}
-    if not here:
-        return np.full(num, np.nan)
-    some = next(iter(here.values()))
-    missing = np.full(some.shape, np.nan, np.result_type(some, np.float16))
+    here = {id_: _numbers(values[id_]) for id_ in ids if values.get(id_) is not None}
+    shapes = {x.shape for x in here.values()}
+    if len(shapes) > 1:
+        rule = "be of one shape: numbers, or rows of terms"
+        checks.fail("tell", "values", rule, f"shapes {sorted(shapes)}", _MISSING)
+    # NaN in the narrowest type leaves the others theirs.
+    missing = np.full(min(shapes, default=()), np.nan, np.float16)
     return np.stack([here.get(id_, missing) for id_ in ids])
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Real numbers as an array of a type that NumPy knows; Python's in float64."""
+    if isinstance(values, int) and not isinstance(values, bool):
+        values = calls.real(values)  # Beyond 64 bits, too.
+    try:
+        array = np.asarray(values)
+        known = jnp.isdtype(array.dtype, ("integral", "real floating"))
+    except (TypeError, ValueError):
+        known, array = False, np.zeros(())  # Rows of several lengths.
+    if not known:
+        got = f"a {type(values).__name__}: {values!r}"[:200]
+        checks.fail("tell", "values", "be real numbers", got, _MISSING, TypeError)
+    return array if array.dtype.kind in "iuf" else array.astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -5,8 +5,10 @@ began it, or 0. A worker that is killed cannot say how far it was; the file can.
 """
 
 import contextlib
+import decimal
 import hashlib
 import math
+import numbers
 import os
 import traceback
 from collections.abc import Callable
@@ -46,8 +48,9 @@ def answer(
         return Answer("lost", math.nan, "its worker was lost")
     _mark(path, number)
     with _Noted() as noted:
-        returned = value_fn(point)
-        value = _real(returned)
+        # Its own arrays: what it writes into them is not in the next try.
+        returned = value_fn(plain(point))
+        value = real(returned)
         if math.isnan(value):
             return Answer("invalid", value, f"returned {returned!r}"[:200])
         return Answer("values", value, "")
@@ -70,12 +73,14 @@ def _mark(path: str, number: int) -> None:
 
 
 def plain(point: Any) -> Any:
-    """The point with arrays of NumPy, which any process can read."""
+    """A copy of the point with arrays of NumPy, which any process can read."""
 
     def plain_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy()
         is_array = isinstance(leaf, jax.Array)
         if is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return np.asarray(leaf)
+            return np.array(leaf)
         return leaf
 
     return jax.tree.map(plain_leaf, point)
@@ -104,11 +109,18 @@ def digest(point: Any) -> bytes:
     return seen.digest()
 
 
-def _real(returned: Any) -> float:
-    """The value as a float, NaN if it is no real number."""
-    array = np.asarray(returned)
-    kinds = ("integral", "real floating")
-    if array.shape == () and jnp.isdtype(array.dtype, kinds):
+def real(returned: Any) -> float:
+    """The value as a float, NaN if it is no real number: a truth value is none."""
+    if isinstance(returned, numbers.Real | decimal.Decimal):
+        try:
+            return math.nan if isinstance(returned, bool) else float(returned)
+        except OverflowError:
+            return math.inf  # Beyond what a float holds, and no more finite.
+    try:
+        array = np.asarray(returned)
+    except (TypeError, ValueError):
+        return math.nan  # Leaves of several shapes, or a key.
+    if array.shape == () and jnp.isdtype(array.dtype, ("integral", "real floating")):
         return float(array)
     return math.nan
 

@@ -49,7 +49,8 @@ class EvaluationPool(NamedTuple):
         queries, and is given up as a whole if repetitions take them: then the status is
         "exhausted". With `checkpoints` the same call goes on after whatever ended it,
         and repeats the calls of one step at most; for the others, set how often it
-        saves by `open_checkpoints`. The ledger and the budget are those of the pool.
+        saves by `open_checkpoints`. The ledger and the budget are those of the pool. If
+        no call gives a value from the start on, there is a ValueError.
       ledger: `ledger() -> Ledger`, the counts so far.
     """
 
@@ -235,6 +236,15 @@ def _step(
         nothing = compiled.Record(np.zeros(0), np.zeros(0))
         return arrays, state, nothing, 0, False
     told = np.array([values[id_] for id_ in ids])
+    ledger = work.counts()
+    if not ledger.values:
+        checks.fail(
+            _RUN,
+            "value_fn",
+            "give a value in the first step",
+            f"none in {ledger.calls} calls; the last: {ledger.last_failure}"[:400],
+            "Call it once yourself with the parameters.",
+        )
     params, state = ask_tell.tell(optimizer, params, state, told)
     arrays = trees.split(params)[0]
     seen = forms.counters(_RUN, state)

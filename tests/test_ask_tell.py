@@ -204,6 +204,32 @@ def test_float64_values_that_are_float32_give_its_step():
     assert_same_bits(beyond, told[0])
 
 
+@pytest.mark.parametrize(
+    "kind", [jnp.bfloat16, jnp.float16, jnp.float32, np.float64, np.int8, int, float]
+)
+def test_values_are_numbers_of_any_type(kind):
+    optimizer = sgd()
+    start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
+    ids, _ = radazo.ask(optimizer, *start)
+    numbers = [3, 4, None, 5, np.nan if kind in {float, jnp.float32} else None]
+    mapping = {
+        id_: x if x is None else kind(x) for id_, x in zip(ids, numbers, strict=True)
+    }
+    told = radazo.tell(optimizer, *start, mapping)
+    expected = np.float32([3, 4, np.nan, 5, np.nan])
+    assert_same_bits(told, radazo.tell(optimizer, *start, expected))
+    assert told[1].num_dropped == 2
+
+
+def test_a_number_beyond_64_bits_is_one():
+    optimizer = sgd()
+    start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
+    values = dict.fromkeys(radazo.ask(optimizer, *start).ids, 1.0)
+    for large, num_dropped in ((10**30, 0), (10**400, 1)):
+        values[0, 2] = large
+        assert radazo.tell(optimizer, *start, values)[1].num_dropped == num_dropped
+
+
 def test_what_is_not_perturbed_stays_as_it_is(of_users):
     optimizer = sgd()
     params = {
@@ -309,6 +335,31 @@ def asked(make=sgd, params=PARAMS):
             "have keys of step 0 (or before)",
         ),
         wrong(
+            lambda: radazo.tell(*asked(), {(0, 1): "a"}),
+            "`tell(values=",
+            "be real numbers; got a str: 'a'",
+            "say None, in a mapping",
+            kind=TypeError,
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), {(0, 1): True}),
+            "`tell(values=",
+            "be real numbers; got a bool: True",
+            kind=TypeError,
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), [1.0, None, 2.0, 3.0, 4.0]),
+            "`tell(values=",
+            "be real numbers; got a list: [1.0, None",
+            "NaN in an array",
+            kind=TypeError,
+        ),
+        wrong(
+            lambda: radazo.tell(*asked(), {(0, 0): 1.0, (0, 1): np.ones(1)}),
+            "`tell(values=",
+            "be of one shape: numbers, or rows of terms; got shapes [(), (1,)]",
+        ),
+        wrong(
             lambda: radazo.tell(*asked(), np.zeros(4)),
             "`Told(values=",
             "have 5 entries and no other axis; got shape (4,)",
@@ -325,7 +376,7 @@ def asked(make=sgd, params=PARAMS):
             "have 5 entries and further axes of terms; got shape (4, 2)",
         ),
         wrong(
-            lambda: radazo.tell(*asked(), np.zeros(5, complex)),
+            lambda: stepped(*asked(), radazo.Told(np.zeros(5, np.complex64))),
             "`Told(values=",
             "be real; got complex64",
             kind=TypeError,

@@ -34,17 +34,30 @@ def evaluating(queries, **options):
     return call
 
 
-def running(optimizer, num_steps=1, **options):
+def running(optimizer, num_steps=1, value_fn=np.sum, **options):
     def call():
-        with pool()() as opened:
+        with pool(value_fn)() as opened:
             opened.minimize(np.zeros(2, np.float32), optimizer, num_steps, **options)
 
     return call
 
 
+def broken(point):
+    raise NameError(point)
+
+
 OPTIMIZER = radazo.radazo(0.1, key=0)
 NUMBER, OF_TYPE = ValueError, TypeError
 MISTAKES = {
+    "a function that never answers": (
+        running(OPTIMIZER, value_fn=broken),
+        NUMBER,
+        RUN,
+        "value_fn",
+        "give a value in the first step",
+        "none in 33 calls; the last: NameError: [",
+        "Call it once yourself with the parameters.",
+    ),
     "no function": (pool(3), OF_TYPE, POOL, "value_fn", "be a function", "3."),
     "an executor by name": (
         pool(executor="threads"),
