@@ -9,7 +9,7 @@ complete optimizers.
 Floors, from the bottom up; a module imports only from floors below its own.
 
   0  base, checks, trees               what an estimator is; what an argument must be
-     ledger                            what a pool has spent
+     ledger, locks                     what a pool has spent; who writes a file
      offsets                           places beyond 2³², in two words
   1  threefry, granularities           random bits of (key, counter); shared moments
      differences, leaves               one slope along one line; pytrees as flat vectors

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from radazo import checks, console, packing, threefry
+from radazo import checks, console, locks, packing, threefry
 
 _FORMAT = 1
 # What orbax and tensorstore raise where a file cannot be read or written.
@@ -85,7 +85,8 @@ def open_checkpoints(
     Raises:
       TypeError: If an argument, or a leaf of a tree, is of the wrong kind.
       ValueError: If orbax is missing, the folder or a checkpoint cannot be written or
-        read, what is kept is of another run or another version, or `step` goes back.
+        read, or is open in another run, what is kept is of another run or another
+        version, or `step` goes back.
     Cost:
       No function values; while a checkpoint is written, one copy of the tree on the
       host. A run of several processes cannot be kept yet.
@@ -110,8 +111,12 @@ def open_checkpoints(
     way_out = "The latest ones are kept."
     checks.integer(where, "max_to_keep", max_to_keep, 1, way_out)
     orbax = _orbax(where)
-    store = _Store(orbax, _made(where, folder), interval_seconds, max_to_keep)
-    with console.deferred_signals(signal.SIGINT, signal.SIGTERM) as signalled:
+    path = _made(where, folder)
+    with (
+        _locked(where, path),
+        console.deferred_signals(signal.SIGINT, signal.SIGTERM) as signalled,
+    ):
+        store = _Store(orbax, path, interval_seconds, max_to_keep)
         store.signalled = signalled
         try:
             yield Checkpoints(
@@ -280,6 +285,27 @@ def _made(where: str, folder: Any) -> str:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return str(path)
+
+
+@contextlib.contextmanager
+def _locked(where: str, path: str) -> Iterator[None]:
+    """Two runs would delete each other's checkpoints."""
+    with contextlib.ExitStack() as held:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except OSError:  # Windows opens no folder.
+            yield
+            return
+        held.callback(os.close, handle)
+        if locks.is_taken(handle):
+            checks.fail(
+                where,
+                "folder",
+                "be written by one run at a time",
+                f"{path!r}, in which another is open",
+                "Wait until it has ended, or take another folder.",
+            )
+        yield
 
 
 def _orbax(where: str) -> Any:

@@ -66,6 +66,17 @@ def of(where: str, params: base.Params, state: Any, bounds: Any) -> Run:
     )
 
 
+def told(where: str, params: base.Params, state: Any, bounds: Any) -> dict[str, str]:
+    """What must be the same where a run goes on, by the name it has in a message."""
+    run = of(where, params, state, bounds)
+    return {
+        "key": str(run.key_data),
+        "optimizer": run.state.hex(),
+        "start": f"{run.count} {run.start.hex()}",
+        "bounds": run.bounds.hex(),
+    }
+
+
 def check(where: str, path: str, journal: records.JournalContents, run: Run) -> None:
     """The journal is that of the run, and has the step at which it stands."""
     header, first = journal.header, journal.header.first

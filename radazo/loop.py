@@ -55,9 +55,10 @@ def minimize(
     the last checkpoint and ends bit for bit as if nothing had happened; that of a run
     that has ended returns at once. SIGTERM then ends it as Ctrl-C does, with what was
     reached on disk: a script that has more to do looks at `status`. `num_steps` is the
-    total, and may be larger than it was. Another key, start, structure or type is
-    refused; another function, other batches or another learning rate cannot be seen:
-    take another folder for another run.
+    total, and may be larger than it was. Another key, start, structure, type, rule or
+    box is refused, and so is a folder in which another process keeps a run; another
+    function, other batches or another learning rate cannot be seen (unless it is in
+    the state): take another folder for another run.
 
     Args:
       value_fn: `value_fn(params)`, or `value_fn(params, batch)` with `batches`;
@@ -138,7 +139,7 @@ def minimize(
                 limit = min(limit, callback_every - run.done % callback_every)
             bar(run.advance(steps, limit, batch), run.last_value())
             if callback_every is None or run.done % callback_every == 0:
-                run.tell(callback)
+                run.call_back(callback)
             run.keep(kept)
     return run.result()
 

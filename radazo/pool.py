@@ -210,7 +210,7 @@ def _minimize(
             if not run.advance(step, 1, None):
                 run.status = "exhausted"
                 break
-            run.tell(callback)
+            run.call_back(callback)
             run.keep(kept)
     return run.result()
 

@@ -20,6 +20,7 @@ from radazo import (
     checks,
     compiled,
     forms,
+    identity,
     journaling,
     projections,
     replicas,
@@ -66,16 +67,22 @@ def started(
     arrays, rest = trees.split(params)
     arrays = trees.copied(arrays) if box is None else box(trees.copied(arrays))
     state = _state(where, optimizer, rest.join(arrays), state)
-    return _Run(rest, arrays, state, num_steps), box
+    return _Run(rest, arrays, state, num_steps, bounds), box
 
 
 class _Run:
     """The mutable part of a run: where it stands between two calls."""
 
     def __init__(
-        self, rest: trees.Static, arrays: list[jax.Array], state: Any, num_steps: int
+        self,
+        rest: trees.Static,
+        arrays: list[jax.Array],
+        state: Any,
+        num_steps: int,
+        bounds: Any,
     ) -> None:
         self.rest, self.arrays, self.state = rest, arrays, state
+        self.bounds, self.identity = bounds, {}
         self.history = compiled.Record(
             values=np.zeros(num_steps, np.dtype(jnp.result_type(float))),
             num_values=np.zeros(num_steps, np.int64),
@@ -113,7 +120,7 @@ class _Run:
     def last_value(self) -> float:
         return float(self.history.values[self.done - 1])
 
-    def tell(self, callback: Callable[[MinimizeResult], Any] | None) -> None:
+    def call_back(self, callback: Callable[[MinimizeResult], Any] | None) -> None:
         """Call back; what is returned besides True means nothing."""
         answer = None if callback is None else callback(self.result())
         if isinstance(answer, bool | np.bool_ | jax.Array) and answer:
@@ -125,6 +132,8 @@ class _Run:
     ) -> Iterator[checkpointing.Checkpoints]:
         """Stand where the latest checkpoint is; at the end there is one of the end."""
         with checkpointing.opened(where, checkpoints) as kept:
+            if kept.folder:
+                self.identity = identity.told(where, *self.here(), self.bounds)
             self.resume(where, kept)
             yield kept
             kept.save(self.done, self.tree(), now=True)
@@ -161,6 +170,7 @@ class _Run:
             "state": self.state,
             "history": jax.tree.map(lambda x: x[: self.done], self.history),
             "stopped": self.status == "stopped",
+            "run": self.identity,
         }
 
     def resume(self, where: str, kept: checkpointing.Checkpoints) -> None:
@@ -175,15 +185,13 @@ class _Run:
                 "It is the total, and what was before is no longer kept: ask for more, "
                 "or start in another folder.",
             )
-        start, now = (_of_the_run(state) for state in (self.state, tree["state"]))
-        if (start.key, start.count + done) != (now.key, now.count):
+        other = [name for name, x in self.identity.items() if tree["run"][name] != x]
+        if other:
             checks.fail(
                 where,
                 "checkpoints",
                 "hold this run",
-                f"{kept.folder!r}, where the key is {now.key} and the state has "
-                f"{now.count} steps after {done}; this run starts with {start.key} and "
-                f"{start.count}",
+                f"{kept.folder!r}, a run with another {' and another '.join(other)}",
                 "Start in another folder.",
             )
         self.arrays, self.state = trees.split(tree["params"])[0], tree["state"]
@@ -192,18 +200,6 @@ class _Run:
         ):
             all_steps[:done] = before
         self.done, self.status = done, "stopped" if tree["stopped"] else "finished"
-
-
-class _Identity(NamedTuple):
-    """What tells a run from another with the same shapes."""
-
-    key: list[int]
-    count: int
-
-
-def _of_the_run(state: Any) -> _Identity:
-    counters = forms.counters("minimize", state)
-    return _Identity(np.asarray(counters.key_data).tolist(), int(counters.count))
 
 
 def _state(

@@ -35,7 +35,12 @@ def opened(folder, tree=None, step=None, **options):
     return None
 
 
-KEPT = "the key is [0, 0] and the state has 3 steps after 3; this run starts with"
+def in_use(folder, call):
+    with radazo.open_checkpoints(folder):
+        return call()
+
+
+ANOTHER = "'FOLDER', a run with another"
 W = "['params']['w']"
 V, T = ValueError, TypeError
 MISTAKES = {
@@ -139,7 +144,7 @@ MISTAKES = {
         V,
         "minimize(checkpoints",
         "hold this run",
-        f"'FOLDER', where {KEPT} [0, 1] and 0.",
+        f"{ANOTHER} key and another start.",
         "Start in another folder.",
         lambda folder: run(folder, num_steps=3) and run(folder, optimizer=optimizer(1)),
     ),
@@ -147,9 +152,47 @@ MISTAKES = {
         V,
         "minimize(checkpoints",
         "hold this run",
-        f"'FOLDER', where {KEPT} [0, 0] and 3.",
+        f"{ANOTHER} start.",
+        "Start in another folder.",
+        lambda folder: (
+            run(folder, num_steps=3)
+            and run(folder, params=PARAMS | {"w": PARAMS["w"] + 1})
+        ),
+    ),
+    "another state at the start": (
+        V,
+        "minimize(checkpoints",
+        "hold this run",
+        f"{ANOTHER} start.",
         "Start in another folder.",
         lambda folder: run(folder, state=run(folder, num_steps=3).state),
+    ),
+    "another rule with such a state": (
+        V,
+        "minimize(checkpoints",
+        "hold this run",
+        f"{ANOTHER} optimizer.",
+        "Start in another folder.",
+        lambda folder: (
+            run(folder, num_steps=3)
+            and run(folder, optimizer=radazo.zo_adamm(0.1, key=0))
+        ),
+    ),
+    "another box": (
+        V,
+        "minimize(checkpoints",
+        "hold this run",
+        f"{ANOTHER} bounds.",
+        "Start in another folder.",
+        lambda folder: run(folder, num_steps=3) and run(folder, bounds=(-9, 9)),
+    ),
+    "a folder that is in use": (
+        V,
+        "open_checkpoints(folder",
+        "be written by one run at a time",
+        "'FOLDER', in which another is open.",
+        "Wait until it has ended, or take another folder.",
+        lambda folder: in_use(folder, lambda: run(folder)),
     ),
     "batches used up": (
         V,

@@ -188,10 +188,16 @@ def test_control_c_ends_the_run_after_the_step_under_way():
     assert (result.num_steps, result.status) == (3, "interrupted")
 
 
-def test_a_run_in_which_every_call_fails_stays_where_it_is():
-    with pool_of(oracles.leaves, max_retries=0) as pool:
-        result = pool.minimize(START, optimizer(5), 3)
-    same(result.params, START)
+def test_where_every_call_fails_from_some_step_on_it_stays_there():
+    calls = []
+
+    def value_fn(point):
+        calls.append(1)
+        return value_of(point) if len(calls) <= 6 else oracles.leaves(point)
+
+    with pool_of(value_fn, max_retries=0) as pool:
+        result = pool.minimize(START, optimizer(5), 4)
+    same(result.params, by_hand(optimizer(5), 1)[0])
     assert int(result.state.num_skipped) == 3
     assert pool.ledger().last_failure == "SystemExit: 3"
 
