@@ -86,10 +86,11 @@ for num_devices in counts:
 # %%
 num_devices = counts[-1]
 run, carry = compiled(num_devices)
-pattern = r"= \S+?\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)"
+collective = r"= (.*?) (?:all-|collective-|reduce-scatter)\S*\("
 sent = [
-    int(np.prod([int(n) for n in shape.split(",")]))
-    for shape in re.findall(pattern, run.as_text())
+    int(np.prod([int(n) for n in shape.split(",") if n]))
+    for made in re.findall(collective, run.as_text())
+    for shape in re.findall(r"\w\[([\d,]*)\]", made)
 ]
 print("numbers sent in a step:", sent)
 

@@ -144,6 +144,8 @@ def _words(leaf: jax.Array) -> jax.Array:
         leaf = jax.random.key_data(leaf)
     if leaf.dtype == jnp.bool_:
         return leaf.astype(jnp.uint32)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag])
     if leaf.dtype.itemsize == 8:
         return lax.bitcast_convert_type(leaf, jnp.uint32)
     own = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
