@@ -13,6 +13,7 @@ COMMANDS = {
     "speed": "time and memory of one step",
     "finetune": "a language model tuned with function values: figure 3 of the paper",
     "devices": "one run over the devices of several processes, bit for bit",
+    "pool": "throughput of workers that evaluate a function of plain Python",
     "memory": "memory of a step of fine-tuning, by mode, without running it",
     "calibration": "what is chosen without tuning, against the best of a grid",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",

@@ -21,6 +21,7 @@ from benchmarks import (
     memory,
     moments,
     peers,
+    pool,
     records,
     speed,
     synthetic_figures,
@@ -116,6 +117,7 @@ SECTIONS = (
     Section(
         "speed", ("",), "Time and memory of one step", speed.markdown, lambda *_: []
     ),
+    Section("pool", ("",), "Workers of a pool", pool.markdown, lambda *_: []),
 )
 
 
