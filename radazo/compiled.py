@@ -118,7 +118,7 @@ def recorded_steps(
         while len(records) < num:
             record = look(arrays, state, batch)
             arrays, state = recording.advanced(
-                optimizer, rest, box, arrays, state, *record.entry[1:]
+                optimizer, rest, box, arrays, state, *record.entry[2:]
             )
             records.append(record)
             size = len(records) * record.entry.slopes.size

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show(options: Any) -> int:
     journal = records.read("show", options.file)
-    count, slopes, value, stopped = journal.entries
+    count, fingerprint, slopes, value, stopped = journal.entries
     dropped = np.isnan(slopes)
     lines = [
         *(f"{name:16}{text}" for name, text in _described(journal.header).items()),
@@ -89,14 +89,15 @@ def _show(options: Any) -> int:
     if journal.ignored:
         text = f"{journal.ignored:,} bytes of a write that was not finished"
         lines.append(f"{'ignored':16}{text}")
-    lines += ["", f"{'step':>12}  {'value':>13}  slopes"]
+    lines += ["", f"{'step':>12}  {'params':>6}  {'value':>13}  slopes"]
     shown = [*range(min(_SHOWN, len(count)))]
     shown += range(max(_SHOWN, len(count) - _SHOWN), len(count))
     for before, i in zip([-1, *shown], shown, strict=False):
         lines += ["         ..."] * (i > before + 1)
         some = "  ".join(f"{x:.6g}" for x in slopes[i, :_SHOWN])
         more = "  ..." * (slopes.shape[1] > _SHOWN)
-        lines.append(f"{count[i]:12,}  {value[i]:13.6g}  {some}{more}")
+        line = f"{count[i]:12,}  {fingerprint[i]:6}  {value[i]:13.6g}"
+        lines.append(f"{line}  {some}{more}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -76,8 +76,8 @@ def open_journal(
 ) -> Iterator[Journal]:
     """A journal for a training loop of your own; `minimize` has one built in.
 
-    A record is 13 bytes and 4 for each direction: a fine-tune of 20,000 steps along one
-    direction is 340 kB. `replay` makes parameters and state after any step of it, and
+    A record is 15 bytes and 4 for each direction: a fine-tune of 20,000 steps along one
+    direction is 380 kB. `replay` makes parameters and state after any step of it, and
     `python -m radazo.journal` shows it and compares two.
 
     A file that is there is gone on with. Steps that it has already, since the run goes
@@ -208,7 +208,9 @@ class _File:
     def checked(self, entry: records.JournalEntry) -> records.JournalEntry:
         """The entry as arrays with an axis of steps: those of the next steps."""
         checks.instance("append", "entry", entry, records.JournalEntry, _NEXT)
-        count, slopes, value, stopped = (np.asarray(x) for x in jax.device_get(entry))
+        count, fingerprint, slopes, value, stopped = (
+            np.asarray(x) for x in jax.device_get(entry)
+        )
         kinds = [np.float32, np.float64]
         if self.header is not None:
             kinds = [np.dtype(f"f{self.header.float_bytes}")]
@@ -222,11 +224,13 @@ class _File:
             or not 1 <= num_directions <= records.MAX_DIRECTIONS
             or slopes.dtype not in kinds
             or value.dtype != slopes.dtype
+            or (fingerprint.shape, fingerprint.dtype) != (count.shape, np.uint16)
         ):
             names = " or ".join(np.dtype(kind).name for kind in kinds)
-            got = f"{slopes.dtype}{list(slopes.shape)} and {value.dtype}"
-            got = f"slopes and value of {got}{list(value.shape)}"
+            kinds = [f"{x.dtype}{list(x.shape)}" for x in (slopes, value, fingerprint)]
+            got = f"slopes, value and fingerprint of {', '.join(kinds)}"
             rule = f"have {num_directions} slopes and a value of a step, in {names}"
+            rule = f"{rule}, and a fingerprint in uint16"
             _refuse(rule, got, _NEXT, "append", "entry")
         counts = count.reshape(-1)
         if not np.array_equal(counts, self.count + np.arange(counts.size)):
@@ -234,6 +238,7 @@ class _File:
             _refuse(f"be that of step {self.count}", got, _NEXT, "append", "entry")
         return records.JournalEntry(
             counts,
+            fingerprint.reshape(-1),
             slopes.reshape(counts.size, num_directions),
             value.reshape(-1),
             np.broadcast_to(stopped, count.shape).reshape(-1),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from radazo import answers, base, checks, forms, records, trees
+from radazo import answers, base, checks, forms, records, replicas, trees
 from radazo.in_place import InPlace
 
 Box = Callable[[list[jax.Array]], list[jax.Array]]
@@ -75,7 +75,7 @@ def recorded_step(
                 TypeError,
             )
         entry = look(rest, arrays, state, extra)
-        arrays, state = advanced(optimizer, rest, None, arrays, state, *entry[1:])
+        arrays, state = advanced(optimizer, rest, None, arrays, state, *entry[2:])
         return rest.join(arrays), state, entry
 
     return step
@@ -107,6 +107,7 @@ def seen(
     info = watched.infos[0]
     entry = records.JournalEntry(
         counters.count - 1,
+        replicas.short_fingerprint(trees.split(params)[0]),
         jnp.where(info.kept, info.slopes, jnp.nan),
         counters.last_value.astype(info.slopes.dtype),
         jnp.zeros((), jnp.bool_),

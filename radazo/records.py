@@ -2,11 +2,12 @@
 
   header   magic, format, key contract, K, bytes of a float, key of the run, its first
            step, four digests, who wrote it, CRC
-  record   step, K slopes, value, flags, CRC
+  record   step, fingerprint, K slopes, value, flags, CRC
 
-Little-endian and packed: 13 bytes a record and 4 for each slope in float32. The slope
-of a dropped direction is NaN. Each CRC-32 goes on from the one before it, so that a
-record is good only where it was written, in the file it was written to.
+Little-endian and packed: 15 bytes a record and 4 for each slope in float32. The slope
+of a dropped direction is NaN. The fingerprint is 16 bits of a hash of the parameters
+before the step. Each CRC-32 goes on from the one before it, so that a record is good
+only where it was written, in the file it was written to.
 
 What a machine leaves that stops in the middle of a write is ignored, and counted: a
 part of a record, a bad one at the very end, zeros to the end. Anything else that is not
@@ -25,7 +26,7 @@ import numpy as np
 from radazo import checks, threefry
 
 MAGIC = b"radazo-j"
-FORMAT = 1
+FORMAT = 2
 _STOPPED = 1  # The flag of a step that left the parameters where they were.
 _HEADER = struct.Struct("<8sHHIIIII16s16s16s16s48s")
 _CRC = struct.Struct("<I")
@@ -41,12 +42,14 @@ class JournalEntry(NamedTuple):
 
     Attributes:
       count: int32, steps before this one.
+      fingerprint: uint16, a hash of the floating-point parameters before the step.
       slopes: (num_directions,) slopes; NaN where one was dropped.
       value: Scalar of the type of the slopes, the value of the step.
       stopped: bool, whether the parameters stayed since `stop` of `minimize` held.
     """
 
     count: Any
+    fingerprint: Any
     slopes: Any
     value: Any
     stopped: Any = False
@@ -143,6 +146,7 @@ def parsed(where: str, path: str, data: bytes) -> JournalContents:
     rows = rows[:good]
     entries = JournalEntry(
         rows["step"].astype(np.int64),
+        rows["fingerprint"].copy(),
         rows["slopes"].copy(),
         rows["value"].copy(),
         rows["flags"] == _STOPPED,
@@ -153,7 +157,7 @@ def parsed(where: str, path: str, data: bytes) -> JournalContents:
 def sealed(header: JournalHeader, entries: JournalEntry, crc: int) -> tuple[bytes, int]:
     """The bytes of entries behind a record with this CRC, and the CRC of the last."""
     rows = np.zeros(len(entries.count), _record(header))
-    rows["step"], rows["slopes"], rows["value"] = entries[:3]
+    rows["step"], rows["fingerprint"], rows["slopes"], rows["value"] = entries[:4]
     rows["flags"] = np.where(entries.stopped, _STOPPED, 0)
     raw, size = bytearray(rows.tobytes()), rows.dtype.itemsize
     for end in range(size, len(raw) + 1, size):
@@ -176,6 +180,7 @@ def _record(header: JournalHeader) -> np.dtype[Any]:
     number = f"<f{header.float_bytes}"
     fields = [
         ("step", "<u4"),
+        ("fingerprint", "<u2"),
         ("slopes", number, (header.num_directions,)),
         ("value", number),
         ("flags", "u1"),

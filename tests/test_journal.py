@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     minimized(folder / "run")
     minimized(folder / "rate", learning_rate=0.04)
     minimized(folder / "key", key=3, num_directions=2)
-    (folder / "cut").write_bytes((folder / "run").read_bytes()[:-70])
+    (folder / "cut").write_bytes((folder / "run").read_bytes()[:-75])
     (folder / "ours.py").write_text(CODE)
     return folder
 
@@ -74,8 +74,9 @@ def test_show_says_what_is_in_a_journal(folder, called):
     assert lines["directions"] == "5, float32"
     assert lines["params"] == contents.header.params.hex()
     assert lines["bounds"] == "none"
-    last = contents.entries.value[-1]
-    assert lines["29"].startswith(f"{last:.6g}  {slopes[-1, 0]:.6g}")
+    last = contents.entries.fingerprint[-1], f"{contents.entries.value[-1]:.6g}"
+    shown = lines["29"].split()
+    assert shown[:3] == [str(last[0]), last[1], f"{slopes[-1, 0]:.6g}"]
     assert {*"012"} <= {*lines}
     assert "3" not in lines
     assert "ignored" not in lines
@@ -83,8 +84,8 @@ def test_show_says_what_is_in_a_journal(folder, called):
 
 def test_show_says_what_was_ignored(folder, called):
     _, out, _ = called("show", folder / "cut")
-    size = 13 + 5 * 4
-    assert f"ignored         {-70 % size} bytes of a write" in out
+    size = 15 + 5 * 4
+    assert f"ignored         {-75 % size} bytes of a write" in out
     assert "steps           27, from 0 on" in out
 
 
@@ -104,6 +105,8 @@ def test_diff_finds_the_first_step_that_differs(folder, called):
     assert f"equal from step 0 to {first}\nstep {first} differs" in out
     assert f"as do {differs.sum()} in all" in out
     assert f"value: {one.value[first]} and {other.value[first]}" in out
+    prints = one.fingerprint[first], other.fingerprint[first]
+    assert f"fingerprint: {prints[0]} and {prints[1]}" in out
 
 
 def test_diff_says_how_headers_differ_and_which_goes_on(folder, called):

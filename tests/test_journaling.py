@@ -24,7 +24,8 @@ def run(tmp_path_factory):
 def test_20_000_steps_along_one_direction_fit_into_400_kilobytes(path):
     num, params = 20_000, {"w": jnp.ones(3)}
     ones = np.ones(num, np.float32)
-    entries = radazo.JournalEntry(np.arange(num), ones[:, None], ones)
+    prints = np.zeros(num, np.uint16)
+    entries = radazo.JournalEntry(np.arange(num), prints, ones[:, None], ones)
     with radazo.open_journal(path, params, optimizer().init(params)) as journal:
         journal.append(entries)
     assert path.stat().st_size <= 400_000
@@ -36,7 +37,7 @@ def test_a_journal_that_was_cut_goes_on_and_ends_as_if_it_had_not_been(run, path
     _, whole, _ = run
     data, entries = whole.read_bytes(), radazo.read_journal(whole).entries
     state = optimizer().init(PARAMS)
-    for size in (len(data) - 1, len(data) - 130, len(data) - 990, 50, 3, 0):
+    for size in (len(data) - 1, len(data) - 130, len(data) - 1070, 50, 3, 0):
         path.write_bytes(data[:size])
         with radazo.open_journal(path, PARAMS, state) as journal:
             assert len(path.read_bytes()) <= size
@@ -61,6 +62,17 @@ def test_a_run_that_does_not_repeat_itself_overwrites_nothing(run, path):
     path.write_bytes(whole.read_bytes())
     with raises(ValueError, "be what", "has of step 3; got another", "another path"):
         minimized(path, batches=lambda step: of_step(step) + (step == 3))
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_that_goes_on_from_other_parameters_writes_nothing(run, path):
+    """The journal goes on beyond the checkpoint, and knows what was there."""
+    _, whole, _ = run
+    path.write_bytes(whole.read_bytes())
+    params, state = replayed(path, count=25)
+    other = params | {"w": params["w"].at[0].add(1e-6)}
+    with raises(ValueError, "be what", "has of step 25; got another"):
+        minimized(path, 15, params=other, state=state)
     assert path.read_bytes() == whole.read_bytes()
 
 

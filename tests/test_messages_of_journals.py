@@ -10,7 +10,7 @@ import pytest
 from conftest import Mistake, explained
 
 import radazo
-from radazo import records
+from radazo import records, replicas
 
 
 def with_radazo(num_directions):
@@ -21,14 +21,19 @@ def with_radazo(num_directions):
 OPTIMIZER = with_radazo(2)
 PARAMS = {"w": jnp.ones(3)}
 STATE = OPTIMIZER.init(PARAMS)
+PRINT = int(replicas.short_fingerprint([PARAMS["w"]]))
 ENTRIES = radazo.JournalEntry(
-    np.arange(2), np.ones((2, 2), np.float32), np.ones(2, np.float32)
+    np.arange(2),
+    np.array([PRINT, PRINT], np.uint16),  # As if the first step had left them there.
+    np.ones((2, 2), np.float32),
+    np.ones(2, np.float32),
 )
 OPEN, REPLAY, APPEND = "open_journal(path", "replay(path", "append(entry"
 OWN = "Each run has a journal of its own: take the one of this run."
 NEXT = "Append what `radazo.recorded_step` gives, once for each step and in order."
 OTHER_FILE = "Give the path of a file that `open_journal` or `minimize` wrote."
 THIS = "be the journal of this run, whose key is"
+KINDS = "have 2 slopes and a value of a step, in float32, and a fingerprint in uint16"
 COUNT = "It is the number of steps that the state has counted."
 
 
@@ -58,7 +63,8 @@ def appended(change):
 
     def call():
         state = STATE._replace(count=jnp.int32(2))
-        entry = radazo.JournalEntry(2, np.ones(2, np.float32), np.float32(1))
+        ones = np.ones(2, np.float32)
+        entry = radazo.JournalEntry(2, np.uint16(7), ones, np.float32(1))
         with radazo.open_journal("run", PARAMS, state) as journal:
             journal.append(change(entry))
 
@@ -194,6 +200,25 @@ MISTAKES = {
         "'run', of parameters or a state with other values before step 0.",
         OWN,
     ),
+    "other parameters than those of a checkpoint": Mistake(
+        replayed({"w": jnp.zeros(3)}, STATE._replace(count=jnp.int32(1))),
+        ValueError,
+        "replay(params",
+        "be those of the run before step 1",
+        "others, with the fingerprint ",
+        f"in the place of {PRINT}. Give those of a checkpoint of this run, with their "
+        "state.",
+    ),
+    "another learning rate": Mistake(
+        replayed(),
+        ValueError,
+        "replay(optimizer",
+        "make the parameters that the run had before step 1",
+        "others, with the fingerprint ",
+        "the optimizer of the run, with its learning rate, estimator and law, and the "
+        "state of the same checkpoint as the parameters. It may be the machine, too: "
+        f"the run was made with jax {jax.__version__} on cpu, and another backend",
+    ),
     "a state beyond the end": Mistake(
         opened(state=STATE._replace(count=jnp.int32(3))),
         ValueError,
@@ -256,16 +281,24 @@ MISTAKES = {
         appended(lambda entry: entry._replace(slopes=entry.slopes.astype(np.float64))),
         ValueError,
         APPEND,
-        "have 2 slopes and a value of a step, in float32",
-        "slopes and value of float64[2] and float32[].",
+        KINDS,
+        "slopes, value and fingerprint of float64[2], float32[], uint16[].",
         NEXT,
     ),
     "too many slopes": Mistake(
         appended(lambda entry: entry._replace(slopes=np.ones(3, np.float32))),
         ValueError,
         APPEND,
-        "have 2 slopes and a value of a step, in float32",
-        "slopes and value of float32[3] and float32[].",
+        KINDS,
+        "slopes, value and fingerprint of float32[3], float32[], uint16[].",
+        NEXT,
+    ),
+    "no fingerprint": Mistake(
+        appended(lambda entry: entry._replace(fingerprint=0)),
+        ValueError,
+        APPEND,
+        KINDS,
+        "slopes, value and fingerprint of float32[2], float32[], int64[].",
         NEXT,
     ),
     "a step left out": Mistake(

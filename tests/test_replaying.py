@@ -1,5 +1,7 @@
 """What is replayed from a journal is the run, equal in every bit."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from journaled import (
 )
 
 import radazo
+from radazo import replicas, trees
 
 
 @pytest.fixture
@@ -170,3 +173,111 @@ def test_an_optimizer_in_place_is_replayed_with_its_moments(path):
             *here, entry = step(*here, batch=np.float32(1.7 * i))
             journal.append(entry)
     assert bits(radazo.replay(path, how, params)) == bits(here)
+
+
+def other_law(law):
+    return radazo.radazo(0.02, law(num_directions=3), key=0)
+
+
+def other_rule(b1):
+    estimator = radazo.sphere_estimator(num_directions=3)
+    return radazo.radazo(0.02, estimator, key=0, b1=b1)
+
+
+OTHERS = {
+    "another learning rate": optimizer(learning_rate=0.0201),
+    "another decay": other_rule(0.8),
+    "signs": other_law(radazo.rademacher_estimator),
+    "normal draws": other_law(radazo.gaussian_estimator),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS.values(), ids=OTHERS)
+def test_an_optimizer_that_is_not_that_of_the_run_is_refused(run, how):
+    """With the first step before which it shows: up to there it is the run."""
+    _, path, steps = run
+    with raises(ValueError, "replay(optimizer", "before step", "learning") as caught:
+        replayed(path, how=how)
+    step = int(re.search(r"before step (\d+);", str(caught.value))[1])
+    assert step in (1, 2, 3)
+    with raises(ValueError, f"the run had before step {step}; got others"):
+        replayed(path, how=how, count=step)
+    params, _ = replayed(path, how=how, count=step - 1)
+    before = bits(PARAMS) if step == 1 else steps[step - 1]
+    assert bits(params) == before[: len(bits(params))]
+
+
+def test_other_parameters_in_the_middle_are_refused_before_the_first_step(run):
+    """One bit of one of them; other moments when they have moved something."""
+    _, path, _ = run
+    params, state = replayed(path, count=20)
+    for name in ("w", "half"):
+        leaf = params[name]
+        last = jnp.nextafter(leaf[-1], jnp.ones((), leaf.dtype))
+        other = params | {name: leaf.at[-1].set(last)}
+        for count in (20, 40):
+            with raises(ValueError, "replay(params", "before step 20; got others"):
+                replayed(path, other, state, count=count)
+    _, earlier = replayed(path, count=5)
+    mixed = state._replace(optimizer=earlier.optimizer)
+    # The step 20 is one of those that were skipped.
+    with raises(ValueError, "replay(optimizer", "before step 22; got others"):
+        replayed(path, params, mixed)
+
+
+def test_what_differs_far_from_the_start_is_found_where_it_does(path):
+    """In a later block; the last step of all has nothing behind it that could tell."""
+
+    def how(rate_at):
+        estimator = radazo.rademacher_estimator(num_directions=1)
+        rule = optax.sgd(lambda count: jnp.where(count == rate_at, 0.02, 0.01))
+        return radazo.with_estimator(estimator, rule, 0)
+
+    start = jnp.ones(3)
+    radazo.minimize(lambda x: jnp.sum(x**2), start, how(-1), 300, journal=path)
+    for at in (0, 200, 298):
+        with raises(ValueError, "replay(optimizer", f"before step {at + 1}; got"):
+            radazo.replay(path, how(at), start)
+    radazo.replay(path, how(200), start, count=200)
+    radazo.replay(path, how(299), start)
+
+
+def test_an_optimizer_in_place_that_is_another_is_refused(path):
+    def how(rate, **options):
+        return radazo.in_place(optax.sgd(rate), key=0, num_directions=2, **options)
+
+    params = {"w": PARAMS["w"], "half": PARAMS["half"]}
+    step = radazo.recorded_step(how(0.02), value_fn)
+    here = jax.tree.map(jnp.copy, (params, how(0.02).init(params)))
+    with radazo.open_journal(path, *here) as journal:
+        for i in range(10):
+            *here, entry = step(*here, batch=np.float32(1.7 * i))
+            journal.append(entry)
+    others = how(0.03), how(0.02, distribution=radazo.rademacher)
+    for other in others:
+        with raises(ValueError, "replay(optimizer", "the run had before step"):
+            radazo.replay(path, other, params)
+    half = radazo.replay(path, how(0.02), params, count=5)
+    moved = half[0] | {"w": half[0]["w"] + 1}
+    with raises(ValueError, "replay(params", "before step 5; got others"):
+        radazo.replay(path, how(0.02), moved, half[1])
+
+
+def test_a_fingerprint_is_the_same_over_devices_and_in_a_compiled_step(run):
+    _, path, _ = run
+    params, _ = replayed(path, count=20)
+    wanted = radazo.read_journal(path).entries.fingerprint[20]
+    assert wanted.dtype == np.uint16
+    arrays = trees.split(params)[0]
+    assert replicas.short_fingerprint(arrays) == wanted
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:7]), ("model",))
+    spec = jax.sharding.PartitionSpec("model")
+    cut = [
+        jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)) if x.size == 7 else x
+        for x in arrays
+    ]
+    for alone in (cut[0], cut[1]):
+        whole = jnp.asarray(np.asarray(alone))
+        assert replicas.short_fingerprint([alone]) == replicas.short_fingerprint(
+            [whole]
+        )
