@@ -8,6 +8,7 @@ who has the key. An estimate, and each optimizer made of one, takes as its `valu
   Replayed(...)           what a past step saw
   Watched(value_fn, [])   a function, and a list in which to put what was seen
   Asked(index, [])        a query, and a list in which to put its point
+  Counted([])             a list in which to put how many directions there are
 """
 
 import functools
@@ -81,6 +82,20 @@ class Asked(NamedTuple):
         _not_a_function(self)
 
 
+class Counted(NamedTuple):
+    """A question in the place of `value_fn`: along how many directions a step looks.
+
+    Attributes:
+      found: A list in which the estimate puts K.
+    """
+
+    found: list[int]
+
+    def __call__(self, params: base.Params) -> NoReturn:
+        del params
+        _not_a_function(self)
+
+
 class Watched(NamedTuple):
     """A `value_fn` that hands out what a step saw along its directions.
 
@@ -112,7 +127,7 @@ class Watched(NamedTuple):
         return self.value_fn(params, **keywords)
 
 
-INSTEAD = Told | Replayed | Asked
+INSTEAD = Told | Replayed | Asked | Counted
 Given = INSTEAD | Watched
 
 

@@ -222,7 +222,9 @@ def source(step: steps.Step, options: Options, num_directions: int) -> Source:
         return _of_values(step, options, values, None)
     if isinstance(given, answers.Replayed):
         return _of_slopes(answers.slopes(given, num_directions))
-    if isinstance(given, answers.Asked):
+    if isinstance(given, answers.Counted):
+        given.found.append(num_directions)
+    if isinstance(given, answers.Asked | answers.Counted):
         return _of_slopes(jnp.full(num_directions, jnp.nan, step.layout.dtype))
     start = difference.start(step.evaluate, step.params)
 

@@ -28,7 +28,7 @@ def recorded_step(
 ) -> Callable[..., tuple[base.Params, Any, records.JournalEntry]]:
     """Steps for a loop of your own that keeps a journal: `replay` makes them again.
 
-      entry = (slopes, value) along the directions of fold_in(key, count)
+      entry = (hash of params, slopes, value), along the directions of fold_in(key, count)
       params, state ← the step of an optimizer that has seen these
 
     Args:
@@ -44,7 +44,8 @@ def recorded_step(
         more than one mean of slope times direction, as with `svrg_estimator` or a line
         search, or if it is traced.
     Cost:
-      The function values of a step; K directions are drawn once more.
+      The function values of a step; K directions are drawn once more, and the
+      parameters are read once more.
     Example:
       >>> optimizer = radazo.radazo(0.1, key=0)
       >>> params = jnp.ones(3)
@@ -141,6 +142,22 @@ def advanced(
     return [
         jnp.where(stopped, old, x) if base.is_floating(x) else old for old, x in pairs
     ], state
+
+
+def num_directions(optimizer: Any, params: base.Params, state: Any) -> int | None:
+    """K of a step, which is not made; None where no mean is taken over directions."""
+    counted = answers.Counted([])
+    arrays, rest = trees.split(params)
+
+    def step(arrays: list[jax.Array], state: Any) -> None:
+        params = rest.join(arrays)
+        if isinstance(optimizer, InPlace):
+            optimizer.step(counted, params, state)
+        else:
+            optimizer.update(None, state, params, value_fn=counted)
+
+    jax.eval_shape(step, arrays, state)
+    return counted.found[0] if counted.found else None
 
 
 def _strong(leaf: jax.Array) -> jax.Array:

@@ -87,6 +87,7 @@ def replay(
     if end > journal.end:
         rule = f"be at most {journal.end}, where the journal ends"
         checks.fail(where, "count", rule, repr(end), _COUNT)
+    _check_directions(journal.header.num_directions, optimizer, params, state)
     todo = [x[run.count - journal.header.first :] for x in journal.entries[1:]]
     compared = _Compared(todo[0], run.count, journal.header.writer)
     steps = zip(*(x[: end - run.count] for x in todo[1:]), strict=True)
@@ -99,6 +100,20 @@ def replay(
         compared.add(arrays)
     compared.compare()
     return rest.join(arrays), state
+
+
+def _check_directions(wanted: int, optimizer: Any, params: Any, state: Any) -> None:
+    """What the optimizer makes a step of is what the journal has of it."""
+    found = recording.num_directions(optimizer, params, state)
+    if found not in (None, wanted):
+        checks.fail(
+            "replay",
+            "optimizer",
+            f"look along {wanted} directions in a step, as the journal has slopes",
+            f"one that looks along {found}",
+            f"Give the optimizer of the run: `num_directions={wanted}` of its "
+            "estimator.",
+        )
 
 
 class _Compared:

@@ -264,10 +264,10 @@ MISTAKES = {
             )
         ),
         ValueError,
-        "Replayed(slopes",
-        "have 3 entries",
-        "shape (2,).",
-        "of the same estimator.",
+        "replay(optimizer",
+        "look along 2 directions in a step, as the journal has slopes",
+        "one that looks along 3.",
+        "Give the optimizer of the run: `num_directions=2` of its estimator.",
     ),
     "no entry": Mistake(
         appended(lambda entry: entry.value),
