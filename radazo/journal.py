@@ -9,12 +9,13 @@
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import Any
 
 import jax
@@ -25,18 +26,46 @@ from radazo import checks, records, replaying
 
 _NAME = "python -m radazo.journal"
 _SHOWN = 3
-_IMPORTED = "It is imported from your own code, with the current folder in the path."
+_IMPORTED = (
+    "It is imported from your own code, with the current folder in the path; a "
+    "function is called without arguments."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; what to exit with."""
     options = _parser().parse_args(arguments)
-    try:
+    with _Told(_tell):
         return options.command(options)
-    except (ValueError, TypeError, OSError) as error:
-        text = " ".join(str(error).split())
-        sys.stderr.write(f"{_NAME}: error: {text}\n")
-        return 2
+    return 2
+
+
+class _Told:
+    """Whatever a block raises goes to `tell`: a traceback would exit with 1."""
+
+    def __init__(self, tell: Callable[[BaseException], None]) -> None:
+        self.tell = tell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception | SystemExit):
+            return False
+        self.tell(error)
+        return True
+
+
+def _tell(error: BaseException) -> None:
+    """One line; messages of radazo and of the system speak for themselves."""
+    own = isinstance(error, ValueError | TypeError | OSError)
+    text = str(error) if own else f"{type(error).__name__}: {error}"
+    sys.stderr.write(f"{_NAME}: error: {' '.join(text.split())}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -188,19 +217,24 @@ def _imported(argument: str, name: str | None) -> Any:
     """What MODULE:NAME stands for."""
     if name is None:
         return None
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        found = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, ValueError, AttributeError) as error:
+
+    def tell(error: BaseException) -> None:
         rule = "be MODULE:NAME, which can be imported"
         got = f"{name!r}, with {type(error).__name__}: {error}"
         checks.fail("replay", argument, rule, got, _IMPORTED)
-    finally:
-        sys.path.remove("")
-    return found() if isinstance(found, FunctionType) else found
+
+    found: Any = None
+    sys.path.insert(0, "")
+    with contextlib.ExitStack() as stack:
+        stack.callback(sys.path.remove, "")
+        stack.enter_context(_Told(tell))
+        module, _, attribute = name.partition(":")
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        if isinstance(found, FunctionType):
+            found = found()
+    return found
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

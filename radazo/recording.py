@@ -28,7 +28,7 @@ def recorded_step(
 ) -> Callable[..., tuple[base.Params, Any, records.JournalEntry]]:
     """Steps for a loop of your own that keeps a journal: `replay` makes them again.
 
-      entry = (hash of params, slopes, value), along the directions of fold_in(key, count)
+      entry = (hash of params, slopes, value), along those of fold_in(key, count)
       params, state ← the step of an optimizer that has seen these
 
     Args:

@@ -21,6 +21,18 @@ class Holder:
 
 def params():
     return Holder.params
+
+def no_key():
+    return Holder.params["v"]
+
+def leaves():
+    raise SystemExit(1)
+
+def none(count):
+    return {}[count.shape]
+
+ESTIMATOR = radazo.sphere_estimator(num_directions=5, smoothing=none)
+BROKEN = radazo.radazo(0.02, ESTIMATOR, key=0)
 """
 PARAMS = {"w": jnp.ones(4), "b": jnp.zeros((), jnp.bfloat16)}
 NUM_STEPS = 30
@@ -162,6 +174,18 @@ WRONG = {
     "no name": (
         ["replay", "run", "--optimizer", "ours:OPTIMIZER", "--params", "ours"],
         "`replay(params=...)` must be MODULE:NAME, which can be imported; got 'ours'",
+    ),
+    "a function that raises": (
+        ["replay", "run", "--optimizer", "ours:OPTIMIZER", "--params", "ours:no_key"],
+        "be MODULE:NAME, which can be imported; got 'ours:no_key', with KeyError: 'v'.",
+    ),
+    "a function that leaves": (
+        ["replay", "run", "--optimizer", "ours:leaves", "--params", "ours:params"],
+        "which can be imported; got 'ours:leaves', with SystemExit: 1. It is imported",
+    ),
+    "an optimizer that raises": (
+        ["replay", "run", "--optimizer", "ours:BROKEN", "--params", "ours:params"],
+        "error: KeyError: ()",
     ),
     "another model": (
         ["replay", "run", "--optimizer", "ours:OPTIMIZER", "--params", "ours:CODE"],
