@@ -34,6 +34,7 @@ HEADER_BYTES = _HEADER.size + _CRC.size
 MAX_DIRECTIONS = 2**24
 _MAX_STEPS = 2**31 - 1  # A count is an int32.
 _OTHER_FILE = "Give the path of a file that `open_journal` or `minimize` wrote."
+_NO_STEP = "No step was written yet: the run begins the file with its first one."
 _DAMAGED = "The file was damaged after it was written: take a copy of it."
 
 
@@ -208,9 +209,11 @@ def _num_good(header: JournalHeader, body: memoryview, rows: np.ndarray) -> int:
 
 
 def _header(where: str, path: str, data: bytes) -> JournalHeader:
+    if not data:
+        _refuse(where, "have a step in it", f"{path!r}, which is empty", _NO_STEP)
     magic = data[: len(MAGIC)]
     if magic != MAGIC:
-        got = f"{path!r}, which begins with {magic!r}" if data else f"{path!r}, empty"
+        got = f"{path!r}, which begins with {magic!r}"
         _refuse(where, "be a journal", got, _OTHER_FILE)
     if len(data) < HEADER_BYTES:
         got = f"{path!r} of {len(data)} bytes"

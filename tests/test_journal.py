@@ -217,6 +217,20 @@ def test_what_is_wrong_is_one_line_and_status_2(
     assert text in err
 
 
+def test_a_run_of_no_steps_has_a_journal_of_none(folder, called, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = folder / "none"
+    assert minimized(path, num_steps=0).num_steps == 0
+    for command in ("show", "replay"):
+        rest = [*OURS, "--output", folder / "out.npz"] if command == "replay" else []
+        status, out, err = called(command, path, *rest)
+        assert (status, out) == (2, "")
+        assert f"`{command}(path=...)` must have a step in it; got '{path}'" in err
+        assert "which is empty. No step was written yet" in err
+    minimized(path)
+    assert path.read_bytes() == (folder / "run").read_bytes()
+
+
 def test_a_command_that_is_none_is_status_2(capsys):
     with pytest.raises(SystemExit) as stopped:
         journal.main(["play"])
