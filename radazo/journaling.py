@@ -19,6 +19,7 @@ from radazo import base, checks, identity, projections, records
 _WHERE = "open_journal"
 _BINARY = getattr(os, "O_BINARY", 0)
 _MAKE_ROOM = "What was written is as it was: make room, or see to the rights."
+_NO_FOLDER = "The file is made, but not the folder that it is to be in: make it first."
 _NEXT = "Append what `radazo.recorded_step` gives, once for each step and in order."
 
 
@@ -293,7 +294,9 @@ def _explained(path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         got = f"{path!r}, with {type(error).__name__}: {error}"
-        _refuse("be a file that can be written", got, _MAKE_ROOM)
+        missing = isinstance(error, FileNotFoundError)
+        way_out = _NO_FOLDER if missing else _MAKE_ROOM
+        _refuse("be a file that can be written", got, way_out)
 
 
 def _refuse(

@@ -126,7 +126,7 @@ MISTAKES = {
         OPEN,
         "be a file that can be written",
         "'missing/run', with FileNotFoundError",
-        "What was written is as it was",
+        "The file is made, but not the folder that it is to be in: make it first.",
     ),
     "a folder": Mistake(
         opened("."),
@@ -143,6 +143,14 @@ MISTAKES = {
         "be a file",
         "'/dev/null'.",
         "A journal is read again.",
+    ),
+    "an empty file": Mistake(
+        lambda: records.parsed("replay", "run", b""),
+        ValueError,
+        REPLAY,
+        "have a step in it",
+        "'run', which is empty.",
+        "No step was written yet: the run begins the file with its first one.",
     ),
     "a header cut short": Mistake(
         lambda: records.parsed("replay", "run", records.MAGIC + b"12"),
