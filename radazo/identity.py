@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from radazo import base, checks, forms, records, threefry
+from radazo import base, checks, forms, projections, records, threefry, trees
 
 _NO_BOUNDS = bytes(16)
 # Between two steps a number of Python becomes an array, and is the same.
@@ -61,7 +61,7 @@ def of(where: str, params: base.Params, state: Any, bounds: Any) -> Run:
         int(counters.count),
         _digest(params),
         _digest(state, _kinds(jax.tree.structure(state))),
-        _NO_BOUNDS if bounds is None else _of_bounds(bounds),
+        _NO_BOUNDS if bounds is None else _of_bounds(where, params, bounds),
         _digest((params, state), contents=True),
     )
 
@@ -106,10 +106,27 @@ def check(where: str, path: str, journal: records.JournalContents, run: Run) -> 
         )
 
 
-def _of_bounds(bounds: Any) -> bytes:
-    """0 and 0.0 are the same bound."""
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), bounds)
-    return _digest(wide, contents=True)
+def _of_bounds(where: str, params: base.Params, bounds: Any) -> bytes:
+    """Of what each array is kept in, however the bounds say it."""
+    arrays = trees.split(params)[0]
+    boxes = [
+        [
+            _shrunk(np.asarray(side))
+            for side in projections.within(*pair, jnp.result_type(x))
+        ]
+        if base.is_floating(x) and x.size
+        else None
+        for x, pair in zip(
+            arrays, projections.sides(where, params, bounds), strict=True
+        )
+    ]
+    return _digest(boxes, contents=True)
+
+
+def _shrunk(array: np.ndarray) -> np.ndarray:
+    """A scalar in the place of an array that is the same everywhere."""
+    first = array.reshape(-1)[0]
+    return np.asarray(first) if np.all(array == first) else array
 
 
 def _kinds(treedef: Any) -> str:

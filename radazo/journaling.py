@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from radazo import base, checks, identity, projections, records
+from radazo import base, checks, identity, records
 
 _WHERE = "open_journal"
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -120,8 +120,6 @@ def open_journal(
     """
     where = _WHERE
     records.checked_path(where, path)
-    if bounds is not None:
-        projections.clipping(where, params, bounds)
     run = identity.of(where, params, state, bounds)
     with contextlib.closing(_File(os.fspath(path), run)) as file:
         yield Journal(file.path, file.append, file.sync)

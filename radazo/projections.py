@@ -165,6 +165,20 @@ def clipping(
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
     """The projection of a list of arrays on a box, checked against the parameters;
     `names` are those of the arguments that its messages speak of."""
+    pairs = sides(where, params, bounds, names)
+    return lambda arrays: [
+        _clip(x, *pair) if base.is_floating(x) else x
+        for x, pair in zip(arrays, pairs, strict=True)
+    ]
+
+
+def sides(
+    where: str,
+    params: base.Params,
+    bounds: Any,
+    names: tuple[str, str] = ("bounds", "bounds"),
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(lower, upper) for each array of the parameters, or for all of its elements."""
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
         checks.fail(
             where,
@@ -207,10 +221,7 @@ def clipping(
             f"{bounds!r}"[:200],
             "Give them as (lower, upper), without NaN.",
         )
-    return lambda arrays: [
-        _clip(x, low, up) if base.is_floating(x) else x
-        for x, low, up in zip(arrays, lower, upper, strict=True)
-    ]
+    return list(zip(lower, upper, strict=True))
 
 
 def _is_scalar(bound: Any) -> bool:
@@ -219,15 +230,22 @@ def _is_scalar(bound: Any) -> bool:
 
 
 def _clip(x: jax.Array, lower: np.ndarray, upper: np.ndarray) -> jax.Array:
+    low, up = within(lower, upper, x.dtype)
+    return jnp.clip(x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype))
+
+
+def within(
+    lower: np.ndarray, upper: np.ndarray, dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest number of this type in each interval."""
     with np.errstate(over="ignore"):
-        low, up = lower.astype(x.dtype), upper.astype(x.dtype)
-    far = np.asarray(np.inf, x.dtype)
+        low, up = lower.astype(dtype), upper.astype(dtype)
+    far = np.asarray(np.inf, dtype)
     inner_low = np.where(low.astype(np.float64) < lower, np.nextafter(low, far), low)
     inner_up = np.where(up.astype(np.float64) > upper, np.nextafter(up, -far), up)
     # A box without a number of this type in it: the nearest ones.
     holds = inner_low <= inner_up
-    low, up = np.where(holds, inner_low, low), np.where(holds, inner_up, up)
-    return jnp.clip(x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype))
+    return np.where(holds, inner_low, low), np.where(holds, inner_up, up)
 
 
 # on(x, h, scale) -> y, flat; h is a scalar 1 without a metric.

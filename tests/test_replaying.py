@@ -113,6 +113,26 @@ def test_bounds_and_a_stop_are_part_of_the_run(path):
             replayed(path, params, how=how, bounds=bounds)
 
 
+def test_equal_boxes_are_equal_however_they_are_given(path):
+    how = optimizer(learning_rate=0.05)
+    result = minimized(path, optimizer=how, bounds=(-0.5, 0.5))
+    wanted = bits((result.params, result.state))
+    assert jnp.max(result.params["w"]) == 0.5
+    lower = {"w": np.full(7, -0.5), "half": jnp.full(5, -0.5, jnp.bfloat16), "int": 0}
+    for bounds in (
+        (-0.5, {"w": jnp.full(7, 0.5), "half": 0.5, "int": 9}),
+        (lower, np.float32(0.5)),
+        # A number in float32 that no parameter in it can tell from the bound.
+        (-0.5 - 1e-12, lower | {"w": np.full(7, 0.5 + 1e-12), "half": 0.5}),
+    ):
+        assert bits(replayed(path, how=how, bounds=bounds)) == wanted
+    one_off = np.full(7, 0.5)
+    one_off[3] = 0.25
+    for upper in (0.25, {"w": one_off, "half": 0.5, "int": 0}):
+        with raises(ValueError, "of other `bounds`"):
+            replayed(path, how=how, bounds=(-0.5, upper))
+
+
 def test_any_step_is_reached_from_the_start_or_from_a_checkpoint(run):
     _, path, steps = run
     params, state = replayed(path, count=0)
