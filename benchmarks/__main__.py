@@ -16,6 +16,7 @@ COMMANDS = {
     "pool": "throughput of workers that evaluate a function of plain Python",
     "memory": "memory of a step of fine-tuning, by mode, without running it",
     "calibration": "what is chosen without tuning, against the best of a grid",
+    "journal": "how fast a run is made again from its journal",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 

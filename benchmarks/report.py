@@ -18,6 +18,7 @@ from benchmarks import (
     estimators_figures,
     estimators_report,
     finetune_report,
+    journal,
     memory,
     moments,
     peers,
@@ -118,6 +119,7 @@ SECTIONS = (
         "speed", ("",), "Time and memory of one step", speed.markdown, lambda *_: []
     ),
     Section("pool", ("",), "Workers of a pool", pool.markdown, lambda *_: []),
+    Section("journal", ("",), "A run made again", journal.markdown, lambda *_: []),
 )
 
 
