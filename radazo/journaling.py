@@ -5,7 +5,6 @@ beside the start, what the steps saw along their directions is all there is to k
 """
 
 import contextlib
-import importlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from radazo import base, checks, identity, records
+from radazo import base, checks, identity, locks, records
 
 _WHERE = "open_journal"
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -175,14 +174,9 @@ class _File:
 
     def lock(self) -> None:
         """Nobody else writes: records of two runs would alternate."""
-        try:
-            fcntl = importlib.import_module("fcntl")
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if locks.is_taken(self.handle):
             got = f"{self.path!r}, which another run is writing"
             _refuse("be a file of this run alone", got, "Take another path.")
-        except (ImportError, OSError):
-            return  # Windows, or a file system without locks.
 
     def append(self, entry: records.JournalEntry) -> None:
         """Write what is not there yet."""
