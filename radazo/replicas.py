@@ -38,7 +38,9 @@ def fingerprint(params: base.Params) -> jax.Array:
     hashes = [
         _hashed(jnp.asarray(leaf), i) for i, leaf in enumerate(jax.tree.leaves(params))
     ]
-    return jnp.sum(jnp.stack(hashes), axis=0) if hashes else jnp.zeros(2, jnp.uint32)
+    if not hashes:
+        return jnp.zeros(2, jnp.uint32)
+    return jnp.sum(jnp.stack(hashes), axis=0, dtype=jnp.uint32)
 
 
 @jax.jit

@@ -303,6 +303,15 @@ def test_replicas_that_are_checked_again_are_compiled_once(monkeypatch):
     assert traced == [(13,)]
 
 
+def test_a_fingerprint_in_a_jax_with_float64_is_the_same(x64):
+    x = [jnp.arange(6, dtype=jnp.float32), jnp.ones(3, jnp.bfloat16)]
+    found = radazo.fingerprint(x)
+    with jax.enable_x64(False):
+        expected = radazo.fingerprint(x)
+    assert found.dtype == expected.dtype == jnp.uint32
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_fingerprint_sees_places_types_and_every_bit_and_no_layout():
     x = jnp.arange(6.0)
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))
