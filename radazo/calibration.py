@@ -10,6 +10,7 @@ from radazo import base, checks, differences, directions, leaves, rungs, threefr
 _NUM_DIRECTIONS, _MAX_ADDED = 6, 2
 _FAR = (0.2, 0.6, 1.8)  # By how much an element moves, in root mean squares of x.
 _WITHIN, _NARROWEST = 0.9, 16  # Of the best; the longest distance by the shortest.
+_DROWNED = 100  # Noise in the mean square of slopes, by these.
 _B1, _EPS_ROOT = 0.9, 1e-8  # Of the rules whose rates are given.
 
 
@@ -23,8 +24,8 @@ class Calibration(NamedTuple):
       learning_rate: For `radazo`.
       learning_rate_zo_adamm: For `zo_adamm` and `zo_rmsprop`.
       learning_rate_zo_sgd: For `zo_sgd`.
-      value: f(x), the mean of the values taken close to it.
-      noise: Standard deviation of one value: rounding, or chance.
+      value: f(x), told from seven values close to it.
+      noise: Standard deviation of one value: rounding at least, or chance.
       distance, shortest, longest: The distance chosen, between those that serve.
       slope_spread: Root mean square of slopes at that distance, ‖∇f‖ / √d of a smooth
         function.
@@ -141,14 +142,14 @@ def calibrate(
       A `Calibration`, numbers alone; `print` it.
     Raises:
       TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
-        real number.
-      ValueError: If `value_fn` is not finite at `params`, or is not seen to change; or
-        an argument is out of its range.
+        real number: one of Python, no bool, or a scalar of NumPy or JAX.
+      ValueError: If `value_fn` is not finite at `params`, or its slopes are nothing, or
+        lost in noise, as at an optimum; or an argument is out of its range.
     Cost:
-      55 function values: 7 for the noise, 36 far from x and 12 close to it. The 12 are
-      not taken where no distance is short; 12 more are, at most twice, where the size
-      of the parameters says little of the distances that matter. Beside the parameters
-      a direction and a moved copy.
+      43 to 79 function values, most often 55: 7 for the noise, 36 far from x and 12
+      close to it. The last are not taken where no distance is short; 12 more are, at
+      most twice, where the size of the parameters says little of the distances that
+      matter. Beside the parameters a direction and a moved copy.
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
@@ -168,6 +169,10 @@ def calibrate(
     _check(where, value_fn, distribution, num_directions, difference, num_steps)
     layout = leaves.layout(where, params, mask)
     words = threefry.key_data(where, key)
+    if not layout.dim:
+        way_out = "Pass arrays of floating point, and a mask that lets some be moved."
+        rule, got = "have elements to move", "none among the leaves"
+        checks.fail(where, "params", rule, got, way_out)
     value_at = rungs.value_oracle(where, value_fn, params, layout, words)
     size, eps = rungs.size(layout, params), rungs.eps(layout, params)
     norm = math.sqrt(layout.dim)
@@ -181,6 +186,7 @@ def calibrate(
     units = math.sqrt(layout.dim / distribution.factor(layout.dim))
     num_values = rungs.STENCIL + sum(x.size for x in pairs.values())
     told = _told(view, seen, distance)
+    _check_told(where, told, noise, distance, reach * norm)
     lasting = math.hypot(1 + told.variance, 2 / (1 - _B1))
     share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * lasting))
     greedy = reach / lasting
@@ -238,6 +244,23 @@ def _check(
         checks.integer(where, "num_steps", num_steps, 1, way_out)
 
 
+def _check_told(
+    where: str, told: "_Told", noise: float, distance: float, within: float
+) -> None:
+    """Slopes are told where noise is at most twice their mean square. Where that is a
+    hundred times as much, or slopes have changed `within` less than was looked at, what
+    was told is of other places: by it one would step blindly, or next to nowhere."""
+    if told.noise_share > _DROWNED or distance > 2 * within:
+        checks.fail(
+            where,
+            "value_fn",
+            "have slopes that stand out from noise before they change",
+            f"slopes of {math.sqrt(told.power):.2g} that have changed within "
+            f"{within:.2g}, told at {distance:.2g} with a noise of {noise:.2g}",
+            "Little is left to gain here; or take the mean of several values.",
+        )
+
+
 class _Seen(NamedTuple):
     """What is known before slopes are: d, K, whether differences are forward, the steps
     of the run, f(x) and the noise of a value."""
@@ -276,14 +299,15 @@ def _far(
         if further is None:
             break
         pairs[further] = rungs.taken(value_at, further, first)
-    view = _rungs(seen, pairs)
-    if not np.any(view.power > 0):
+    if not _rungs(seen, pairs).seen:
+        # A constant, noise alone, or a point from which both ways look the same.
         checks.fail(
             where,
             "value_fn",
-            f"be seen to change within a distance of {max(pairs):.3g} of `params`",
-            f"values near {seen.value:.6g} with a noise of {seen.noise:.2g}",
-            "Start where it changes, or take the mean of several values.",
+            "have slopes that stand out from noise",
+            f"values near {seen.value:.6g} with a noise of {seen.noise:.2g}, and no "
+            f"slopes within a distance of {max(pairs):.3g}",
+            "Start where f is not level, or take the mean of several values.",
         )
     return pairs
 
@@ -294,7 +318,7 @@ def _further(
     """A distance to look at, if what is looked for lies within or beyond the others."""
     if not view.distances.size:
         return shortest / 64  # Nothing is finite there.
-    if not np.any(view.power > 0):
+    if not view.seen:
         return 16 * longest
     reach = _reaches(view, view.distances) * norm
     if reach[0] < shortest / 2:

@@ -6,6 +6,7 @@ A rung is a distance t; along directions u of the unit sphere f is taken at x ±
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -16,10 +17,15 @@ from jax import lax
 
 from radazo import base, checks, directions, leaves
 
-STENCIL = 7  # Values close together, of which the noise is told.
+STENCIL = 7  # Values close together, of which f(x) and the noise are told.
+_OF_VALUE = 131 / 231  # Variance of what they say of f(x), by that of one.
+# Noise is told from seven values alone. Of noise and nothing else, in 99 of 100 cases
+# the mean square of six slopes is less than this times what was told, at the clearest
+# of five distances (3 alone: in 70).
+_SEEN = 18
 
-# value_at(k, t): f at x + t · direction k of the unit sphere.
-ValueAt = Callable[[int, float], float]
+# value_at(k, t): f at x + t · direction k of the unit sphere, a scalar of NumPy.
+ValueAt = Callable[[int, float], Any]
 
 
 class Rungs(NamedTuple):
@@ -31,6 +37,7 @@ class Rungs(NamedTuple):
       bend: Mean square of second differences, likewise.
       curvature: Mean second difference.
       spread: Estimate of ‖∇²f‖ / √d, by the Frobenius norm.
+      seen: Whether slopes stand out from noise at one of them: none otherwise.
     """
 
     distances: np.ndarray
@@ -38,6 +45,7 @@ class Rungs(NamedTuple):
     bend: np.ndarray
     curvature: np.ndarray
     spread: np.ndarray
+    seen: bool
 
     def between(self, name: str, distances: np.ndarray) -> np.ndarray:
         """One of them at other distances, by a line in logarithms; flat beyond."""
@@ -47,7 +55,8 @@ class Rungs(NamedTuple):
 
 def taken(value_at: ValueAt, distance: float, which: Iterable[int]) -> np.ndarray:
     """(n, 2) values at x ± t·u."""
-    return np.array([(value_at(k, distance), value_at(k, -distance)) for k in which])
+    pairs = [(value_at(k, distance), value_at(k, -distance)) for k in which]
+    return np.array(pairs, np.float64)
 
 
 def rungs(
@@ -71,20 +80,22 @@ def rungs(
         slopes, seconds = (up - down) / (2 * t), (up + down - 2 * value) / t**2
         mean, many = np.mean(seconds), (dim + 2) / 2
         raw = np.mean(slopes**2), np.mean(seconds**2)
-        # f(x) is noisy too, and shared: it is the mean of a few values.
-        own, shared = 2 * noise**2 / t**4, 4 / STENCIL * noise**2 / t**4
+        # f(x) is noisy too, and shared.
+        own, shared = 2 * noise**2 / t**4, 4 * _OF_VALUE * noise**2 / t**4
         added = noise**2 / (2 * t**2), own + shared, own * (1 / len(up) + many) + shared
         raw = *raw, mean**2 + many * np.var(seconds, ddof=1)
         rows.append((t, mean, raw, added))
     if not rows:
         nothing = np.zeros(0)
-        return Rungs(nothing, nothing, nothing, nothing, nothing)
+        return Rungs(nothing, nothing, nothing, nothing, nothing, seen=False)
     distances, curvature, raw, added = map(np.array, zip(*rows, strict=True))
+    seen = bool(np.any(raw[:, 0] > _SEEN * added[:, 0]))
     known = raw >= 3 * added
     clear = np.where(known, raw - added, 0.0)
     for i in range(len(clear) - 2, -1, -1):
         clear[i] = np.where(known[i], clear[i], clear[i + 1])
-    return Rungs(distances, clear[:, 0], clear[:, 1], curvature, np.sqrt(clear[:, 2]))
+    spread = np.sqrt(clear[:, 2])
+    return Rungs(distances, clear[:, 0], clear[:, 1], curvature, spread, seen)
 
 
 def eps(layout: leaves.Layout, params: base.Params) -> float:
@@ -94,11 +105,13 @@ def eps(layout: leaves.Layout, params: base.Params) -> float:
 
 def size(layout: leaves.Layout, params: base.Params) -> float:
     """Root mean square of the perturbed elements, 1 if they are all zero."""
-    squares = [
-        float(jnp.sum(jnp.square(x.astype(base.wide(x.dtype)))))
-        for x in _active(layout, params)
-    ]
-    return math.sqrt(sum(squares) / max(layout.dim, 1)) or 1.0
+    active = [x.astype(base.wide(x.dtype)) for x in _active(layout, params) if x.size]
+    largest = max(float(jnp.max(jnp.abs(x))) for x in active)
+    if not largest:
+        return 1.0
+    # The square of an element may be no number of its type, but that of a share is.
+    squares = [float(jnp.sum(jnp.square(x / largest))) for x in active]
+    return largest * math.sqrt(sum(squares) / layout.dim)
 
 
 def _active(layout: leaves.Layout, params: base.Params) -> list[Any]:
@@ -115,7 +128,7 @@ def value_oracle(
 ) -> ValueAt:
     """`value_fn` along directions of this key, called as it is, from outside of JAX."""
 
-    def value_at(k: int, distance: float) -> float:
+    def value_at(k: int, distance: float) -> Any:
         moved = _moved(
             layout,
             words,
@@ -158,30 +171,53 @@ def _alone(layout: leaves.Layout) -> leaves.Layout:
     return layout._replace(active=(True,) * len(sizes), sizes=sizes)
 
 
-def _number(where: str, value: Any) -> float:
+def _number(where: str, value: Any) -> Any:
+    """The value as a scalar of NumPy, in the type in which it was returned."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
         array = np.zeros(0)  # Leaves of several shapes, or a key.
-    real = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
-    if not real or array.ndim:
+    if array.dtype == object and isinstance(value, numbers.Real):
+        array = np.asarray(_nearest(value))  # A fraction, or an integer of many digits.
+    if array.ndim or not jnp.isdtype(array.dtype, ("integral", "real floating")):
         got = f"a {type(value).__name__}: {value!r}"[:200]
         way_out = "Return a scalar; leave `aux` and terms out."
         checks.fail(where, "value_fn", "return a real number", got, way_out, TypeError)
-    return float(array)
+    return array[()]
+
+
+def _nearest(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _rounding(value: Any) -> float:
+    """Standard deviation of what rounding takes from a value of this type."""
+    whole = jnp.issubdtype(value.dtype, jnp.integer)
+    unit = abs(float(np.spacing(float(value) if whole else value)))
+    return (max(unit, 1.0) if whole else unit) / math.sqrt(12)
 
 
 def value_and_noise(where: str, value_at: ValueAt, spacing: float) -> Any:
-    """f(x), and the standard deviation of one value."""
+    """f(x), and the standard deviation of one value, rounding at least.
+
+    A mean of values around x is f(x) and what curvature adds, which near an optimum is
+    all there is to see. So f(x) is told by the polynomial of degree five that is
+    closest to the seven values, of which their sixth difference is all that it misses.
+    """
     middle = STENCIL // 2
     places = (np.arange(STENCIL) - middle) * spacing
-    values = np.array([value_at(0, place) for place in places])
+    taken = [value_at(0, place) for place in places]
+    values = np.array(taken, np.float64)
     if not math.isfinite(values[middle]):
         got, way_out = repr(float(values[middle])), "Start where f has a value."
         checks.fail(where, "value_fn", "be finite at `params`", got, way_out)
     if not np.isfinite(values).all():
-        return float(values[middle]), 0.0
-    return float(values.mean()), noise_of(values)
+        return float(values[middle]), _rounding(taken[middle])
+    value = values[middle] + 5 / 231 * np.diff(values, STENCIL - 1)[0]
+    return float(value), max(noise_of(values), *map(_rounding, taken))
 
 
 def noise_of(values: np.ndarray) -> float:

@@ -252,6 +252,14 @@ OF_CALLS = {
         "'sphere'.",
         "radazo.sphere",
     ),
+    "nothing to move": (
+        {"params": jnp.zeros(0)},
+        V,
+        "params",
+        "have elements to move",
+        "none among the leaves.",
+        "Pass arrays of floating point, and a mask that lets some be moved.",
+    ),
     "no directions": (
         {"num_directions": 0},
         V,
@@ -328,9 +336,9 @@ OF_CALLS = {
         {"value_fn": lambda x: 7.0},
         V,
         "value_fn",
-        "be seen to change within a distance of 5.01e+03 of `params`",
-        "values near 7 with a noise of 0.",
-        "Start where it changes",
+        "have slopes that stand out from noise",
+        "values near 7 with a noise of 2.6e-16, and no slopes within a distance of 5",
+        "Start where f is not level, or take the mean of several values.",
     ),
 }
 
@@ -338,8 +346,8 @@ OF_CALLS = {
 @pytest.mark.parametrize("name", OF_CALLS)
 def test_a_mistake_is_explained(name):
     options, kind, argument, rule, got, way_out = OF_CALLS[name]
-    given = {"value_fn": quadratic, "key": 0, **options}
-    call = lambda: radazo.calibrate(params=START, **given)
+    given = {"value_fn": quadratic, "key": 0, "params": START, **options}
+    call = lambda: radazo.calibrate(**given)
     explained(Mistake(call, kind, f"calibrate({argument}", rule, got, way_out))
 
 
