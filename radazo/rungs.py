@@ -23,6 +23,7 @@ _OF_VALUE = 131 / 231  # Variance of what they say of f(x), by that of one.
 # the mean square of six slopes is less than this times what was told, at the clearest
 # of five distances (3 alone: in 70).
 _SEEN = 18
+_LARGEST = 1e100  # What is more has no square to reckon with: a penalty, as infinity.
 
 # value_at(k, t): f at x + t · direction k of the unit sphere, a scalar of NumPy.
 ValueAt = Callable[[int, float], Any]
@@ -74,7 +75,7 @@ def rungs(
     """
     rows = []
     for t in sorted(pairs):
-        up, down = pairs[t][np.isfinite(pairs[t]).all(axis=1)].T
+        up, down = pairs[t][(np.abs(pairs[t]) < _LARGEST).all(axis=1)].T
         if len(up) < 2:
             continue
         slopes, seconds = (up - down) / (2 * t), (up + down - 2 * value) / t**2
@@ -109,8 +110,10 @@ def size(layout: leaves.Layout, params: base.Params) -> float:
     largest = max(float(jnp.max(jnp.abs(x))) for x in active)
     if not largest:
         return 1.0
-    # The square of an element may be no number of its type, but that of a share is.
-    squares = [float(jnp.sum(jnp.square(x / largest))) for x in active]
+    # Squares may be no numbers of the type of x, but those of shares are. Not at once:
+    # XLA multiplies by the inverse, which may be none either.
+    root = math.sqrt(largest)
+    squares = [float(jnp.sum(jnp.square(x / root / root))) for x in active]
     return largest * math.sqrt(sum(squares) / layout.dim)
 
 
@@ -177,8 +180,9 @@ def _number(where: str, value: Any) -> Any:
         array = np.asarray(value)
     except (TypeError, ValueError):
         array = np.zeros(0)  # Leaves of several shapes, or a key.
-    if array.dtype == object and isinstance(value, numbers.Real):
-        array = np.asarray(_nearest(value))  # A fraction, or an integer of many digits.
+    known = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
+    if isinstance(value, numbers.Real) and not known:
+        array = np.asarray(_nearest(value))  # A fraction, or of many digits.
     if array.ndim or not jnp.isdtype(array.dtype, ("integral", "real floating")):
         got = f"a {type(value).__name__}: {value!r}"[:200]
         way_out = "Return a scalar; leave `aux` and terms out."
