@@ -83,8 +83,9 @@ def rungs(
         raw = np.mean(slopes**2), np.mean(seconds**2)
         # f(x) is noisy too, and shared.
         own, shared = 2 * noise**2 / t**4, 4 * _OF_VALUE * noise**2 / t**4
-        added = noise**2 / (2 * t**2), own + shared, own * (1 / len(up) + many) + shared
-        raw = *raw, mean**2 + many * np.var(seconds, ddof=1)
+        of_mean = own / len(up) + shared
+        added = noise**2 / (2 * t**2), own + shared, of_mean + many * own, of_mean
+        raw = *raw, mean**2 + many * np.var(seconds, ddof=1), mean**2
         rows.append((t, mean, raw, added))
     if not rows:
         nothing = np.zeros(0)
@@ -95,6 +96,7 @@ def rungs(
     clear = np.where(known, raw - added, 0.0)
     for i in range(len(clear) - 2, -1, -1):
         clear[i] = np.where(known[i], clear[i], clear[i + 1])
+        curvature[i] = curvature[i if known[i, 3] else i + 1]
     spread = np.sqrt(clear[:, 2])
     return Rungs(distances, clear[:, 0], clear[:, 1], curvature, spread, seen)
 
