@@ -124,11 +124,14 @@ def calibrate(
     distance in proportion to it: a quadratic falls to about (share / 2)² of its start.
     Call it again with the parameters reached, and go on with what it says then.
 
-    The noise σ is told from a table of differences of seven values close together:
-    rounding counts, and chance in `value_fn`. A function of a batch that is drawn anew
-    at each call is noisy; fix the batch, as a step of a run does. What is chosen is
-    itself a matter of chance: nine of ten keys give a rate of 0.5 to 1.6 times the
-    median on Quadratic, Levy and Rosenbrock in 1,000 dimensions.
+    f(x) is told from seven values close together, and the noise σ from a table of their
+    differences: chance in `value_fn` counts, and rounding, no less than that of the
+    type of its values. A function of a batch that is drawn anew at each call is noisy;
+    fix the batch, as a step of a run does.
+
+    What is chosen is itself a matter of chance: nine of ten keys give a rate of 0.5 to
+    1.6 times the median on Quadratic, Levy and Rosenbrock in 1,000 dimensions. At an
+    optimum, or where noise is all there is to see, nothing is chosen: it is an error.
 
     Args:
       key: Typed key or integer seed of the directions.
