@@ -215,15 +215,24 @@ def test_what_the_readme_says_of_the_estimators():
 
 
 def test_what_the_readme_says_of_calibration():
-    found = [np.median(calibration_report.ratios(x)) for x in lines_of("calibration")]
+    """With the calls of calibration, and with those that do not arrive."""
+    lines, text = lines_of("calibration"), " ".join(README.split())
+    found = [np.median(calibration_report.ratios(x, whole=True)) for x in lines]
     beyond = [f"{x:.2f}" for x in sorted(found) if x > calibration_report.WANTED]
-    text = " ".join(README.split())
-    assert f"In {len(found) - len(beyond)} of {len(found)} cases" in text
-    assert f"else {' and '.join(beyond)} times" in text
-    calls = {
-        n for x in lines_of("calibration") for n in x["numbers"]["values_to_calibrate"]
-    }
-    assert f"from {min(calls)} to {max(calls)} values" in text
+    within = f"at most {calibration_report.WANTED} times those of the best of a grid"
+    cases = f"in {len(found) - len(beyond)} of {len(found)} cases"
+    assert f"{within} {cases}" in text
+    assert f"else {', '.join(beyond[:-1])} and {beyond[-1]} times" in text
+    calls = [n for x in lines for n in x["numbers"]["values_to_calibrate"]]
+    assert 43 <= min(calls) <= max(calls) <= 79
+    assert "some fifty to eighty values" in text
+    tuned, mine = (
+        [n for x in lines for n in x["numbers"][name] if n is not None]
+        for name in ("values_tuned", "values_calibrated")
+    )
+    runs = sum(len(x["seeds"]) for x in lines)
+    arrive = f"{len(mine)} of {runs} runs arrive there, {len(tuned)} of that best"
+    assert arrive in text
 
 
 def attack_lines(arm):
