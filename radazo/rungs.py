@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import base, checks, directions, leaves
+from radazo import base, calls, checks, directions, leaves
 
 STENCIL = 7  # Values close together, of which f(x) and the noise are told.
 _OF_VALUE = 131 / 231  # Variance of what they say of f(x), by that of one.
@@ -184,19 +184,12 @@ def _number(where: str, value: Any) -> Any:
         array = np.zeros(0)  # Leaves of several shapes, or a key.
     known = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
     if isinstance(value, numbers.Real) and not known:
-        array = np.asarray(_nearest(value))  # A fraction, or of many digits.
+        array = np.asarray(calls.real(value))  # A fraction, or of many digits.
     if array.ndim or not jnp.isdtype(array.dtype, ("integral", "real floating")):
         got = f"a {type(value).__name__}: {value!r}"[:200]
         way_out = "Return a scalar; leave `aux` and terms out."
         checks.fail(where, "value_fn", "return a real number", got, way_out, TypeError)
     return array[()]
-
-
-def _nearest(value: Any) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def _rounding(value: Any) -> float:
