@@ -1,5 +1,6 @@
 """Throughput of a pool: the command, and what its committed lines say."""
 
+import house
 import numpy as np
 
 from benchmarks import pool, records
@@ -21,3 +22,11 @@ def test_a_line_holds_the_rates_of_one_worker_and_of_many(tmp_path, capsys):
     assert "Calls of 0.05 s" in shown
     text = pool.markdown([*lines, *lines])
     assert len(text.splitlines()) == 2 + 2 + 2
+
+
+def test_workers_have_nine_tenths_of_what_they_could_have():
+    lines = records.read(house.ROOT / "benchmarks" / "results" / "pool.jsonl")
+    found = {line["settings"]["kind"]: line["numbers"]["share"] for line in lines}
+    assert found.keys() == pool.NUM_WORKERS.keys()
+    for line in lines:
+        assert np.median(line["numbers"]["share"]) >= 0.9

@@ -14,6 +14,7 @@ from benchmarks import (
     estimators_figures,
     estimators_report,
     figures,
+    finetune_report,
     records,
     report,
     synthetic_report,
@@ -229,6 +230,25 @@ def test_what_the_readme_says_of_calibration():
     runs = sum(len(x["seeds"]) for x in lines)
     arrive = f"{len(mine)} of {runs} runs arrive there, {len(tuned)} of that best"
     assert arrive in text
+
+
+def test_what_the_readme_says_of_fine_tuning():
+    (lines,) = finetune_report.experiments(lines_of("finetune"))
+    shared, tuned = (finetune_report.arms(lines)[arm] for arm in ("shared", "tuned"))
+
+    def loss(group):
+        return np.mean([finetune_report.final_loss(x) for x in group.values()])
+
+    def steps(method):
+        return finetune_report.steps_to(loss(shared["zo_adamm"]), shared[method])
+
+    text = " ".join(README.split())
+    fewer = f"{steps('radazo'):.0f} of 1,000 steps ({1000 / steps('radazo'):.2f} times"
+    assert fewer in text
+    assert f"matched rate after {steps('zo_adamm_matched'):.0f}." in text
+    losses = sorted(loss(group) for group in tuned.values())
+    assert len(losses) == 5
+    assert f"all five rules end at {losses[0]:.3f} to {losses[-1]:.3f}" in text
 
 
 def attack_lines(arm):
