@@ -43,7 +43,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SHARED = ("radazo", "zo_adamm", "zo_adamm_matched", "zo_rmsprop", "zo_sgd", "meazo")
 FULL_SEEDS, PARTS = (0, 1, 2), (0.5, 0.25)
 B1S = (0.0, 0.5, 0.8, 0.95, 0.99)
-REDUCED = ("bfloat16", "factored", "rebuilt")
+REDUCED = ("bfloat16", "per_part", "factored", "rebuilt")
 
 Made = Callable[[Plan], dict[str, Any]]
 
@@ -227,7 +227,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     names = args.methods or ",".join(SHARED if args.full else SHARED[:2])
     args.methods = methods.chosen(parser, "--methods", names, methods.METHODS)
     of_radazo = {
-        f"--moments {args.moments}": args.moments in ("factored", "rebuilt"),
+        f"--moments {args.moments}": args.moments in REDUCED[1:],
         f"--b1 {args.b1:g}": args.b1 != defaults["b1"],
     }
     for option, is_given in of_radazo.items():

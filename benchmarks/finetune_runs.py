@@ -99,6 +99,9 @@ def _in_place(plan: Plan, chain: Any, rate: Any, options: dict[str, Any]) -> Any
     if plan.moments == "factored":
         rule = radazo.scale_by_radazo(plan.b1, granularity=radazo.factored, **constants)
         moments = {"moment_dtype": jnp.bfloat16}
+    elif plan.moments == "per_part":
+        rule = radazo.scale_by_radazo(plan.b1, granularity=radazo.per_leaf, **constants)
+        moments = {}
     else:
         rule = radazo.scale_by_second_moment(granularity=radazo.factored, **constants)
         moments = {"b1": plan.b1}

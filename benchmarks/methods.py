@@ -19,7 +19,7 @@ import radazo
 B1, B2, EPS_ROOT = 0.9, 0.99, 1e-8
 MATCHED = math.sqrt((1 + B1) / (1 - B1))
 # How fine-tuning keeps moments: beside a gradient that is held, or in place.
-MOMENTS = ("held", "float32", "bfloat16", "factored", "rebuilt")
+MOMENTS = ("held", "float32", "bfloat16", "per_part", "factored", "rebuilt")
 
 CAVEAT = (
     f"At a shared learning rate a step of R-AdaZO is about √((1 + b1) / (1 − b1)) = "

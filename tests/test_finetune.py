@@ -191,7 +191,7 @@ def test_the_whole_comparison_takes_the_best_rate_of_another_seed():
     assert {plan.learning_rate for plan in plans[-3:]} == {best.learning_rate}
 
 
-@pytest.mark.parametrize("moments", ["float32", "bfloat16", "factored", "rebuilt"])
+@pytest.mark.parametrize("moments", methods.MOMENTS[1:])
 def test_moments_in_place_take_the_steps_of_those_beside_a_gradient(toy, moments):
     plan = plan_of(learning_rate=0.01, steps=20)
     expected, _ = finetune_runs.run(toy, plan)
