@@ -96,7 +96,8 @@ def verdict(lines: list[dict[str, Any]]) -> str:
         name = f"{line['settings']['task']} with {line['settings']['rule']}"
         shown = "∞" if np.isinf(middle) else f"{middle:.3f}"
         (within if middle <= WANTED else beyond).append(f"{name} ({shown})")
-    held = f"Within a factor {WANTED}, by the median: {', '.join(within) or 'none'}."
+    held = f"Within a factor {WANTED}, by the median and without the values that "
+    held += f"calibrating takes: {', '.join(within) or 'none'}."
     return f"{held} Not: {', '.join(beyond) or 'none'}."
 
 

@@ -10,7 +10,7 @@ does. What is missing from 1 is what handing out, waiting and collecting cost.
 import argparse
 import contextlib
 import functools
-import importlib
+import importlib.util
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +89,9 @@ def main(argv: list[str]) -> None:
     seconds, calls_each = (0.05, 2) if args.quick else (0.5, 8)
     lines = []
     for kind in args.workers or NUM_WORKERS:
+        if kind == "dask" and not importlib.util.find_spec("distributed"):
+            records.console().print("dask: skipped; pip install '.[pool]'")
+            continue
         for num in NUM_WORKERS[kind]:
             pairs = [
                 [rate(kind, n, seconds, calls_each) for n in (1, num)]

@@ -52,13 +52,14 @@ def minimize(
     Ctrl-C is raised at once. The given `params` and `state` are left as they are.
 
     With `checkpoints` the same call, made again after whatever ended it, goes on from
-    the last checkpoint and ends bit for bit as if nothing had happened; that of a run
-    that has ended returns at once. SIGTERM then ends it as Ctrl-C does, with what was
-    reached on disk: a script that has more to do looks at `status`. `num_steps` is the
-    total, and may be larger than it was. Another key, start, structure, type, rule or
-    box is refused, and so is a folder in which another process keeps a run; another
-    function, other batches or another learning rate cannot be seen (unless it is in
-    the state): take another folder for another run.
+    the last checkpoint, of which there is one a minute, and ends bit for bit as if
+    nothing had happened; that of a run that has ended returns at once. SIGTERM then
+    ends it as Ctrl-C does, with what was reached on disk: a script that has more to do
+    looks at `status`. `num_steps` is the total, and may be larger than it was. Another
+    key, start, structure, type, rule or box is refused, and so is a folder in which
+    another process keeps a run; another function, other batches or another learning
+    rate cannot be seen (unless it is in the state): take another folder for another
+    run.
 
     Args:
       value_fn: `value_fn(params)`, or `value_fn(params, batch)` with `batches`;

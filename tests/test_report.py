@@ -222,13 +222,13 @@ def test_what_the_readme_says_of_calibration():
     assert f"else {', '.join(beyond[:-1])} and {beyond[-1]} times" in text
     calls = [n for x in lines for n in x["numbers"]["values_to_calibrate"]]
     assert 43 <= min(calls) <= max(calls) <= 79
-    assert "some fifty to eighty values" in text
+    assert "43 to 79 values" in text
     tuned, mine = (
         [n for x in lines for n in x["numbers"][name] if n is not None]
         for name in ("values_tuned", "values_calibrated")
     )
     runs = sum(len(x["seeds"]) for x in lines)
-    arrive = f"{len(mine)} of {runs} runs arrive there, {len(tuned)} of that best"
+    arrive = f"{len(mine)} of {runs} runs reach it, {len(tuned)} of that best"
     assert arrive in text
 
 
