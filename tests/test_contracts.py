@@ -77,18 +77,16 @@ def test_a_seed_is_its_typed_key(estimate):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gradient_has_the_structure_the_shapes_and_the_types_of_params(
-    estimate, dtype
-):
-    _, gradient, *_ = estimate(1, start(dtype))
+def test_the_gradient_has_the_structure_the_shapes_and_the_types_of_params(kind, dtype):
+    _, gradient, *_ = jitted(kind)(1, start(dtype))
     assert described(gradient) == described(start(dtype))
 
 
-def test_float64_parameters_have_a_float64_value_and_gradient(x64, row):
+def test_float64_parameters_have_a_float64_value_and_gradient(x64, kind):
     def value_fn(params):
         return jnp.sum(params["matrix"] ** 2) + params["scalar"]
 
-    estimator = row.make(num_directions=NUM_DIRECTIONS)
+    estimator = kind.make(num_directions=NUM_DIRECTIONS)
     estimate = quick_jit(first_estimate(estimator, value_fn))
     value, gradient, *_ = estimate(1, start(jnp.float64))
     assert described(gradient) == described(start(jnp.float64))
@@ -142,12 +140,12 @@ def test_steps_in_a_scan_are_those_of_a_loop(kind):
 
 
 @pytest.mark.parametrize("chunk_size", [2, 3])
-def test_the_size_of_a_chunk_changes_rounding_alone(row, estimate, chunk_size):
-    if not row.chunks:
+def test_the_size_of_a_chunk_changes_rounding_alone(kind, chunk_size):
+    if not kind.chunks:
         pytest.skip("it takes its values one after the other")
-    estimator = row.make(num_directions=NUM_DIRECTIONS, chunk_size=chunk_size)
+    estimator = kind.make(num_directions=NUM_DIRECTIONS, chunk_size=chunk_size)
     chunked = quick_jit(first_estimate(estimator))(1, start())
-    assert_near(chunked, estimate(1, start()))
+    assert_near(chunked, jitted(kind)(1, start()))
 
 
 def test_eval_shape_describes_the_estimate(estimate):
