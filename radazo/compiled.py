@@ -42,10 +42,7 @@ def compiled_steps(
     which the first `taken` elements are meant.
     """
 
-    def value_of(params: base.Params, batch: Any) -> Any:
-        if batches is None:
-            return value_fn(params)
-        return value_fn(params, batch)
+    value_of = _of_batches(value_fn, batches)
 
     def moved(arrays: list[jax.Array], updates: base.Params, ended: Any) -> list[Any]:
         changes = rest.pick(rest.treedef.flatten_up_to(updates))
@@ -96,8 +93,7 @@ def recorded_steps(
 ) -> Callable[..., Any]:
     """`compiled_steps` of which each can be made again: two programs a step."""
 
-    def value_of(params: base.Params, batch: Any) -> Any:
-        return value_fn(params) if batches is None else value_fn(params, batch)
+    value_of = _of_batches(value_fn, batches)
 
     @jax.jit
     def look(arrays: list[jax.Array], state: Any, batch: Any) -> Record:
@@ -129,6 +125,13 @@ def recorded_steps(
         return arrays, state, records, len(records.values), last
 
     return steps
+
+
+def _of_batches(value_fn: base.ValueFn, batches: Any) -> Callable[..., Any]:
+    """The function of the parameters and a batch, which is None without any."""
+    return lambda params, batch: (
+        value_fn(params) if batches is None else value_fn(params, batch)
+    )
 
 
 def _answer(answer: Any) -> jax.Array:

@@ -91,10 +91,7 @@ def seen(
 ) -> tuple[records.JournalEntry, forms.WithEstimatorState]:
     """The first half: the entry, and the counters after the step."""
     watched = answers.Watched(value_fn, [])
-    if isinstance(optimizer, InPlace):
-        _, new, _ = optimizer.step(watched, params, state, **extra)
-    else:
-        _, new = optimizer.update(None, state, params, value_fn=watched, **extra)
+    new = _state_after(optimizer, watched, params, state, **extra)
     counters = forms.counters("recorded_step", new)
     if len(watched.infos) != 1:
         checks.fail(
@@ -149,15 +146,22 @@ def num_directions(optimizer: Any, params: base.Params, state: Any) -> int | Non
     counted = answers.Counted([])
     arrays, rest = trees.split(params)
 
-    def step(arrays: list[jax.Array], state: Any) -> None:
-        params = rest.join(arrays)
-        if isinstance(optimizer, InPlace):
-            optimizer.step(counted, params, state)
-        else:
-            optimizer.update(None, state, params, value_fn=counted)
-
-    jax.eval_shape(step, arrays, state)
+    jax.eval_shape(
+        lambda arrays, state: _state_after(
+            optimizer, counted, rest.join(arrays), state
+        ),
+        arrays,
+        state,
+    )
     return counted.found[0] if counted.found else None
+
+
+def _state_after(
+    optimizer: Any, given: Any, params: base.Params, state: Any, **extra: Any
+) -> Any:
+    if isinstance(optimizer, InPlace):
+        return optimizer.step(given, params, state, **extra)[1]
+    return optimizer.update(None, state, params, value_fn=given, **extra)[1]
 
 
 def _strong(leaf: jax.Array) -> jax.Array:
