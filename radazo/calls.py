@@ -47,14 +47,20 @@ def answer(
     if begun_by(path, number):
         return Answer("lost", math.nan, "its worker was lost")
     _mark(path, number)
-    with _Noted() as noted:
+    # As text: not every exception survives being pickled.
+    texts: list[str] = []
+    with Caught(lambda error: texts.append(_text(error))):
         # Its own arrays: what it writes into them is not in the next try.
         returned = value_fn(plain(point))
         value = real(returned)
         if math.isnan(value):
             return Answer("invalid", value, f"returned {returned!r}"[:200])
         return Answer("values", value, "")
-    return Answer("exceptions", math.nan, noted.text)
+    return Answer("exceptions", math.nan, texts[0])
+
+
+def _text(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()[:1000]
 
 
 def begun_by(path: str, number: int) -> int:
@@ -125,10 +131,10 @@ def real(returned: Any) -> float:
     return math.nan
 
 
-class _Noted:
-    """Keeps an exception as text: not every exception survives being pickled."""
+class Caught(NamedTuple):
+    """Whatever a block raises goes to `tell`, but Ctrl-C, which is for who waits."""
 
-    text = ""
+    tell: Callable[[BaseException], Any]
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +146,6 @@ class _Noted:
         trace: TracebackType | None,
     ) -> bool:
         if not isinstance(error, Exception | SystemExit):
-            return False  # Ctrl-C is for the one who waits.
-        self.text = "".join(traceback.format_exception_only(error)).strip()[:1000]
+            return False
+        self.tell(error)
         return True

@@ -15,14 +15,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FunctionType, TracebackType
+from types import FunctionType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from radazo import checks, records, replaying
+from radazo import calls, checks, records, replaying
 
 _NAME = "python -m radazo.journal"
 _SHOWN = 3
@@ -35,30 +35,9 @@ _IMPORTED = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; what to exit with."""
     options = _parser().parse_args(arguments)
-    with _Told(_tell):
+    with calls.Caught(_tell):
         return options.command(options)
     return 2
-
-
-class _Told:
-    """Whatever a block raises goes to `tell`: a traceback would exit with 1."""
-
-    def __init__(self, tell: Callable[[BaseException], None]) -> None:
-        self.tell = tell
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception | SystemExit):
-            return False
-        self.tell(error)
-        return True
 
 
 def _tell(error: BaseException) -> None:
@@ -227,7 +206,7 @@ def _imported(argument: str, name: str | None) -> Any:
     sys.path.insert(0, "")
     with contextlib.ExitStack() as stack:
         stack.callback(sys.path.remove, "")
-        stack.enter_context(_Told(tell))
+        stack.enter_context(calls.Caught(tell))
         module, _, attribute = name.partition(":")
         found = importlib.import_module(module)
         for part in attribute.split("."):
