@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from radazo import base, checks
+from radazo import core, validation
 
 
 class EstimateStatistics(NamedTuple):
@@ -44,7 +44,7 @@ class MonitorEstimateState(NamedTuple):
 
 
 def estimate_statistics(
-    gradient: base.Params, info: base.EstimateInfo
+    gradient: core.Params, info: core.EstimateInfo
 ) -> EstimateStatistics:
     """Gradient norm, variance and signal-to-noise ratio from the slopes of an estimate.
 
@@ -127,9 +127,9 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
       >>> print(jnp.round(statistics.gradient_norm, 1))  # ‖2x‖ = 20
       19.7
     """
-    checks.decay("monitor_estimate", "decay", decay)
+    validation.decay("monitor_estimate", "decay", decay)
 
-    def init(params: base.Params) -> MonitorEstimateState:
+    def init(params: core.Params) -> MonitorEstimateState:
         del params
         zero = jnp.zeros((), jnp.result_type(float))
         zeros = jnp.zeros(3, zero.dtype)
@@ -138,10 +138,10 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
     def update(
         updates: Any,
         state: Any,
-        params: base.Params | None = None,
+        params: core.Params | None = None,
         *,
-        estimate_info: base.EstimateInfo | None = None,
-        grad: base.Params | None = None,
+        estimate_info: core.EstimateInfo | None = None,
+        grad: core.Params | None = None,
         **extra: Any,
     ) -> tuple[Any, Any]:
         del params, extra
@@ -161,14 +161,14 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
 
 
 def _moments(
-    where: str, gradient: base.Params, info: Any
+    where: str, gradient: core.Params, info: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The squared length of the gradient, the variance, and the signal."""
-    checks.instance(
+    validation.instance(
         where,
         "estimate_info" if where.endswith("update") else "info",
         info,
-        base.EstimateInfo,
+        core.EstimateInfo,
         "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` hands "
         "it on; `estimator.estimate(...)` returns it, the last of four.",
     )
@@ -186,7 +186,7 @@ def _statistics(
     return EstimateStatistics(jnp.sqrt(squared), variance, signal / variance)
 
 
-def cosine_similarity(gradient: base.Params, reference: base.Params) -> jax.Array:
+def cosine_similarity(gradient: core.Params, reference: core.Params) -> jax.Array:
     """The cosine of the angle between two pytrees of one structure.
 
       ⟨a, b⟩ / (‖a‖ ‖b‖)   over all floating-point leaves jointly
@@ -213,7 +213,7 @@ def cosine_similarity(gradient: base.Params, reference: base.Params) -> jax.Arra
     return jnp.asarray(dot / (jnp.sqrt(norms[0]) * jnp.sqrt(norms[1])))
 
 
-def second_moment_error(second_moment: base.Params, reference: base.Params) -> Any:
+def second_moment_error(second_moment: core.Params, reference: core.Params) -> Any:
     """How far a second moment is from the one of the true gradients.
 
       ‖nu − nu*‖ / ‖nu*‖   over all floating-point leaves jointly
@@ -244,7 +244,7 @@ def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
     """The floating-point leaves of both, in the widest type of them all."""
     mine, other = (jax.tree.map(jnp.shape, x) for x in (tree, reference))
     if mine != other or jax.tree.structure(tree) != jax.tree.structure(reference):
-        checks.fail(
+        validation.fail(
             where,
             "reference",
             f"have the structure and the shapes {mine}",
@@ -252,8 +252,8 @@ def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
             "Compare what belongs to the same parameters.",
         )
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)
-    kept = [(a, b) for a, b in pairs if base.is_floating(a) and base.is_floating(b)]
-    dtype = base.wide(*(x.dtype for pair in kept for x in pair))
+    kept = [(a, b) for a, b in pairs if core.is_floating(a) and core.is_floating(b)]
+    dtype = core.wide(*(x.dtype for pair in kept for x in pair))
     return [(a.astype(dtype), b.astype(dtype)) for a, b in kept]
 
 
@@ -261,6 +261,6 @@ def _squared_norm(tree: Any, dtype: Any) -> jax.Array:
     squares = [
         jnp.sum(jnp.square(leaf.astype(dtype)))
         for leaf in jax.tree.leaves(tree)
-        if base.is_floating(leaf)
+        if core.is_floating(leaf)
     ]
     return jnp.sum(jnp.stack(squares))

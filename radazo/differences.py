@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from radazo import base, checks
+from radazo import core, validation
 
 # A point that moves along a direction: step -> params + step · direction.
-Line = Callable[[jax.Array], base.Params]
+Line = Callable[[jax.Array], core.Params]
 # params -> (terms, aux)
-Evaluate = Callable[[base.Params], tuple[jax.Array, Any]]
+Evaluate = Callable[[core.Params], tuple[jax.Array, Any]]
 
 
 class Difference(NamedTuple):
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
         their order; empty where they cannot be taken elsewhere and told.
     """
 
-    start: Callable[[Evaluate, base.Params], Any]
+    start: Callable[[Evaluate, core.Params], Any]
     slope: Callable[..., tuple[jax.Array, jax.Array, Any]]
     num_values: Callable[[int], int]
     steps: tuple[float, ...] = ()
@@ -92,7 +92,7 @@ def derivative(
         got = f"one that has none ({str(error).splitlines()[0]})"
         rule = "have a derivative in forward mode"
         way_out = "Only functions written in JAX have one."
-        return checks.fail(where, "value_fn", rule, got, way_out, TypeError)
+        return validation.fail(where, "value_fn", rule, got, way_out, TypeError)
 
 
 forward = Difference(
@@ -126,12 +126,12 @@ taken in the types of the parameters."""
 
 
 def evaluation(
-    where: str, value_fn: base.ValueFn, *, terms: bool, has_aux: bool
+    where: str, value_fn: core.ValueFn, *, terms: bool, has_aux: bool
 ) -> Evaluate:
     """`value_fn` as a function to (terms in float32 or wider, aux), checked."""
 
-    def evaluate(params: base.Params) -> tuple[jax.Array, Any]:
-        with checks.traceable(where):
+    def evaluate(params: core.Params) -> tuple[jax.Array, Any]:
+        with validation.traceable(where):
             out = value_fn(params)
         value, aux = _with_aux(where, out) if has_aux else (out, None)
         return _checked(where, value, terms), aux
@@ -142,7 +142,7 @@ def evaluation(
 
 def _with_aux(where: str, out: Any) -> tuple[Any, Any]:
     if not (isinstance(out, tuple) and len(out) == 2):
-        checks.fail(
+        validation.fail(
             where,
             "value_fn",
             "return a pair (value, aux), since `has_aux=True`",
@@ -167,7 +167,7 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
     except (TypeError, ValueError):
         numeric = False
     if not numeric:
-        checks.fail(
+        validation.fail(
             where,
             "value_fn",
             "return a real number",
@@ -176,7 +176,7 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
             TypeError,
         )
     if value.ndim and not terms:
-        checks.fail(
+        validation.fail(
             where,
             "value_fn",
             "return a scalar",
@@ -184,4 +184,4 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
             "Return its sum or mean; or, if the objective is the sum of these terms, "
             "give the estimator `terms=True`.",
         )
-    return value.astype(base.wide(value.dtype))
+    return value.astype(core.wide(value.dtype))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import base, checks, leaves, threefry
+from radazo import core, flat, random, validation
 
 
 def _only_whole(*arguments: Any) -> Any:
@@ -61,7 +61,7 @@ def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.
 
 
 def _draw_gaussian(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    return threefry.normal(threefry.fold_in(key, k), dim, dtype)
+    return random.normal(random.fold_in(key, k), dim, dtype)
 
 
 def _inverse_norm(drawn: jax.Array) -> jax.Array:
@@ -69,14 +69,14 @@ def _inverse_norm(drawn: jax.Array) -> jax.Array:
 
 
 def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    return threefry.signs(threefry.fold_in(key, k), dim, dtype)
+    return random.signs(random.fold_in(key, k), dim, dtype)
 
 
 def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
     """All of a step, since drawn with its direction an index is drawn by XLA's CPU
     backend for every element."""
     del dtype
-    index = jax.vmap(lambda k: threefry.index_below(threefry.fold_in(key, k), dim))
+    index = jax.vmap(lambda k: random.index_below(random.fold_in(key, k), dim))
     return index(jnp.arange(num_directions, dtype=jnp.uint32))
 
 
@@ -89,7 +89,7 @@ def _draw_coordinate(
 def _each_once(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> None:
     del key, dtype
     if num_directions != max(dim, 1):
-        checks.fail(
+        validation.fail(
             "basis",
             "num_directions",
             f"be the number of perturbed elements, {dim}",
@@ -117,7 +117,7 @@ def orthonormal_rows(
     `first`, (dim,), stands in for the first of them unless it is zero or not finite.
     """
     if num_directions > dim:
-        checks.fail(
+        validation.fail(
             where,
             "num_directions",
             f"be at most the number of perturbed elements, {dim}",
@@ -142,7 +142,7 @@ def orthonormal_rows(
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
-_in_parts = {"part": threefry.normal, "at": threefry.normal_at}
+_in_parts = {"part": random.normal, "at": random.normal_at}
 
 gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0, **_in_parts)
 """Independent standard normals: ‖u‖ ≈ √d."""
@@ -154,8 +154,8 @@ rademacher = Distribution(
     _step_key,
     _draw_rademacher,
     lambda dim: 1.0,
-    part=threefry.signs,
-    at=threefry.signs_at,
+    part=random.signs,
+    at=random.signs_at,
 )
 """Independent signs, one random bit each: ‖u‖ = √d."""
 
@@ -210,19 +210,19 @@ def distribution_from(
       [3.]
     """
     where = "distribution_from"
-    checks.function(where, "draw", draw, "It takes a key and a dimension.")
+    validation.function(where, "draw", draw, "It takes a key and a dimension.")
     way_out = "It is the inverse of the mean square of an element, or a function of d."
     if not callable(factor):
-        checks.positive(where, "factor", factor, way_out)
+        validation.positive(where, "factor", factor, way_out)
 
     def drawn(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-        own = threefry.typed(threefry.fold_in(key, k))
+        own = random.typed(random.fold_in(key, k))
         vector = _real_vector(where, draw(own, dim), dim).astype(dtype)
         return jnp.where(jnp.isfinite(vector), vector, jnp.zeros_like(vector))
 
     def inverse_mean_square(dim: int) -> float:
         number = factor(dim) if callable(factor) else factor
-        checks.positive(where, "factor", number, way_out)
+        validation.positive(where, "factor", number, way_out)
         return float(number)
 
     return Distribution(_step_key, drawn, inverse_mean_square)
@@ -237,7 +237,7 @@ def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
         if real and vector.shape == (dim,):
             return vector
         named = f"an array of type {vector.dtype} and shape {vector.shape}"
-    return checks.fail(
+    return validation.fail(
         where,
         "draw",
         f"return a real array of shape ({dim},)",
@@ -250,13 +250,13 @@ def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
 def check(where: str, distribution: Any) -> None:
     """`distribution` is a law of directions."""
     way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
-    checks.instance(where, "distribution", distribution, Distribution, way_out)
+    validation.instance(where, "distribution", distribution, Distribution, way_out)
 
 
 def check_parts(where: str, distribution: Distribution) -> None:
     """The directions of this law can be drawn in parts."""
     if _only_whole in (distribution.part, distribution.at):
-        checks.fail(
+        validation.fail(
             where,
             "distribution",
             "have a `part` and an `at`",
@@ -275,12 +275,12 @@ def direction(
 
 def sample_directions(
     key: Any,
-    params: base.Params,
+    params: core.Params,
     distribution: Distribution = sphere,
     *,
     num_directions: int,
-    mask: base.Mask = None,
-) -> base.Params:
+    mask: core.Mask = None,
+) -> core.Params:
     """The directions that an estimator draws from a step key, as pytrees.
 
     For looking at and for checking: an estimator draws the same values where they are
@@ -310,20 +310,22 @@ def sample_directions(
       >>> print(jnp.sum(u["a"] ** 2, axis=1) + u["b"] ** 2)  # one norm over all leaves
       [1. 1.]
     References:
-      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011 (threefry).
+      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011 (random).
     """
     where = "sample_directions"
-    checks.integer(where, "num_directions", num_directions, 1, "One direction or more.")
-    checks.instance(
+    validation.integer(
+        where, "num_directions", num_directions, 1, "One direction or more."
+    )
+    validation.instance(
         where, "distribution", distribution, Distribution, "Pass `radazo.sphere`, say."
     )
-    layout = leaves.layout(where, params, mask)
+    layout = flat.layout(where, params, mask)
     prepared = distribution.prepare(
-        threefry.key_data(where, key), num_directions, layout.dim, layout.dtype
+        random.key_data(where, key), num_directions, layout.dim, layout.dtype
     )
 
-    def draw(k: jax.Array) -> base.Params:
+    def draw(k: jax.Array) -> core.Params:
         u = direction(distribution, prepared, k, layout.dim, layout.dtype)
-        return leaves.unravel(layout, params, u, jnp.uint32(0))
+        return flat.unravel(layout, params, u, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import base, checks, trees
+from radazo import core, partition, validation
 
 # project(params, metric=None) -> params
-Projection = Callable[..., base.Params]
+Projection = Callable[..., core.Params]
 
 _SCALE_WAY_OUT = (
     "It is the size of the set: the radius of a ball, the sum of a simplex."
@@ -63,9 +63,9 @@ def box(lower: Any, upper: Any) -> Projection:
     if all(_is_scalar(bound) for bound in (lower, upper)):
         clipping("box", np.zeros(()), (lower, upper), names)
 
-    def project(params: base.Params, metric: base.Params | None = None) -> base.Params:
+    def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         del metric
-        arrays, rest = trees.split(params)
+        arrays, rest = partition.split(params)
         return rest.join(clipping("box", params, (lower, upper), names)(arrays))
 
     return project
@@ -96,7 +96,7 @@ def l2_ball(scale: Any = 1.0) -> Projection:
     References:
       Boyd and Vandenberghe, Convex optimization, 2004, section 8.1.
     """
-    checks.positive("l2_ball", "scale", scale, _SCALE_WAY_OUT)
+    validation.positive("l2_ball", "scale", scale, _SCALE_WAY_OUT)
     return _jointly(scale, _on_l2_ball, _inward)
 
 
@@ -124,7 +124,7 @@ def l1_ball(scale: Any = 1.0) -> Projection:
       Duchi et al., Efficient projections onto the l1-ball for learning in high
       dimensions, 2008.
     """
-    checks.positive("l1_ball", "scale", scale, _SCALE_WAY_OUT)
+    validation.positive("l1_ball", "scale", scale, _SCALE_WAY_OUT)
     return _jointly(scale, _on_l1_ball, _inward)
 
 
@@ -153,13 +153,13 @@ def simplex(scale: Any = 1.0) -> Projection:
       Duchi et al., Efficient projections onto the l1-ball for learning in high
       dimensions, 2008.
     """
-    checks.positive("simplex", "scale", scale, _SCALE_WAY_OUT)
+    validation.positive("simplex", "scale", scale, _SCALE_WAY_OUT)
     return _jointly(scale, _on_simplex, lambda y, dtype: y.astype(dtype))
 
 
 def clipping(
     where: str,
-    params: base.Params,
+    params: core.Params,
     bounds: Any,
     names: tuple[str, str] = ("bounds", "bounds"),
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
@@ -167,20 +167,20 @@ def clipping(
     `names` are those of the arguments that its messages speak of."""
     pairs = sides(where, params, bounds, names)
     return lambda arrays: [
-        _clip(x, *pair) if base.is_floating(x) else x
+        _clip(x, *pair) if core.is_floating(x) else x
         for x, pair in zip(arrays, pairs, strict=True)
     ]
 
 
 def sides(
     where: str,
-    params: base.Params,
+    params: core.Params,
     bounds: Any,
     names: tuple[str, str] = ("bounds", "bounds"),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(lower, upper) for each array of the parameters, or for all of its elements."""
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
-        checks.fail(
+        validation.fail(
             where,
             "bounds",
             "be a pair (lower, upper)",
@@ -188,7 +188,7 @@ def sides(
             "Either may be a number or a pytree like `params`; use inf for no bound.",
             TypeError,
         )
-    arrays, rest = trees.split(params)
+    arrays, rest = partition.split(params)
     shapes = [np.shape(x) for x in jax.tree.leaves(params)]
 
     def side(name: str, bound: Any) -> list[np.ndarray]:
@@ -202,7 +202,7 @@ def sides(
         fits = len(full) == len(shapes) and treedef == rest.treedef
         pairs = zip(full, shapes, strict=fits)
         if not (fits and all(b.shape in ((), shape) for b, shape in pairs)):
-            checks.fail(
+            validation.fail(
                 where,
                 name,
                 "be numbers or have the structure and the shapes of `params`",
@@ -214,7 +214,7 @@ def sides(
 
     lower, upper = side(names[0], bounds[0]), side(names[1], bounds[1])
     if not all(np.all(low <= up) for low, up in zip(lower, upper, strict=True)):
-        checks.fail(
+        validation.fail(
             where,
             names[1],
             "have lower ≤ upper everywhere",
@@ -257,12 +257,12 @@ def _jointly(
 ) -> Projection:
     """The projection `on` a set of flat vectors, for pytrees."""
 
-    def project(params: base.Params, metric: base.Params | None = None) -> base.Params:
+    def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         leaves, treedef = jax.tree.flatten(params)
-        moving = [i for i, leaf in enumerate(leaves) if base.is_floating(leaf)]
+        moving = [i for i, leaf in enumerate(leaves) if core.is_floating(leaf)]
         if not sum(leaves[i].size for i in moving):
             return params
-        dtype = base.wide(*(leaves[i].dtype for i in moving))
+        dtype = core.wide(*(leaves[i].dtype for i in moving))
         x = _flat([leaves[i] for i in moving], dtype)
         h = jnp.ones((), dtype)
         if metric is not None:

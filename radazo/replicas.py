@@ -10,12 +10,12 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from radazo import base, checks
+from radazo import core, validation
 
 _WORDS = (0x9E3779B9, 0x7FEB352D)  # One sum each: odd numbers with mixed bits.
 
 
-def fingerprint(params: base.Params) -> jax.Array:
+def fingerprint(params: core.Params) -> jax.Array:
     """A hash of all bits of a pytree, which depends on no layout over devices.
 
       h = Σᵢ mix(bitsᵢ + c · i) mod 2³², for two constants c, over all words i
@@ -49,11 +49,11 @@ def short_fingerprint(arrays: list[jax.Array]) -> jax.Array:
 
     Others do not change in a run.
     """
-    words = fingerprint([x for x in arrays if base.is_floating(x)])
+    words = fingerprint([x for x in arrays if core.is_floating(x)])
     return ((words[0] ^ words[1]) >> jnp.uint32(16)).astype(jnp.uint16)
 
 
-def check_replicas(params: base.Params) -> None:
+def check_replicas(params: core.Params) -> None:
     """Compare the hashes of parameters that several devices should all have.
 
     Each replica of a run over a mesh makes its own update. They stay the same for ever
@@ -127,7 +127,7 @@ def _compare(mesh: Any, path: Any, spec: Any, hashes: np.ndarray) -> None:
     if other.size:
         place = tuple(other[0])
         start = tuple(0 if free else x for free, x in zip(among, place, strict=True))
-        checks.fail(
+        validation.fail(
             "check_replicas",
             "params",
             "be the same on all devices that hold them",

@@ -9,7 +9,8 @@ import pytest
 from conftest import Mistake, explained
 
 import radazo
-from radazo import directions, rungs, threefry
+from radazo import directions, random
+from radazo.calibration import line_probes
 
 START = jax.random.normal(jax.random.key(1), (100,), jnp.float32)
 PLAIN = 55  # Function values, where no distance is added or left out.
@@ -64,13 +65,15 @@ def test_the_spread_of_second_differences_is_the_norm_of_the_hessian(x64):
     dim, num = 12, 40
     root = np.random.default_rng(0).normal(size=(dim, dim))
     hessian = root + root.T
-    law, words = directions.sphere, threefry.key_data("test", 5)
+    law, words = directions.sphere, random.key_data("test", 5)
     draw = jax.jit(jax.vmap(lambda k: law.draw(words, k, dim, jnp.float64)))
     u = np.asarray(draw(jnp.arange(400 * num, dtype=jnp.uint32)))
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
     up = 0.5 * np.einsum("ni,ij,nj->n", u, hessian, u).reshape(400, num)
     found = [
-        rungs.rungs({1.0: 7 + np.stack([one, one], axis=1)}, dim, 7.0, 0.0).spread[0]
+        line_probes.rungs(
+            {1.0: 7 + np.stack([one, one], axis=1)}, dim, 7.0, 0.0
+        ).spread[0]
         for one in up
     ]
     found = np.square(found)
@@ -84,9 +87,11 @@ def test_the_spread_of_second_differences_is_the_norm_of_the_hessian(x64):
 @pytest.mark.parametrize("sigma", [1e-6, 1e-2])
 def test_noise_is_told_from_the_function(sigma):
     draws = np.random.default_rng(3)
-    places = np.linspace(0, 1e-3, rungs.STENCIL)
+    places = np.linspace(0, 1e-3, line_probes.STENCIL)
     found = [
-        rungs.noise_of(np.exp(places) + sigma * draws.normal(size=rungs.STENCIL))
+        line_probes.noise_of(
+            np.exp(places) + sigma * draws.normal(size=line_probes.STENCIL)
+        )
         for _ in range(200)
     ]
     assert 0.6 < np.median(found) / sigma < 1.2
@@ -98,7 +103,7 @@ def test_rounding_is_noise_and_a_straight_line_has_little(x64):
     unit = float(np.spacing(np.float32(found.value)))
     assert 0.1 * unit < found.noise < 4 * unit
     assert exact.noise < 1e-7 * found.noise
-    assert rungs.noise_of(np.arange(7.0)) == 0.0
+    assert line_probes.noise_of(np.arange(7.0)) == 0.0
 
 
 def test_rates_and_distances_follow_the_units(x64):

@@ -12,7 +12,7 @@ from conftest import Mistake, explained
 
 import radazo
 from benchmarks.problems.synthetic import PROBLEMS
-from radazo import rungs
+from radazo.calibration import line_probes
 
 START = np.asarray(jax.random.normal(jax.random.key(1), (100,), jnp.float32))
 
@@ -51,24 +51,24 @@ def at_places(value_fn):
 
 def test_the_value_is_that_of_polynomials_of_degree_five():
     value_fn = np.polynomial.Polynomial([3.0, 1, -40, 7, 500, 20])
-    value, noise = rungs.value_and_noise("test", at_places(value_fn), 0.1)
+    value, noise = line_probes.value_and_noise("test", at_places(value_fn), 0.1)
     np.testing.assert_allclose(value, 3, rtol=1e-12)
     assert value_fn(np.linspace(-0.3, 0.3, 7)).mean() < 2.9
     # Even where the noise is taken for large.
-    value, noise = rungs.value_and_noise("test", at_places(abs), 0.1)
+    value, noise = line_probes.value_and_noise("test", at_places(abs), 0.1)
     assert value < 0.7 * noise
 
 
 def test_the_variance_of_the_value_is_the_one_that_is_taken_off():
     draws = np.random.default_rng(0)
     value_at = at_places(lambda t: draws.normal())
-    found = [rungs.value_and_noise("test", value_at, 1.0)[0] for _ in range(4000)]
+    found = [line_probes.value_and_noise("test", value_at, 1.0)[0] for _ in range(4000)]
     np.testing.assert_allclose(np.var(found), 131 / 231, rtol=0.1)
     excess = []
     for _ in range(10_000):
         value = draws.normal() * math.sqrt(131 / 231)
         pairs = {1.0: 5 + draws.normal(size=(6, 2))}
-        excess.append(rungs.rungs(pairs, 7, value, 1.0).bend[0] - 10**2)
+        excess.append(line_probes.rungs(pairs, 7, value, 1.0).bend[0] - 10**2)
     assert abs(np.mean(excess)) < 4 * np.std(excess) / math.sqrt(len(excess))
 
 
@@ -105,9 +105,9 @@ def test_noise_alone_has_no_slopes(key):
 def test_noise_alone_is_taken_for_slopes_in_one_of_a_hundred_cases():
     draws, seen = np.random.default_rng(0), []
     for _ in range(3000):
-        noise = rungs.noise_of(draws.normal(size=rungs.STENCIL))
+        noise = line_probes.noise_of(draws.normal(size=line_probes.STENCIL))
         pairs = {t: draws.normal(size=(6, 2)) for t in (1.0, 3.0, 9.0, 144.0, 2304.0)}
-        seen.append(rungs.rungs(pairs, 7, 0.0, noise).seen)
+        seen.append(line_probes.rungs(pairs, 7, 0.0, noise).seen)
     assert 0.004 < np.mean(seen) < 0.016
 
 
@@ -138,14 +138,14 @@ def test_noise_is_no_less_than_rounding(offset):
 )
 def test_rounding_is_that_of_the_type_that_is_returned(returned, unit):
     """Of a function that is linear where it is called, and exact in all types."""
-    value_at = rungs.value_oracle(
+    value_at = line_probes.value_oracle(
         "test",
         lambda x: returned(100 + 8 * np.rint(float(x[0]) - 5)),
         jnp.array([5.0]),
         radazo.leaves.layout("test", jnp.array([5.0]), None),
         jnp.zeros(2, jnp.uint32),
     )
-    value, noise = rungs.value_and_noise("test", value_at, 1e-3)
+    value, noise = line_probes.value_and_noise("test", value_at, 1e-3)
     assert value in (100, 1e32)
     np.testing.assert_allclose(noise, unit / math.sqrt(12), 1e-6)
 
@@ -164,7 +164,7 @@ def test_elements_whose_squares_are_no_numbers(scale):
 def test_the_size_of_elements_is_a_number(element):
     params = {"a": np.full(4, element, np.float32), "b": np.zeros(0, np.float32)}
     layout = radazo.leaves.layout("test", params, None)
-    assert 0.9 * element < rungs.size(layout, params) < 1.1 * element
+    assert 0.9 * element < line_probes.size(layout, params) < 1.1 * element
 
 
 @pytest.mark.parametrize(

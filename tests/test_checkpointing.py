@@ -12,7 +12,7 @@ import pytest
 from conftest import as_a_user
 
 import radazo
-from radazo import checkpointing
+from radazo.run import checkpointing
 
 pytest.importorskip("orbax.checkpoint")
 pytestmark = pytest.mark.usefixtures("compiled_once")

@@ -13,7 +13,7 @@ import pytest
 from conftest import Mistake, explained, half_sum_of_squares
 
 import radazo
-from radazo import runs
+from radazo.run import results
 
 START = jnp.array([2.0, -1.0, 0.5])
 
@@ -73,7 +73,7 @@ def test_a_callback_may_keep_and_go_on_from_what_it_sees():
 
 
 def test_without_a_number_of_steps_callbacks_come_with_the_calls(monkeypatch):
-    monkeypatch.setattr(runs, "_SECONDS_PER_CALL", 0.0)  # One step a call.
+    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)  # One step a call.
     seen = []
     run(12, callback=lambda result: seen.append(result.num_steps))
     assert seen == list(range(1, 13))

@@ -10,7 +10,7 @@ import scipy.stats
 from conftest import raises
 
 import radazo
-from radazo import sample_directions, threefry
+from radazo import random, sample_directions
 
 DISTRIBUTIONS = {
     "gaussian": radazo.gaussian,
@@ -121,7 +121,7 @@ def test_a_coordinate_direction_is_one_at_the_index_of_the_folded_key():
     rows = flat(3, 50, radazo.coordinate, 4)
     for k, row in enumerate(rows):
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(3), k))
-        expected = np.eye(50)[int(threefry.index_below(key, 50))]
+        expected = np.eye(50)[int(random.index_below(key, 50))]
         np.testing.assert_array_equal(row, expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import quick_jit
 
 import radazo
-from radazo import kernels
+from radazo.estimators import gaussian_process
 
 DIM, NUM_CLIENTS, RATE = 3, 4, 0.05
 CURVATURES = jnp.array([[1.0, 4.0, 0.5], [8.0, 1.0, 2.0], [2.0, 0.5, 6.0], [1, 1, 1]])
@@ -335,7 +335,9 @@ def test_the_surrogates_of_clients_are_those_of_the_paper(x64):
     x = jnp.asarray(rng.normal(size=DIM))
     points, values = rng.normal(size=(6, DIM)), rng.normal(size=6)
     inner = estimator.init(x)
-    buffer = kernels.put(inner.buffer, jnp.asarray(points), jnp.asarray(values))
+    buffer = gaussian_process.put(
+        inner.buffer, jnp.asarray(points), jnp.asarray(values)
+    )
     waves = correction.prepare(jnp.array([0, 7], jnp.uint32), x)
     own = correction.learn(waves, x, (), inner._replace(buffer=buffer))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import radazo
-from radazo import journal
+from radazo.journal import __main__
 
 CODE = """
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def called(capsys):
     def called(*arguments):
-        status = journal.main([str(x) for x in arguments])
+        status = __main__.main([str(x) for x in arguments])
         out, err = capsys.readouterr()
         return status, out, err
 
@@ -233,6 +233,6 @@ def test_a_run_of_no_steps_has_a_journal_of_none(folder, called, monkeypatch):
 
 def test_a_command_that_is_none_is_status_2(capsys):
     with pytest.raises(SystemExit) as stopped:
-        journal.main(["play"])
+        __main__.main(["play"])
     assert stopped.value.code == 2
     assert "invalid choice: 'play'" in capsys.readouterr().err

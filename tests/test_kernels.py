@@ -9,7 +9,7 @@ import pytest
 from conftest import quick_jit
 
 import radazo
-from radazo import kernels
+from radazo.estimators import gaussian_process
 
 KERNELS = {"matern": radazo.matern, "rbf": radazo.rbf}
 
@@ -60,14 +60,14 @@ def likelihood(name, points, values, length, jitter):
     return -log_det / 2
 
 
-put = quick_jit(kernels.put)
+put = quick_jit(gaussian_process.put)
 
 
 def a_buffer(num_points, num_put, dim=3, dtype=jnp.float64):
     rng = np.random.default_rng(7)
     points = rng.normal(size=(num_put, dim))
     values = np.sin(points[:, 0]) + points[:, 1] ** 2
-    buffer = kernels.empty_buffer(num_points, dim, dtype)
+    buffer = gaussian_process.empty_buffer(num_points, dim, dtype)
     for i in range(0, num_put, 3):
         rows = jnp.asarray(points[i : i + 3], dtype), jnp.asarray(values[i : i + 3])
         buffer = put(buffer, *rows)
@@ -76,12 +76,12 @@ def a_buffer(num_points, num_put, dim=3, dtype=jnp.float64):
 
 @functools.partial(quick_jit, static_argnames=("kernel", "length_scale", "jitter"))
 def at(kernel, buffer, x, length_scale, jitter=1e-6):
-    posterior = kernels.fit(kernel, buffer, length_scale, jitter)
-    distances = kernels.squared_distances(buffer.points, x)
+    posterior = gaussian_process.fit(kernel, buffer, length_scale, jitter)
+    distances = gaussian_process.squared_distances(buffer.points, x)
     return (
-        kernels.mean(kernel, posterior, distances),
-        kernels.mean_gradient(kernel, posterior, buffer.points, x, distances),
-        kernels.uncertainty(
+        gaussian_process.mean(kernel, posterior, distances),
+        gaussian_process.mean_gradient(kernel, posterior, buffer.points, x, distances),
+        gaussian_process.uncertainty(
             kernel, posterior, buffer.squared_distances, distances, x.size
         ),
     )
@@ -113,7 +113,9 @@ def test_the_length_scale_is_the_likeliest_of_the_grid(x64, name, num_put):
     r = np.linalg.norm(points[:, None] - points[None], axis=2)
     tried = np.sqrt(np.mean(r**2)) * 2.0 ** np.arange(5)
     best = max(tried, key=lambda length: likelihood(name, points, values, length, 1e-6))
-    fit = quick_jit(lambda buffer: kernels.fit(KERNELS[name], buffer, None, 1e-6))
+    fit = quick_jit(
+        lambda buffer: gaussian_process.fit(KERNELS[name], buffer, None, 1e-6)
+    )
     np.testing.assert_allclose(fit(buffer).length_scale, best, rtol=1e-12)
 
 
@@ -133,7 +135,7 @@ def test_a_function_in_the_span_of_the_kernel_has_its_own_gradient(x64):
 def test_in_float32_close_points_far_from_the_origin_give_the_gradient():
     rng = np.random.default_rng(3)
     x = jnp.asarray(rng.normal(size=4) + 1000, jnp.float32)
-    buffer = kernels.empty_buffer(30, 4, jnp.float32)
+    buffer = gaussian_process.empty_buffer(30, 4, jnp.float32)
     points = x[None] + jnp.asarray(rng.normal(size=(30, 4)) / 10, jnp.float32)
     slope = np.array([1.0, -2.0, 0.5, 3.0])
     values = jnp.asarray((np.asarray(points, np.float64) - 1000) @ slope, jnp.float32)
@@ -153,7 +155,7 @@ def test_points_and_values_that_are_not_finite_are_not_put():
 
 def test_values_that_are_the_same_have_no_deviation_and_no_gradient():
     values = jnp.full(22, 0.7, jnp.float32)
-    center, _, standard = kernels.standardised(values, jnp.arange(22) < 20)
+    center, _, standard = gaussian_process.standardised(values, jnp.arange(22) < 20)
     np.testing.assert_allclose(center, 0.7, rtol=1e-6)
     np.testing.assert_array_equal(standard, 0)
 
@@ -161,6 +163,6 @@ def test_values_that_are_the_same_have_no_deviation_and_no_gradient():
 def test_values_far_from_zero_keep_their_digits():
     values = jnp.asarray(1e6 + np.array([0.0, 1.0, 2.0, 3.0]), jnp.float32)
     holds = jnp.ones(4, bool)
-    _, deviation, standard = kernels.standardised(values, holds)
+    _, deviation, standard = gaussian_process.standardised(values, holds)
     np.testing.assert_allclose(deviation, np.std(np.arange(4)), rtol=1e-6)
     np.testing.assert_allclose(standard * deviation, np.arange(4) - 1.5, rtol=1e-6)

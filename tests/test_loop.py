@@ -8,7 +8,7 @@ import pytest
 from conftest import half_sum_of_squares
 
 import radazo
-from radazo import compiled, runs
+from radazo.run import loop, results
 
 START = {"w": jnp.array([2.0, -1.0, 0.5]), "b": jnp.array(3.0)}
 
@@ -110,13 +110,13 @@ def test_the_parameters_and_the_state_given_are_untouched():
 def test_the_result_does_not_depend_on_how_many_steps_a_call_takes(
     monkeypatch, steps_per_call
 ):
-    monkeypatch.setattr(compiled, "MAX_STEPS_PER_CALL", steps_per_call)
-    monkeypatch.setattr(runs, "_SECONDS_PER_CALL", 1e9)
+    monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", steps_per_call)
+    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 1e9)
     calls = []
     fast = radazo.minimize(
         half_sum_of_squares, START, optimizer(), 60, callback=calls.append
     )
-    monkeypatch.setattr(runs, "_SECONDS_PER_CALL", 0.0)
+    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)
     slow = radazo.minimize(half_sum_of_squares, START, optimizer(), 60)
     same(fast, slow)
     # Two calls to measure, then as many steps as may be, at most eight times more.
@@ -130,7 +130,7 @@ def test_a_function_is_traced_as_often_for_many_calls_as_for_one(monkeypatch):
         traces.append(1)
         return scale * half_sum_of_squares(params)
 
-    monkeypatch.setattr(runs, "_SECONDS_PER_CALL", 0.0)  # One step a call.
+    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)  # One step a call.
     counts = []
     for num_steps in (1, 50):
         traces.clear()
@@ -201,7 +201,7 @@ def test_as_many_batches_as_steps_finish_and_no_more_are_taken():
 def test_a_run_stops_with_the_parameters_for_which_the_rule_holds(
     monkeypatch, steps_per_call
 ):
-    monkeypatch.setattr(compiled, "MAX_STEPS_PER_CALL", steps_per_call)
+    monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", steps_per_call)
     result = radazo.minimize(
         half_sum_of_squares,
         START,

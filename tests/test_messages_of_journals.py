@@ -10,7 +10,8 @@ import pytest
 from conftest import Mistake, explained
 
 import radazo
-from radazo import records, replicas
+from radazo import replicas
+from radazo.journal import file_format
 
 
 def with_radazo(num_directions):
@@ -145,7 +146,7 @@ MISTAKES = {
         "A journal is read again.",
     ),
     "an empty file": Mistake(
-        lambda: records.parsed("replay", "run", b""),
+        lambda: file_format.parsed("replay", "run", b""),
         ValueError,
         REPLAY,
         "have a step in it",
@@ -153,10 +154,10 @@ MISTAKES = {
         "No step was written yet: the run begins the file with its first one.",
     ),
     "a header cut short": Mistake(
-        lambda: records.parsed("replay", "run", records.MAGIC + b"12"),
+        lambda: file_format.parsed("replay", "run", file_format.MAGIC + b"12"),
         ValueError,
         REPLAY,
-        f"have a header of {records.HEADER_BYTES} bytes",
+        f"have a header of {file_format.HEADER_BYTES} bytes",
         "'run' of 10 bytes.",
         OTHER_FILE,
     ),

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from jax import lax
 
 import radazo
-from radazo import leaves, offsets, parts, points, streaming, threefry
+from radazo import flat, offsets, random
+from radazo.evaluate import lazy, perturbed
+from radazo.optimizers import partwise
 
 KEY = jnp.array([7, 11], jnp.uint32)
 WORD = 2**32
@@ -51,7 +53,7 @@ def test_offsets_below_one_word_stay_in_one():
     assert isinstance(offsets.moved(BOUNDARY, jnp.uint32(0), 3, 500), offsets.Offset)
 
 
-@pytest.mark.parametrize("draw", [threefry.normal, threefry.signs])
+@pytest.mark.parametrize("draw", [random.normal, random.signs])
 @pytest.mark.parametrize("offset", [0, 5, BOUNDARY, WORD - 1, WORD + 77, 2**36 + 3])
 def test_elements_from_two_words_are_those_from_the_integer(draw, offset):
     expected = draw(KEY, 300, jnp.float32, offset)
@@ -63,7 +65,7 @@ def test_elements_from_two_words_are_those_from_the_integer(draw, offset):
 
 @pytest.mark.parametrize(
     ("at", "draw"),
-    [(threefry.normal_at, threefry.normal), (threefry.signs_at, threefry.signs)],
+    [(random.normal_at, random.normal), (random.signs_at, random.signs)],
 )
 def test_elements_at_indices_of_two_words_are_those_of_the_row(at, draw):
     lo = (jnp.arange(300, dtype=jnp.uint32) + jnp.uint32(BOUNDARY)).reshape(3, 100)
@@ -75,7 +77,7 @@ def test_elements_at_indices_of_two_words_are_those_of_the_row(at, draw):
 
 def pretended(tree):
     """The layout of leaves of which the first is taken for one that fills a word."""
-    layout = leaves.layout("test", tree)
+    layout = flat.layout("test", tree)
     return layout._replace(sizes=(BOUNDARY, *layout.sizes[1:]))
 
 
@@ -109,8 +111,8 @@ def test_a_function_is_walked_across_the_boundary(law):
         return jnp.sum(h @ p["c"].T)
 
     tree, layout = params(), pretended(params())
-    noise = points.noise_along(law, KEY, layout, jnp.float32(0.1))
-    found = quick_jit(lambda p: streaming.evaluate(value_fn, p, layout, noise))(tree)
+    noise = perturbed.noise_along(law, KEY, layout, jnp.float32(0.1))
+    found = quick_jit(lambda p: lazy.evaluate(value_fn, p, layout, noise))(tree)
     moved = jax.tree.map(lambda x, u: x + 0.1 * u, tree, drawn(law, tree))
     np.testing.assert_allclose(found, value_fn(moved), rtol=1e-5)
 
@@ -119,12 +121,12 @@ def test_a_function_is_walked_across_the_boundary(law):
 def test_parameters_are_moved_across_the_boundary(law):
     tree, layout = params(), pretended(params())
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
-    gradient = parts.WeightedSum(law, keys, jnp.array([0.5, -2.0]))
-    rule = parts.Rule(optax.sgd(0.1), None)
+    gradient = partwise.WeightedSum(law, keys, jnp.array([0.5, -2.0]))
+    rule = partwise.Rule(optax.sgd(0.1), None)
     move = quick_jit(
-        lambda p, s: parts.move(rule, gradient, KEY, p, s, layout, jnp.bool_(True))
+        lambda p, s: partwise.move(rule, gradient, KEY, p, s, layout, jnp.bool_(True))
     )
-    found, _ = move(tree, parts.init(rule, tree, layout))
+    found, _ = move(tree, partwise.init(rule, tree, layout))
     first, second = (drawn(law, tree, key) for key in keys)
     for name in ("b", "c"):
         g = 0.5 * first[name] - 2.0 * second[name]
@@ -140,10 +142,12 @@ def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
 
     scale = lambda drawn: jnp.sqrt(jnp.sum(drawn**2))
     law = radazo.sphere._replace(part=part, scale=scale)
-    blocks = 2 * WORD // streaming.BLOCK
-    layout = leaves.Layout((True,), (2 * WORD,), 2 * WORD, jnp.float32)
+    blocks = 2 * WORD // lazy.BLOCK
+    layout = flat.Layout((True,), (2 * WORD,), 2 * WORD, jnp.float32)
     expected = np.sqrt(blocks / 2 + 2**2)  # hi is 1 for half of them, 2 for the rest.
-    np.testing.assert_allclose(points.scale_of(law, KEY, layout), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        perturbed.scale_of(law, KEY, layout), expected, rtol=1e-6
+    )
 
 
 def test_what_is_drawn_as_a_whole_has_fewer_than_one_word():

@@ -19,7 +19,8 @@ from jax import lax
 
 import radazo
 from benchmarks import estimators, estimators_rows, estimators_tasks, records
-from radazo import averaging, base, checks, steps
+from radazo import core, validation
+from radazo.estimators import build, mean
 
 # 1  The state
 
@@ -53,11 +54,11 @@ def next_coordinates(step, state, num_directions):
 
     slopes, kept, indices = lax.map(look, jnp.arange(num_directions, dtype=jnp.int32))
     total = jnp.zeros(dim, dtype).at[indices].add(slopes)
-    gradient = dim / averaging.num_kept(kept, dtype) * total
+    gradient = dim / mean.num_kept(kept, dtype) * total
     num_values = jnp.asarray(num_directions + 1, jnp.int32)
-    info = base.EstimateInfo(slopes, kept, num_values, aux)
+    info = core.EstimateInfo(slopes, kept, num_values, aux)
     value = jnp.sum(start).astype(dtype)
-    return steps.Estimated(value, gradient, state, info, turn)
+    return build.Estimated(value, gradient, state, info, turn)
 
 
 # 3  The name
@@ -66,10 +67,10 @@ def next_coordinates(step, state, num_directions):
 def turns_estimator(*, num_directions=10, smoothing=5e-3, terms=False, mask=None):
     """Finite differences along K coordinates, then along the next K."""
     where, way_out = "turns_estimator", "So many coordinates have their turn in a step."
-    checks.integer(where, "num_directions", num_directions, 1, way_out)
-    settings = steps.Settings(smoothing, terms, mask)
+    validation.integer(where, "num_directions", num_directions, 1, way_out)
+    settings = build.Settings(smoothing, terms, mask)
     estimate = lambda step, state: next_coordinates(step, state, num_directions)
-    return steps.estimator(where, settings, fresh, estimate)
+    return build.estimator(where, settings, fresh, estimate)
 
 
 # 4  The rows

@@ -7,10 +7,10 @@ import pytest
 from conftest import raises
 
 import radazo
-from radazo import records
+from radazo.journal import file_format
 
-HEADER = records.JournalHeader(
-    records.FORMAT,
+HEADER = file_format.JournalHeader(
+    file_format.FORMAT,
     radazo.KEY_CONTRACT_VERSION,
     num_directions=2,
     float_bytes=4,
@@ -31,7 +31,7 @@ def entries(num=NUM, header=HEADER, seed=0):
     kind = np.dtype(f"f{header.float_bytes}")
     slopes = rng.normal(size=(num, header.num_directions)).astype(kind)
     slopes[rng.uniform(size=slopes.shape) < 0.2] = np.nan
-    return records.JournalEntry(
+    return file_format.JournalEntry(
         header.first + np.arange(num),
         rng.integers(2**16, size=num, dtype=np.uint16),
         slopes,
@@ -41,13 +41,13 @@ def entries(num=NUM, header=HEADER, seed=0):
 
 
 def written(header=HEADER, given=None):
-    head, crc = records.sealed_header(header)
+    head, crc = file_format.sealed_header(header)
     given = entries(header=header) if given is None else given
-    return head + records.sealed(header, given, crc)[0]
+    return head + file_format.sealed(header, given, crc)[0]
 
 
 def parsed(data):
-    return records.parsed("read_journal", "a file", data)
+    return file_format.parsed("read_journal", "a file", data)
 
 
 def same(found, wanted):
@@ -58,7 +58,7 @@ def same(found, wanted):
 
 
 def first(num, given):
-    return records.JournalEntry(*(x[:num] for x in given))
+    return file_format.JournalEntry(*(x[:num] for x in given))
 
 
 @pytest.mark.parametrize("float_bytes", [4, 8])
@@ -75,8 +75,8 @@ def test_what_is_written_is_read_back_bit_for_bit(num_directions, float_bytes):
 def test_a_step_along_one_direction_takes_19_bytes():
     header = HEADER._replace(num_directions=1)
     size = len(written(header, entries(1000, header)))
-    assert size - records.HEADER_BYTES == 19_000
-    assert records.HEADER_BYTES <= 200
+    assert size - file_format.HEADER_BYTES == 19_000
+    assert file_format.HEADER_BYTES <= 200
 
 
 def test_each_bit_that_is_flipped_is_noticed():
@@ -101,12 +101,12 @@ def test_each_bit_that_is_flipped_is_noticed():
 def test_a_journal_cut_anywhere_is_what_is_whole_of_it_or_none():
     data, wanted = written(), entries()
     for size in range(len(data)):
-        if size < records.HEADER_BYTES:
+        if size < file_format.HEADER_BYTES:
             with raises(ValueError, "`read_journal(path=...)` must"):
                 parsed(data[:size])
             continue
         found = parsed(data[:size])
-        whole, part = divmod(size - records.HEADER_BYTES, RECORD_BYTES)
+        whole, part = divmod(size - file_format.HEADER_BYTES, RECORD_BYTES)
         assert found.ignored == part
         assert same(found.entries, first(whole, wanted))
 
@@ -128,13 +128,16 @@ def test_whatever_is_done_to_a_journal_nothing_false_is_read():
             continue
         num = len(found.entries.count)
         assert same(found.entries, first(num, wanted))
-        assert num * RECORD_BYTES + found.ignored == len(damaged) - records.HEADER_BYTES
+        assert (
+            num * RECORD_BYTES + found.ignored
+            == len(damaged) - file_format.HEADER_BYTES
+        )
     assert refused > 1000
 
 
 def test_a_bad_record_in_the_middle_is_named():
     data = bytearray(written())
-    data[records.HEADER_BYTES + RECORD_BYTES + 5] ^= 1
+    data[file_format.HEADER_BYTES + RECORD_BYTES + 5] ^= 1
     with raises(ValueError, "good records", "step 6, the record 2 of 4", "a copy"):
         parsed(bytes(data))
 
@@ -148,7 +151,7 @@ def test_zeros_at_the_end_are_a_write_that_was_not_finished():
 
 def test_records_are_good_only_where_they_were_written():
     data, other = written(), written(HEADER._replace(key_data=(0, 0)))
-    begin = records.HEADER_BYTES
+    begin = file_format.HEADER_BYTES
     at = [begin + i * RECORD_BYTES for i in range(NUM + 1)]
     spliced = {
         "of another journal": data[:begin] + other[begin:],
@@ -172,7 +175,7 @@ MADE_UP = {
 
 @pytest.mark.parametrize("change", MADE_UP.values(), ids=MADE_UP)
 def test_a_header_with_a_good_crc_is_not_trusted_either(change):
-    head, _ = records.sealed_header(HEADER._replace(**change))
+    head, _ = file_format.sealed_header(HEADER._replace(**change))
     with raises(
         ValueError, "have a header that makes sense", "Give the path of a file"
     ):
@@ -180,8 +183,8 @@ def test_a_header_with_a_good_crc_is_not_trusted_either(change):
 
 
 def test_a_header_that_promises_much_takes_no_memory():
-    header = HEADER._replace(num_directions=records.MAX_DIRECTIONS, float_bytes=8)
-    found = parsed(records.sealed_header(header)[0] + b"few")
+    header = HEADER._replace(num_directions=file_format.MAX_DIRECTIONS, float_bytes=8)
+    found = parsed(file_format.sealed_header(header)[0] + b"few")
     assert (len(found.entries.count), found.ignored) == (0, 3)
 
 
@@ -196,9 +199,9 @@ def test_a_record_with_a_good_crc_is_not_trusted_either(change):
     made_up = first(1, entries())._replace(**change)
     data = written(given=made_up)
     assert parsed(data).ignored == RECORD_BYTES
-    head, crc = records.sealed_header(HEADER)
-    raw, crc = records.sealed(HEADER, made_up, crc)
-    more, _ = records.sealed(HEADER, made_up, crc)
+    head, crc = file_format.sealed_header(HEADER)
+    raw, crc = file_format.sealed(HEADER, made_up, crc)
+    more, _ = file_format.sealed(HEADER, made_up, crc)
     with raises(ValueError, "have good records", "step 5, the record 1 of 2"):
         parsed(head + raw + more)
 

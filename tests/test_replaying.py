@@ -20,7 +20,7 @@ from journaled import (
 )
 
 import radazo
-from radazo import replicas, trees
+from radazo import partition, replicas
 
 
 @pytest.fixture
@@ -288,7 +288,7 @@ def test_a_fingerprint_is_the_same_over_devices_and_in_a_compiled_step(run):
     params, _ = replayed(path, count=20)
     wanted = radazo.read_journal(path).entries.fingerprint[20]
     assert wanted.dtype == np.uint16
-    arrays = trees.split(params)[0]
+    arrays = partition.split(params)[0]
     assert replicas.short_fingerprint(arrays) == wanted
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:7]), ("model",))
     spec = jax.sharding.PartitionSpec("model")

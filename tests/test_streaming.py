@@ -9,7 +9,8 @@ import pytest
 from conftest import quick_jit
 from jax import lax
 
-from radazo import leaves, streaming, threefry
+from radazo import flat, random
+from radazo.evaluate import lazy
 
 pytestmark = pytest.mark.usefixtures("of_users")
 
@@ -33,15 +34,15 @@ def make_params(dtype=jnp.float32):
 
 
 def noise_of(draw, at, seen=None):
-    return streaming.Noise(
+    return lazy.Noise(
         lambda offset, size: DISTANCE * draw(KEY, size, jnp.float32, offset),
         lambda indices: DISTANCE * at(KEY, indices, jnp.float32),
         (lambda leaf, size: None) if seen is None else seen,
     )
 
 
-GAUSSIAN = functools.partial(noise_of, threefry.normal, threefry.normal_at)
-SIGNS = functools.partial(noise_of, threefry.signs, threefry.signs_at)
+GAUSSIAN = functools.partial(noise_of, random.normal, random.normal_at)
+SIGNS = functools.partial(noise_of, random.signs, random.signs_at)
 
 
 def streamed(value_fn, params, make_noise=GAUSSIAN, mask=None):
@@ -51,21 +52,21 @@ def streamed(value_fn, params, make_noise=GAUSSIAN, mask=None):
     def note(leaf, size):
         at_once[leaf] = max(size, at_once.get(leaf, 0))
 
-    layout = leaves.layout("test", params, mask)
+    layout = flat.layout("test", params, mask)
     value = quick_jit(
-        lambda params: streaming.evaluate(value_fn, params, layout, make_noise(note))
+        lambda params: lazy.evaluate(value_fn, params, layout, make_noise(note))
     )(params)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params)]
     return value, {paths[leaf]: size for leaf, size in at_once.items()}
 
 
-def copied(value_fn, params, draw=threefry.normal, mask=None):
-    layout = leaves.layout("test", params, mask)
+def copied(value_fn, params, draw=random.normal, mask=None):
+    layout = flat.layout("test", params, mask)
 
     def value(params):
         direction = draw(KEY, layout.dim, jnp.float32)
         distance = jnp.float32(DISTANCE)
-        return value_fn(leaves.perturb(layout, params, direction, distance, KEY[0]))
+        return value_fn(flat.perturb(layout, params, direction, distance, KEY[0]))
 
     return quick_jit(value)(params)
 
@@ -257,7 +258,7 @@ def test_the_value_is_that_of_a_perturbed_copy(value_fn):
 
 @each_function
 def test_blocks_of_a_product_change_no_value(value_fn, monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK", 20)  # 12 rows of 8 in blocks of two.
+    monkeypatch.setattr(lazy, "BLOCK", 20)  # 12 rows of 8 in blocks of two.
     params = make_params()
     found, _ = streamed(value_fn, params)
     np.testing.assert_allclose(found, copied(value_fn, params), rtol=2e-6)
@@ -267,7 +268,7 @@ def test_blocks_of_a_product_change_no_value(value_fn, monkeypatch):
 def test_signs_are_read_from_the_middle_of_a_word(value_fn):
     params = make_params()
     found, _ = streamed(value_fn, params, SIGNS)
-    expected = copied(value_fn, params, threefry.signs)
+    expected = copied(value_fn, params, random.signs)
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
@@ -296,7 +297,7 @@ def test_what_is_masked_is_not_moved():
 
 
 def test_no_more_of_a_leaf_is_perturbed_than_is_used(monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK", 32)
+    monkeypatch.setattr(lazy, "BLOCK", 32)
     params = make_params()
 
     def at_once(value_fn):
@@ -315,7 +316,7 @@ def test_no_more_of_a_leaf_is_perturbed_than_is_used(monkeypatch):
 
 
 def test_the_tied_head_is_perturbed_in_blocks(monkeypatch):
-    monkeypatch.setattr(streaming, "BLOCK", 40)
+    monkeypatch.setattr(lazy, "BLOCK", 40)
     params = make_params()
     h = jnp.ones((2, 8))
     value, at_once = streamed(lambda p: jnp.sum(jnp.tanh(h @ p["embed"].T)), params)
@@ -341,20 +342,20 @@ def test_several_values_and_their_structure_come_back():
 @pytest.mark.parametrize("value_fn", [scanned, straight_through])
 def test_a_derivative_along_the_noise_goes_through(value_fn):
     params = make_params()
-    layout = leaves.layout("test", params)
+    layout = flat.layout("test", params)
 
     def along(distance):
-        noise = streaming.Noise(
+        noise = lazy.Noise(
             lambda offset, size: (
-                distance * threefry.normal(KEY, size, jnp.float32, offset)
+                distance * random.normal(KEY, size, jnp.float32, offset)
             ),
-            lambda indices: distance * threefry.normal_at(KEY, indices, jnp.float32),
+            lambda indices: distance * random.normal_at(KEY, indices, jnp.float32),
         )
-        return streaming.evaluate(value_fn, params, layout, noise)
+        return lazy.evaluate(value_fn, params, layout, noise)
 
     def copied_along(distance):
-        direction = threefry.normal(KEY, layout.dim, jnp.float32)
-        moved = leaves.perturb(layout, params, direction, distance, KEY[0])
+        direction = random.normal(KEY, layout.dim, jnp.float32)
+        moved = flat.perturb(layout, params, direction, distance, KEY[0])
         return value_fn(moved)
 
     zero, one = jnp.float32(0), jnp.float32(1)

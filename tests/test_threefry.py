@@ -7,7 +7,7 @@ import pytest
 from conftest import raises
 from jax import lax
 
-from radazo import threefry
+from radazo import random
 
 SIZES = [1, 2, 33, 1000, 4097]
 SEEDS = [0, 2**31 - 1]
@@ -48,7 +48,7 @@ def as_ints(words):
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_threefry_gives_the_published_answers(counter, key, answer):
-    hi, lo = threefry.threefry(
+    hi, lo = random.threefry(
         jnp.array(key, jnp.uint32), jnp.uint32(counter[0]), jnp.uint32(counter[1])
     )
     assert (int(hi), int(lo)) == answer
@@ -61,27 +61,27 @@ def test_the_transcription_gives_the_published_answers(counter, key, answer):
 
 @pytest.mark.parametrize("data", [0, 1, 1000, 2**31, FULL])
 def test_fold_in_is_that_of_jax(data):
-    ours = threefry.fold_in(words_of(3), jnp.uint32(data))
+    ours = random.fold_in(words_of(3), jnp.uint32(data))
     theirs = jax.random.fold_in(jax.random.key(3), jnp.uint32(data))
     np.testing.assert_array_equal(ours, jax.random.key_data(theirs))
 
 
 def test_fold_in_of_a_python_integer_is_that_of_its_word():
-    ours = threefry.fold_in(words_of(3), 17)
-    np.testing.assert_array_equal(ours, threefry.fold_in(words_of(3), jnp.uint32(17)))
+    ours = random.fold_in(words_of(3), 17)
+    np.testing.assert_array_equal(ours, random.fold_in(words_of(3), jnp.uint32(17)))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bits_are_those_of_jax(seed, size):
     theirs = jax.random.bits(jax.random.key(seed), (size,))
-    np.testing.assert_array_equal(threefry.bits(words_of(seed), size), theirs)
+    np.testing.assert_array_equal(random.bits(words_of(seed), size), theirs)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_float32_normals_are_those_of_jax(seed, size):
-    ours = threefry.normal(words_of(seed), size, jnp.float32)
+    ours = random.normal(words_of(seed), size, jnp.float32)
     theirs = jax.random.normal(jax.random.key(seed), (size,), jnp.float32)
     np.testing.assert_array_max_ulp(
         np.asarray(ours), np.asarray(theirs), maxulp=LAST_PLACES
@@ -91,7 +91,7 @@ def test_float32_normals_are_those_of_jax(seed, size):
 @pytest.mark.parametrize("size", [1, 33, 4097])
 @pytest.mark.usefixtures("x64")
 def test_float64_normals_are_those_of_jax(size):
-    ours = threefry.normal(words_of(7), size, jnp.float64)
+    ours = random.normal(words_of(7), size, jnp.float64)
     theirs = jax.random.normal(jax.random.key(7), (size,), jnp.float64)
     assert ours.dtype == jnp.float64
     np.testing.assert_array_max_ulp(
@@ -101,29 +101,29 @@ def test_float64_normals_are_those_of_jax(size):
 
 @pytest.mark.usefixtures("x64")
 def test_float32_normals_are_the_same_where_float64_is_allowed():
-    ours = threefry.normal(words_of(7), 1000, jnp.float32)
+    ours = random.normal(words_of(7), 1000, jnp.float32)
     with jax.enable_x64(False):
-        theirs = threefry.normal(words_of(7), 1000, jnp.float32)
+        theirs = random.normal(words_of(7), 1000, jnp.float32)
     np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 31, 32, 500, 999])
 def test_bits_from_an_offset_are_a_slice(offset):
-    whole = threefry.bits(words_of(1), 1000)
-    part = threefry.bits(words_of(1), 1000 - offset, offset)
+    whole = random.bits(words_of(1), 1000)
+    part = random.bits(words_of(1), 1000 - offset, offset)
     np.testing.assert_array_equal(part, whole[offset:])
 
 
 def test_bits_from_a_traced_offset_are_a_slice():
-    whole = threefry.bits(words_of(1), 1000)
-    part = jax.jit(lambda start: threefry.bits(words_of(1), 50, start))(jnp.uint32(70))
+    whole = random.bits(words_of(1), 1000)
+    part = jax.jit(lambda start: random.bits(words_of(1), 50, start))(jnp.uint32(70))
     np.testing.assert_array_equal(part, whole[70:120])
 
 
 @pytest.mark.parametrize("offset", [1, 31, 32, 500, 999])
 def test_normals_from_an_offset_are_a_slice(offset):
-    whole = threefry.normal(words_of(1), 1000, jnp.float32)
-    part = threefry.normal(words_of(1), 1000 - offset, jnp.float32, offset)
+    whole = random.normal(words_of(1), 1000, jnp.float32)
+    part = random.normal(words_of(1), 1000 - offset, jnp.float32, offset)
     np.testing.assert_array_max_ulp(
         np.asarray(part), np.asarray(whole)[offset:], maxulp=LAST_PLACES
     )
@@ -132,8 +132,8 @@ def test_normals_from_an_offset_are_a_slice(offset):
 @pytest.mark.parametrize("offset", [1, 31, 32, 33, 70, 999])
 @pytest.mark.parametrize("size", [1, 130])
 def test_signs_from_an_offset_are_a_slice(offset, size):
-    whole = threefry.signs(words_of(1), 1200, jnp.float32)
-    part = threefry.signs(words_of(1), size, jnp.float32, offset)
+    whole = random.signs(words_of(1), 1200, jnp.float32)
+    part = random.signs(words_of(1), size, jnp.float32, offset)
     np.testing.assert_array_equal(part, whole[offset : offset + size])
 
 
@@ -143,7 +143,7 @@ def test_signs_from_an_offset_are_a_slice(offset, size):
 def test_bits_beyond_one_word_of_counter_are_those_of_the_transcription(offset):
     key = words_of(7)
     pairs = [transcribed(as_ints(key), offset + i) for i in range(9)]
-    bits = jax.jit(lambda key: threefry.bits(key, 9, offset))(key)
+    bits = jax.jit(lambda key: random.bits(key, 9, offset))(key)
     np.testing.assert_array_equal(bits, [hi ^ lo for hi, lo in pairs])
 
 
@@ -153,7 +153,7 @@ def test_normals_across_one_word_of_counter_are_those_of_the_transcription():
     mantissa = np.array([(hi ^ lo) >> 9 for hi, lo in pairs], np.float32)
     uniform = mantissa * np.float32(2**-23) * 2 + np.nextafter(np.float32(-1), 0)
     expected = np.sqrt(np.float32(2)) * np.asarray(lax.erf_inv(jnp.asarray(uniform)))
-    ours = threefry.normal(key, 9, jnp.float32, offset)
+    ours = random.normal(key, 9, jnp.float32, offset)
     np.testing.assert_array_max_ulp(np.asarray(ours), expected, maxulp=LAST_PLACES)
 
 
@@ -162,15 +162,15 @@ def test_signs_are_the_packed_bits_of_jax_one_bit_an_element(size):
     words = np.asarray(jax.random.bits(jax.random.key(5), (-(-size // 32),)))
     i = np.arange(size)
     bit = words[i // 32] >> (31 - i % 32) & 1
-    signs = threefry.signs(words_of(5), size, jnp.float32)
+    signs = random.signs(words_of(5), size, jnp.float32)
     np.testing.assert_array_equal(signs, np.where(bit == 1, -1.0, 1.0))
 
 
 @pytest.mark.usefixtures("x64")
 def test_float64_signs_are_the_float32_signs():
-    signs = threefry.signs(words_of(5), 1000, jnp.float64)
+    signs = random.signs(words_of(5), 1000, jnp.float64)
     assert signs.dtype == jnp.float64
-    np.testing.assert_array_equal(signs, threefry.signs(words_of(5), 1000, jnp.float32))
+    np.testing.assert_array_equal(signs, random.signs(words_of(5), 1000, jnp.float32))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_index_below_is_the_exact_floor_of_the_product(size):
     keys = jax.random.key_data(jax.random.split(jax.random.key(9), 500))
     pairs = [transcribed(as_ints(key), 0) for key in np.asarray(keys)]
     expected = [(hi << 32 | lo) * size >> 64 for hi, lo in pairs]
-    indices = jax.jit(jax.vmap(lambda key: threefry.index_below(key, size)))(keys)
+    indices = jax.jit(jax.vmap(lambda key: random.index_below(key, size)))(keys)
     np.testing.assert_array_equal(indices, expected)
 
 
@@ -188,14 +188,14 @@ def test_index_below_is_the_exact_floor_of_the_product(size):
 def test_index_below_is_uniform(size):
     num = 40_000
     keys = jax.random.key_data(jax.random.split(jax.random.key(size), num))
-    indices = jax.jit(jax.vmap(lambda key: threefry.index_below(key, size)))(keys)
+    indices = jax.jit(jax.vmap(lambda key: random.index_below(key, size)))(keys)
     counts = np.bincount(indices, minlength=size)
     standard_error = np.sqrt(num * (1 / size) * (1 - 1 / size))
     assert len(counts) == size
     assert np.max(np.abs(counts - num / size)) < 5 * standard_error
 
 
-@pytest.mark.parametrize("draw", [threefry.normal, threefry.signs])
+@pytest.mark.parametrize("draw", [random.normal, random.signs])
 def test_a_draw_is_the_same_under_jit_and_vmap(draw):
     keys = jnp.stack([words_of(seed) for seed in range(3)])
     alone = np.stack([draw(key, 100, jnp.float32) for key in keys])
@@ -209,25 +209,25 @@ def test_a_draw_is_the_same_under_jit_and_vmap(draw):
 
 
 def test_bits_are_frozen_in_version_1_of_the_key_contract():
-    assert threefry.KEY_CONTRACT_VERSION == 1
-    key = threefry.key_data("test", 42)
+    assert random.KEY_CONTRACT_VERSION == 1
+    key = random.key_data("test", 42)
     np.testing.assert_array_equal(key, [0, 42])
     np.testing.assert_array_equal(
-        threefry.bits(key, 4), [2098992034, 2919706841, 2646866425, 2409546199]
+        random.bits(key, 4), [2098992034, 2919706841, 2646866425, 2409546199]
     )
-    np.testing.assert_array_equal(threefry.fold_in(key, 3), [3134548294, 894150801])
+    np.testing.assert_array_equal(random.fold_in(key, 3), [3134548294, 894150801])
 
 
 @pytest.mark.parametrize(
     "key", [5, np.int64(5), np.uint8(5), jnp.int32(5)], ids=lambda k: type(k).__name__
 )
 def test_an_integer_of_any_kind_is_the_seed_of_a_key(key):
-    np.testing.assert_array_equal(threefry.key_data("test", key), words_of(5))
+    np.testing.assert_array_equal(random.key_data("test", key), words_of(5))
 
 
 def test_a_typed_key_is_its_own_words():
     np.testing.assert_array_equal(
-        threefry.key_data("test", jax.random.key(5)), words_of(5)
+        random.key_data("test", jax.random.key(5)), words_of(5)
     )
 
 
@@ -246,14 +246,14 @@ def test_a_typed_key_is_its_own_words():
 )
 def test_what_is_no_key_is_refused(key):
     with raises(TypeError, "f", "key", "must"):
-        threefry.key_data("f", key)
+        random.key_data("f", key)
 
 
 def test_several_keys_at_once_are_refused():
     with raises(TypeError, "f", "key", "one key", "jax.vmap"):
-        threefry.key_data("f", jax.random.split(jax.random.key(0), 2))
+        random.key_data("f", jax.random.split(jax.random.key(0), 2))
 
 
 def test_a_key_of_another_generator_is_refused():
     with raises(TypeError, "f", "key", "threefry2x32", "rbg"):
-        threefry.key_data("f", jax.random.key(0, impl="rbg"))
+        random.key_data("f", jax.random.key(0, impl="rbg"))

@@ -1,0 +1,1 @@
+"""Suggest a first smoothing distance and learning rate."""

@@ -1,0 +1,1 @@
+"""Turn function values into gradient estimates."""

@@ -1,0 +1,277 @@
+"""Linear interpolation with reuse of close points: ReLIZO.
+
+A mean of slopes along directions forgets its points. Here the gradient is that of the
+linear function that fits all points of a step, wherever they lie, and so points of the
+step before will do, as long as they are near: their values are known.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from radazo import core, directions, flat, validation
+from radazo.estimators import build
+
+
+class InterpolationState(NamedTuple):
+    """State of `interpolation_estimator`.
+
+    Attributes:
+      count: int32 scalar, estimates so far.
+      points: (num_directions + 1, d) flat parameters: the points of the last step and
+        behind them its centre.
+      values: (num_directions + 1,) their function values.
+      usable: (num_directions + 1,) bool, whether there is a point, with a finite value.
+    """
+
+    count: jax.Array
+    points: jax.Array
+    values: jax.Array
+    usable: jax.Array
+
+
+def interpolation_estimator(
+    *,
+    num_directions: int = 10,
+    smoothing: core.Schedule | float = 5e-3,
+    reuse_distance: float = 2.0,
+    max_reuse: float = 0.5,
+    distribution: directions.Distribution = directions.sphere,
+    terms: bool = False,
+    mask: core.Mask = None,
+) -> core.Estimator:
+    """Linear interpolation that reuses close points of the step before, ReLIZO.
+
+    The shortest gradient that explains all differences of a step. It is the gradient
+    projected on the span of N directions: for N much less than d about N/d of it, which
+    adaptive rules do not see, and exact for linear functions as soon as N directions
+    span all d dimensions. A reused point costs no function value. Any rule goes
+    behind it.
+
+      δᵢ = pᵢ − x     for the points pᵢ of the last step and its centre: those with
+                      ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,
+                      at most max_reuse · N of them, with the values they had
+      δᵢ = smoothing · uᵢ                            for the rest of the N, evaluated
+      slopeᵢ = (f(x + δᵢ) − f(x)) / ‖δᵢ‖
+      g = Uᵀ (U Uᵀ)⁺ slope                           with rows δᵢ / ‖δᵢ‖ of U
+
+    where r is the distance of a new point: `smoothing`, and √d times that for laws with
+    ‖u‖ = √d. Displacements are those of the points as rounded to the types of the
+    leaves. After a step of length s a point is at a distance of about √(r² + s²), so
+    that by default points are reused while steps are shorter than 1.7 r: choose
+    `smoothing` near the length of a step, or a larger `reuse_distance`.
+
+    In the inverse, combinations of directions that depend on each other but for the
+    rounding of U Uᵀ do not count. In float32 that is one of N = d random directions in
+    some runs of a hundred; take a few directions more, or `radazo.orthogonal`.
+
+    A value is reused as it was: `value_fn` must be the same function from step to step,
+    not one of changing batches.
+
+    Args:
+      num_directions: N, at least 1: how many points the linear function fits.
+      smoothing: As in `finite_difference_estimator`, the distance of a new point in
+        units of ‖u‖; greater than 0, or a schedule.
+      reuse_distance: How near a point must be to be reused, at least 0, in distances of
+        a new point. Larger reuses more, with a bias that grows in proportion to it.
+      max_reuse: Largest share of the N points that may be reused, from 0 (none) to 1.
+      distribution: Law of the new directions, as `sphere`.
+      terms, mask: As in `finite_difference_estimator`. Differences to reused points are
+        those of the sums of their terms.
+    Returns:
+      An `Estimator` whose value is f(x). `info.kept` is False where a value is not
+      finite, or a displacement is lost to rounding.
+    Raises:
+      TypeError, ValueError: As `finite_difference_estimator`, and if `reuse_distance`
+        or `max_reuse` is out of its range.
+    Cost:
+      1 + N − reused function values per step, in `info.num_values`: between
+      1 + N − max_reuse · N and 1 + N. (Mapped by `jax.vmap`, N + 1 are evaluated, and
+      those of reused points thrown away.) N + 1 copies of the parameters in the state,
+      in float32 at least, and 2N to 3N more while a step runs.
+    Example:
+      >>> estimator = interpolation_estimator(num_directions=2)
+      >>> fn, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
+      >>> state = estimator.init(x)
+      >>> for step in range(2):
+      ...     _, gradient, state, info = estimator.estimate(step, fn, x, state)
+      ...     print(jnp.round(gradient, 2), info.num_values)
+      ...     x = x - 1e-3 * gradient
+      [ 1. -2.] 3
+      [ 1. -2.] 2
+    References:
+      Wang et al., ReLIZO: sample reusable linear interpolation-based zeroth-order
+      optimization, 2024.
+    """
+    where = "interpolation_estimator"
+    _check(where, num_directions, reuse_distance, max_reuse, distribution)
+    # A product such as 0.29 · 100 lies below the integer that it stands for.
+    most = math.floor(num_directions * max_reuse + 1e-9)
+
+    def fresh(layout: flat.Layout, params: core.Params) -> InterpolationState:
+        del params
+        return InterpolationState(
+            count=jnp.zeros((), jnp.int32),
+            points=jnp.zeros((num_directions + 1, layout.dim), layout.dtype),
+            values=jnp.zeros(num_directions + 1, jnp.result_type(float)),
+            usable=jnp.zeros(num_directions + 1, bool),
+        )
+
+    def estimate(step: build.Step, state: InterpolationState) -> build.Estimated:
+        layout = step.layout
+        centre = flat.ravel(layout, step.params)
+        start, aux = step.evaluate(step.params)
+        value = jnp.sum(start)
+        spread = math.sqrt(layout.dim / distribution.factor(max(layout.dim, 1)))
+        limit = step.smoothing * reuse_distance * spread
+        order, num_reused = _nearest(state, centre, limit, most)
+        points, values, differences = _points(
+            step, state, distribution, start, order[:num_directions], num_reused
+        )
+        gradient, slopes, kept = _interpolant(points - centre[None], differences)
+        num_values = 1 + num_directions - num_reused
+        state = _remembered(
+            state,
+            jnp.concatenate([points, centre[None]]),
+            jnp.append(values, value.astype(values.dtype)),
+        )
+        info = core.EstimateInfo(slopes, kept, num_values, aux)
+        return build.Estimated(
+            value, gradient, state, info, num_reused.astype(jnp.uint32)
+        )
+
+    settings = build.Settings(smoothing, terms, mask)
+    return build.estimator(where, settings, fresh, estimate)
+
+
+def _check(
+    where: str,
+    num_directions: Any,
+    reuse_distance: Any,
+    max_reuse: Any,
+    distribution: Any,
+) -> None:
+    validation.integer(
+        where,
+        "num_directions",
+        num_directions,
+        1,
+        "The estimate explains that many differences; 10 is a good start.",
+    )
+    validation.non_negative(
+        where,
+        "reuse_distance",
+        reuse_distance,
+        "It is in distances of a new point; 0 reuses none.",
+    )
+    way_out = "It is the share of points that may be reused; 0 reuses none."
+    validation.non_negative(where, "max_reuse", max_reuse, way_out)
+    if max_reuse > 1:
+        validation.fail(where, "max_reuse", "be at most 1", repr(max_reuse), way_out)
+    directions.check(where, distribution)
+
+
+def _nearest(
+    state: InterpolationState, centre: jax.Array, limit: jax.Array, most: int
+) -> tuple[jax.Array, jax.Array]:
+    """The old points by their distance, and how many of the first are reused."""
+    distances = jnp.sqrt(jnp.sum(jnp.square(state.points - centre[None]), axis=1))
+    # A point that has not moved from the centre says nothing of the slope.
+    near = state.usable & (distances < limit) & (distances > 0)
+    order = jnp.argsort(jnp.where(near, distances, jnp.inf))
+    return order, jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
+
+
+def _points(
+    step: build.Step,
+    state: InterpolationState,
+    distribution: directions.Distribution,
+    start: jax.Array,
+    order: jax.Array,
+    num_reused: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The N points of a step, their values, and the differences to that of the centre;
+    only those behind the reused ones are evaluated."""
+    key, layout, evaluate, _, smoothing, _ = step
+    num_directions = order.size
+    prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
+
+    def reused(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        value = state.values[order[k]]
+        difference = value.astype(start.dtype) - jnp.sum(start)
+        return state.points[order[k]], value, difference
+
+    def new(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        u = directions.direction(distribution, prepared, k, layout.dim, layout.dtype)
+        point = step.moved(smoothing * u, k)
+        moved, _ = evaluate(point)
+        value = jnp.sum(moved).astype(state.values.dtype)
+        return flat.ravel(layout, point), value, jnp.sum(moved - start)
+
+    ks = jnp.arange(num_directions, dtype=jnp.uint32)
+    branches = (reused, new)
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        branches = _varying_alike(branches, ks[0])
+    return lax.map(lambda k: lax.cond(k < num_reused.astype(k.dtype), *branches, k), ks)
+
+
+def _varying_alike(branches: Any, k: jax.Array) -> Any:
+    """The branches with outputs of one type: within a `jax.shard_map` a type also says
+    over which axes of the mesh a value varies."""
+
+    def axes(out: Any) -> set[str]:
+        kind = getattr(out, "manual_axis_type", None)  # None where it is not checked.
+        return {*((getattr(out, "vma", None) if kind is None else kind.varying) or ())}
+
+    outs = [out for branch in branches for out in jax.eval_shape(branch, k)]
+    union = set().union(*(axes(out) for out in outs))
+
+    def widened(branch: Any) -> Any:
+        def cast(out: jax.Array) -> jax.Array:
+            missing = tuple(sorted(union - axes(jax.typeof(out))))
+            return lax.pcast(out, missing, to="varying") if missing else out
+
+        return lambda k: jax.tree.map(cast, branch(k))
+
+    return tuple(widened(branch) for branch in branches)
+
+
+def _interpolant(
+    displacements: jax.Array, differences: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The least-norm gradient that explains the differences, the slopes, and which of
+    them count."""
+    dtype = displacements.dtype
+    eps = len(differences) * float(jnp.finfo(dtype).eps)
+    norms = jnp.sqrt(jnp.sum(jnp.square(displacements), axis=1))
+    slopes = differences / jnp.where(norms > 0, norms, 1).astype(differences.dtype)
+    # The inverse of U Uᵀ, cut at eps, makes a slope larger by up to 1 / eps.
+    types = (dtype, differences.dtype)
+    largest = min(float(jnp.finfo(x).max) for x in types) * eps / 16
+    kept = (jnp.abs(slopes) <= largest) & (norms > 0)
+    slopes = jnp.where(kept, slopes, jnp.zeros_like(slopes))
+    inverse_norms = jnp.where(kept, 1 / norms, jnp.zeros_like(norms))
+    rows = displacements * inverse_norms[:, None]
+    gram = jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
+    spectrum, basis = jnp.linalg.eigh(gram)
+    counted = spectrum > eps * spectrum[-1]
+    inverse = jnp.where(counted, 1 / spectrum, jnp.zeros_like(spectrum))
+    along = jnp.dot(slopes.astype(dtype), basis, precision=lax.Precision.HIGHEST)
+    weights = jnp.dot(basis, along * inverse, precision=lax.Precision.HIGHEST)
+    gradient = jnp.dot(weights, rows, precision=lax.Precision.HIGHEST)
+    return gradient, slopes, kept
+
+
+def _remembered(
+    state: InterpolationState, points: jax.Array, values: jax.Array
+) -> InterpolationState:
+    """The state with these points, without those that are of no use."""
+    usable = jnp.isfinite(values) & jnp.all(jnp.isfinite(points), axis=1)
+    return state._replace(
+        points=jnp.where(usable[:, None], points, jnp.zeros_like(points)),
+        values=jnp.where(usable, values, jnp.zeros_like(values)),
+        usable=usable,
+    )

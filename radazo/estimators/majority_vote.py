@@ -1,0 +1,92 @@
+"""An estimator that counts votes: of each direction only the signs are used."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from radazo import core, differences, directions
+from radazo.estimators import mean
+
+
+def majority_vote_estimator(
+    distribution: directions.Distribution = directions.sphere,
+    *,
+    num_directions: int | None = 10,
+    smoothing: core.Schedule | float = 5e-3,
+    difference: differences.Difference = differences.forward,
+    chunk_size: int = 1,
+    terms: bool = False,
+    mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
+) -> core.Estimator:
+    """Each direction votes for the sign of each element of the gradient.
+
+    Behind `zo_signsgd` this is ZO-M-signSGD, sign descent by majority vote. A direction
+    counts the same whatever its slope, so that a few wild values do no harm. Behind
+    `radazo` it gives bounded steps twice over, and was slower than `sphere_estimator`.
+
+      g = 1 / |kept| · Σ_{k kept} sign(slopeₖ) · sign(uₖ)
+
+    The lead of the majority, in [−1, 1], and no estimate of the gradient: for `sphere`
+    and `gaussian` on a linear function ⟨a, x⟩ its mean is 2/π · arcsin(aᵢ / ‖a‖). In
+    high dimension that is proportional to a, and K < d votes are mostly noise.
+
+    Args:
+      distribution, num_directions, smoothing, difference: As in
+        `finite_difference_estimator`.
+      chunk_size, terms, mask, sharding: As there.
+    Returns:
+      An `Estimator`. `info.factor` and `info.squared_norm` are NaN: statistics of
+      slopes say nothing of votes.
+    Raises:
+      TypeError, ValueError: As `finite_difference_estimator`.
+    Cost:
+      As `finite_difference_estimator`.
+    Example:
+      >>> optimizer = radazo.zo_signsgd(0.5, majority_vote_estimator(), key=0)
+      >>> params = jnp.array([3.0])
+      >>> updates, state = optimizer.update(
+      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
+      ... )
+      >>> print(updates)  # in one dimension the vote is unanimous
+      [-0.5]
+    References:
+      Liu et al., signSGD via zeroth-order oracle, 2019.
+    """
+    where = "majority_vote_estimator"
+    directions.check(where, distribution)
+    options = mean.Options(
+        distribution._replace(factor=lambda dim: 1.0),
+        num_directions,
+        smoothing,
+        difference,
+        chunk_size,
+        terms,
+        mask,
+        _vote,
+        sharding,
+    )
+    voting = mean.estimator(where, options)
+
+    def estimate(
+        key: core.Key,
+        value_fn: core.ValueFn,
+        params: core.Params,
+        state: Any,
+        *,
+        has_aux: bool = False,
+    ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
+        value, votes, state, info = voting.estimate(
+            key, value_fn, params, state, has_aux=has_aux
+        )
+        unknown = jnp.full_like(info.factor, math.nan)
+        return value, votes, state, info._replace(factor=unknown, squared_norm=unknown)
+
+    return voting._replace(estimate=estimate)
+
+
+def _vote(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> Any:
+    return jnp.sign(slope).astype(drawn.dtype) * jnp.sign(scale), jnp.sign(drawn)

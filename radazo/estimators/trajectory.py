@@ -1,0 +1,287 @@
+"""The gradient of a surrogate: values along the whole way, not of this step alone.
+
+`trajectory_estimator` fits a Gaussian process to the last points that a run has looked
+at and answers with the gradient of its mean. Where the process is certain enough of the
+gradient at the next point, it need not look there at all: a virtual step.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+
+from radazo import core, directions, flat, validation
+from radazo.estimators import build, gaussian_process
+
+
+class TrajectoryState(NamedTuple):
+    """State of `trajectory_estimator`.
+
+    Attributes:
+      count: int32 scalar, estimates so far.
+      buffer: The last points that were looked at and the function's values there: one
+        copy of the parameters each.
+      num_virtual: int32 scalar, virtual steps since the last look.
+    """
+
+    count: jax.Array
+    buffer: gaussian_process.Buffer
+    num_virtual: jax.Array
+
+
+class _Options(NamedTuple):
+    kernel: gaussian_process.Kernel
+    num_directions: int
+    num_points: int
+    length_scale: float | None
+    jitter: float
+    max_virtual_steps: int
+    max_uncertainty: float
+    chunk_size: int
+    distribution: directions.Distribution
+
+
+def trajectory_estimator(
+    *,
+    kernel: gaussian_process.Kernel = gaussian_process.matern,
+    num_points: int = 150,
+    num_directions: int = 10,
+    smoothing: core.Schedule | float = 0.1,
+    length_scale: float | None = None,
+    jitter: float = 1e-6,
+    max_virtual_steps: int = 0,
+    max_uncertainty: float = 0.35,
+    distribution: directions.Distribution = directions.sphere,
+    chunk_size: int = 1,
+    terms: bool = False,
+    mask: core.Mask = None,
+) -> core.Estimator:
+    """The gradient of a surrogate that is fitted to the last points looked at.
+
+    A step looks at the parameters and at K points around them, puts all of them in a
+    buffer of the last `num_points`, fits a Gaussian process to the buffer (the
+    equations are in `radazo.kernels`) and answers with the gradient of its mean: an
+    estimate of the gradient itself, neither scaled nor unbiased. What earlier steps saw
+    counts as much as what this one sees, as far as the kernel reaches.
+
+      buffer ← f(x), f(x + smoothing · uₖ) for k < K
+      g = ∇ (posterior mean of f) at x
+
+    For smooth functions of few dimensions. Along 120 steps of Adam at 0.05, K = 4, on
+    four functions (quadratics, Rosenbrock, Levy), its mean cosine to the gradient is
+    0.88 to 0.98 in 10 dimensions and 0.87 to 0.96 in 20, where those of
+    `orthogonal_estimator`, √(K / d), are 0.6 and 0.4; and its length is the gradient's.
+    In 1,000 dimensions at K = 10 it is 0.2 against 0.1, and its length a fifth, since g
+    lies in the span of the points: there memory and time are what it costs. Close to a
+    minimum, where f changes less over `smoothing` than float32 and the jitter resolve,
+    it gets worse: give a schedule that falls.
+
+    Any rule goes behind it: on Rosenbrock and a logistic regression it gained more
+    behind `zo_sgd`, on a staircase and a pendulum more behind `radazo`.
+
+    With `max_virtual_steps` a step takes no value at all, and answers from the buffer,
+
+      where uncertainty(x) < max_uncertainty, and at most max_virtual_steps in a row
+
+    the uncertainty being the posterior variance of the partial derivatives at x, mean
+    over them, over that before any value was seen. It is above 1 − num_points / d: in
+    high dimension no step is virtual. A virtual step may end where f has no value.
+
+    Args:
+      kernel: `matern`, of order 5/2, or `rbf`; or a `Kernel` of your own.
+      num_points: N, points that are remembered, at least num_directions + 1.
+      num_directions: K, at least 1.
+      smoothing: Distance moved along a direction, in units of ‖u‖; greater than 0, or
+        a schedule of the number of estimates so far. Larger than in differences: the
+        surrogate knows of curvature, and points much closer together than its length
+        scale tell it, in float32, little.
+      length_scale: Distance over which the function changes. None takes at each step
+        the one of five, from 1 to 16 times the root mean square distance of the
+        points, that makes the values most likely.
+      jitter: Variance of the noise in the values over that of the function, at least 0;
+        num_points · eps of the type in which distances are held if that is larger,
+        2e-5 in float32, since less than this is lost in the decomposition.
+      max_virtual_steps: Virtual steps in a row, at least 0.
+      max_uncertainty: Below which uncertainty a step is virtual, greater than 0.
+      distribution: Law of the directions.
+      chunk_size: Directions evaluated in one batch, at least 1.
+      terms: If True, `value_fn` returns an array of terms whose sum is the objective.
+        The buffer holds sums, so that it gains no digit here.
+      mask: As in `finite_difference_estimator`.
+    Returns:
+      An `Estimator`, which is not memoryless. Its value is f(x), in a virtual step the
+      posterior mean; `info.slopes` are (f(x + smoothing · uₖ) − f(x)) / smoothing, in a
+      virtual step zeros that are all kept, and `info.aux` is that of f(x), in a virtual
+      step zeros, or None outside of any program that JAX traces.
+    Raises:
+      TypeError, ValueError: As `finite_difference_estimator`; if `kernel` is none, or a
+        number is out of its range.
+    Cost:
+      K + 1 function values per step, 0 in a virtual step; under `jax.vmap` a virtual
+      step computes them too and does not count them. num_points copies of the
+      parameters in the state, K + 2 more for a time, and num_points² numbers; five
+      decompositions of num_points³ / 3 operations per step (one with a `length_scale`),
+      one or two more with `max_virtual_steps`.
+    Example:
+      >>> estimator = trajectory_estimator(num_directions=2, num_points=30)
+      >>> optimizer = radazo.with_estimator(estimator, optax.sgd(0.1), key=0)
+      >>> result = radazo.minimize(lambda x: x @ x, jnp.ones(5), optimizer, 30)
+      >>> print(jnp.all(jnp.abs(result.params) < 0.01))
+      True
+    References:
+      Shu et al., Zeroth-order optimization with trajectory-informed derivative
+      estimation, ICLR 2023. There a step looks at the parameters alone, after some
+      random points; the surrogate is fitted to the nearest points, not to the last; and
+      the first step after a look is taken whatever its uncertainty.
+    """
+    where = "trajectory_estimator"
+    options = _Options(
+        kernel,
+        num_directions,
+        num_points,
+        length_scale,
+        jitter,
+        max_virtual_steps,
+        max_uncertainty,
+        chunk_size,
+        distribution,
+    )
+    _check(where, options)
+
+    def fresh(layout: flat.Layout, params: core.Params) -> TrajectoryState:
+        del params
+        zero = jnp.zeros((), jnp.int32)
+        buffer = gaussian_process.empty_buffer(num_points, layout.dim, layout.dtype)
+        return TrajectoryState(zero, buffer, jnp.zeros((), jnp.int32))
+
+    def estimate(step: build.Step, state: TrajectoryState) -> build.Estimated:
+        if not max_virtual_steps:
+            return _look(step, state, options)
+        return _look_or_trust(step, state, options)
+
+    settings = build.Settings(smoothing, terms, mask)
+    return build.estimator(where, settings, fresh, estimate)
+
+
+def _check(where: str, options: _Options) -> None:
+    """Say what is wrong with the options."""
+    way_out = "Pass `radazo.matern` or `radazo.rbf`, or a `radazo.Kernel` of your own."
+    validation.instance(
+        where, "kernel", options.kernel, gaussian_process.Kernel, way_out
+    )
+    directions.check(where, options.distribution)
+    number = options.num_directions
+    way_out = "A step looks at the parameters and at so many points around them."
+    validation.integer(where, "num_directions", number, 1, way_out)
+    way_out = "It holds the points of a step, num_directions + 1, and those before."
+    validation.integer(where, "num_points", options.num_points, number + 1, way_out)
+    if options.length_scale is not None:
+        way_out = "It is a distance between parameters; None finds one at each step."
+        validation.positive(where, "length_scale", options.length_scale, way_out)
+    way_out = "It is the share of noise in the variance of the values."
+    validation.non_negative(where, "jitter", options.jitter, way_out)
+    way_out = "0 looks at every step; 10 takes up to ten steps on one look."
+    steps_in_a_row = options.max_virtual_steps
+    validation.integer(where, "max_virtual_steps", steps_in_a_row, 0, way_out)
+    way_out = "At 1 the gradient is unknown, at 0 it is known."
+    validation.positive(where, "max_uncertainty", options.max_uncertainty, way_out)
+    way_out = "1 takes one direction after the other, `num_directions` all at once."
+    validation.integer(where, "chunk_size", options.chunk_size, 1, way_out)
+
+
+def _look_or_trust(
+    step: build.Step, state: TrajectoryState, options: _Options
+) -> build.Estimated:
+    """A virtual step where the surrogate is certain enough, else a look."""
+    kernel, buffer = options.kernel, state.buffer
+    x = flat.ravel(step.layout, step.params)
+    posterior = gaussian_process.fit(
+        kernel, buffer, options.length_scale, options.jitter
+    )
+    distances = gaussian_process.squared_distances(buffer.points, x)
+    uncertainty = gaussian_process.uncertainty(
+        kernel, posterior, buffer.squared_distances, distances, step.layout.dim
+    )
+    trusted = (uncertainty < options.max_uncertainty) & (buffer.num_filled > 0)
+    trusted = trusted & (state.num_virtual < options.max_virtual_steps)
+
+    def trust() -> build.Estimated:
+        value = gaussian_process.mean(kernel, posterior, distances)
+        gradient = gaussian_process.mean_gradient(
+            kernel, posterior, buffer.points, x, distances
+        )
+        info = core.EstimateInfo(
+            jnp.zeros(options.num_directions, step.layout.dtype),
+            jnp.ones(options.num_directions, bool),
+            jnp.zeros((), jnp.int32),
+            _no_aux(step) if isinstance(trusted, Tracer) else None,
+        )
+        after = state._replace(num_virtual=state.num_virtual + 1)
+        return build.Estimated(value, gradient, after, info, jnp.uint32(0))
+
+    return lax.cond(trusted, trust, lambda: _look(step, state, options))
+
+
+def _no_aux(step: build.Step) -> Any:
+    """Zeros in place of what `value_fn` would return beside its value."""
+    _, aux = jax.eval_shape(step.evaluate, step.params)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+
+
+def _look(
+    step: build.Step, state: TrajectoryState, options: _Options
+) -> build.Estimated:
+    """Take K + 1 values, put them in the buffer, and fit."""
+    layout, kernel = step.layout, options.kernel
+    x = flat.ravel(layout, step.params)
+    terms, aux = step.evaluate(step.params)
+    value = jnp.sum(terms).astype(layout.dtype)
+    turn = step.key[0]
+    points, values = _look_around(step, options, turn)
+    buffer = gaussian_process.put(
+        state.buffer,
+        jnp.concatenate([x[None], points]),
+        jnp.concatenate([value[None], values]),
+    )
+    slopes = (values - value) / step.smoothing
+    kept = jnp.isfinite(slopes)
+    slopes = jnp.where(kept, slopes, jnp.zeros_like(slopes))
+    num_values = jnp.asarray(options.num_directions + 1, jnp.int32)
+    info = core.EstimateInfo(slopes, kept, num_values, aux)
+
+    posterior = gaussian_process.fit(
+        kernel, buffer, options.length_scale, options.jitter
+    )
+    distances = gaussian_process.squared_distances(buffer.points, x)
+    gradient = gaussian_process.mean_gradient(
+        kernel, posterior, buffer.points, x, distances
+    )
+    gradient = jnp.where(jnp.any(kept), gradient, jnp.zeros_like(gradient))
+    # A look that saw nothing gives no new trust.
+    num_virtual = jnp.where(
+        jnp.any(kept), jnp.zeros_like(state.num_virtual), state.num_virtual
+    )
+    after = state._replace(buffer=buffer, num_virtual=num_virtual)
+    return build.Estimated(value, gradient, after, info, turn)
+
+
+def _look_around(
+    step: build.Step, options: _Options, turn: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(K, dim) points around the parameters, and the (K,) values there."""
+    layout, law = step.layout, options.distribution
+    number = options.num_directions
+    prepared = law.prepare(step.key, number, layout.dim, layout.dtype)
+
+    def look_at(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        u = directions.direction(law, prepared, k, layout.dim, layout.dtype)
+        moved = flat.perturb(layout, step.params, u, step.smoothing, turn)
+        terms, _ = step.evaluate(moved)
+        # The point as it was evaluated: in low precision it is not x + smoothing · u.
+        return flat.ravel(layout, moved), jnp.sum(terms).astype(layout.dtype)
+
+    at_once = min(options.chunk_size, number)
+    ks = jnp.arange(number, dtype=jnp.uint32)
+    return lax.map(look_at, ks, batch_size=at_once if at_once > 1 else None)

@@ -1,0 +1,1 @@
+"""Evaluate a function at the queries of a step."""

@@ -1,0 +1,394 @@
+"""Evaluate a function at x + noise without that point: noise is made where it is used.
+
+`evaluate` walks the program of an unmodified function. A parameter in it is no array
+but the promise of one, a `Moved`: a part of x, and where that part lies in the flat
+direction. Operations that only choose or turn a part hand the promise on; one that
+needs numbers gets them, and they die with it:
+
+  scan                        a stacked leaf, layer by layer in the loop
+  gather                      the rows that are looked up, and no others
+  slice, dynamic_slice        along the first axis: that part
+  squeeze, reshape,           nothing yet
+  transpose, convert
+  dot_general                 a large matrix, in blocks of its rows
+  jit, cond, checkpoint       within them as outside
+  any other                   the leaf as a whole, just before it
+
+The values are those of a perturbed copy, since an element of a direction depends on its
+index alone; a product that is taken in blocks may round differently.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core as jax_core
+
+from radazo import core, flat, offsets, validation
+
+_NOWHERE = np.uint32(0xFFFFFFFF)  # The index of no element.
+BLOCK = 1 << 20  # Elements of a matrix that are made at a time.
+
+# The primitives that stand for the program they hold, and where they hold it.
+_CALLS = {
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+
+class Noise(NamedTuple):
+    """What is added to the parameters, by the indices of its elements.
+
+    Attributes:
+      part: `part(offset, size) -> (size,)`, elements offset, ... of the noise.
+      at: `at(indices) -> like indices`, the elements at these indices, uint32 or an
+        `Offset` of arrays.
+      seen: `seen(leaf, size)` is told how many elements of a leaf are made at once.
+    """
+
+    part: Callable[[Any, int], jax.Array]
+    at: Callable[[Any], jax.Array]
+    seen: Callable[[int, int], None] = lambda leaf, size: None
+
+
+class Moved(NamedTuple):
+    """The promise of a part of x + noise that is contiguous in the flat direction.
+
+    Attributes:
+      noise: What is added.
+      leaf: The number of the leaf of which it is a part.
+      stored: The part of x.
+      offset: Where its first element lies in the flat direction.
+      order: How its axes are permuted after noise was added.
+      dtype: The type to which it is converted after that.
+    """
+
+    noise: Noise
+    leaf: int
+    stored: jax.Array
+    offset: Any
+    order: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def lies_as_stored(self) -> bool:
+        return self.order == tuple(range(len(self.order)))
+
+    def part(self, stored: jax.Array, index: Any = 0, unit: int = 1) -> "Moved":
+        """Of a promise that lies as stored, the part that begins at index · unit."""
+        axes = tuple(range(stored.ndim))
+        offset = offsets.moved(self.offset, index, unit, self.stored.size)
+        return self._replace(stored=stored, offset=offset, order=axes)
+
+    def rows(self, start: Any, count: int) -> "Moved":
+        """`count` rows of what is stored, in the same order of axes."""
+        first = jnp.clip(start, 0, self.stored.shape[0] - count)
+        stored = lax.dynamic_slice_in_dim(self.stored, first, count)
+        row = math.prod(stored.shape[1:])
+        offset = offsets.moved(self.offset, first, row, self.stored.size)
+        return self._replace(stored=stored, offset=offset)
+
+    def whole(self) -> jax.Array:
+        """The numbers."""
+        check_size(self.stored.shape)
+        self.noise.seen(self.leaf, self.stored.size)
+        drawn = self.noise.part(self.offset, self.stored.size)
+        moved = _added(self.stored, drawn.reshape(self.stored.shape))
+        return lax.transpose(moved, self.order).astype(self.dtype)
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """What is drawn at once is numbered in 32 bits from its first element on."""
+    if math.prod(shape) >= offsets.WORD:
+        validation.fail(
+            "in_place(...).step",
+            "params",
+            "be used in parts of fewer than 2³² elements",
+            f"one of shape {shape}",
+            "Hold it with layers along its first axis, and run over that by "
+            "`jax.lax.scan` in `value_fn`.",
+        )
+
+
+def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
+    """x + noise in float32 at least, rounded once to the type of x."""
+    wide = core.wide(x.dtype)
+    return (x.astype(wide) + noise.astype(wide)).astype(x.dtype)
+
+
+def evaluate(
+    value_fn: core.ValueFn, params: core.Params, layout: flat.Layout, noise: Noise
+) -> Any:
+    """`value_fn(params + noise)`, the noise over the perturbed leaves as one vector."""
+    closed, out = jax.make_jaxpr(value_fn, return_shape=True)(params)
+    starts = np.cumsum([0, *layout.sizes]).tolist()
+    inputs = [
+        _promise(noise, i, jnp.asarray(leaf), start) if on and leaf.size else leaf
+        for i, (leaf, on, start) in enumerate(
+            zip(jax.tree.leaves(params), layout.active, starts[:-1], strict=True)
+        )
+    ]
+    outs = [_numbers(x) for x in _run(closed.jaxpr, closed.consts, inputs)]
+    return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+
+def _promise(noise: Noise, leaf: int, stored: jax.Array, start: int) -> Moved:
+    axes = tuple(range(stored.ndim))
+    return Moved(noise, leaf, stored, start, axes, stored.dtype)
+
+
+def _numbers(x: Any) -> Any:
+    return x.whole() if isinstance(x, Moved) else x
+
+
+def _run(
+    program: jax_core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]
+) -> list[Any]:
+    """What a program returns for these arguments, promises among them."""
+    known = dict(zip(program.constvars, consts, strict=True))
+    known |= dict(zip(program.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jax_core.Literal) else known[atom]
+
+    for eqn in program.eqns:
+        ins = [read(atom) for atom in eqn.invars]
+        rule = _RULES.get(eqn.primitive.name)
+        outs = None
+        if rule is not None and any(isinstance(x, Moved) for x in ins):
+            outs = rule(eqn.params, *ins)
+        if outs is None:
+            outs = _applied(program, eqn, [_numbers(x) for x in ins])
+        known |= dict(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in program.outvars]
+
+
+def _applied(
+    program: jax_core.Jaxpr, eqn: jax_core.JaxprEqn, ins: list[Any]
+) -> Sequence[Any]:
+    """An equation as it stands, as a program of its own: how its parameters are bound
+    and in which context is JAX's affair, and differs between versions."""
+    named = {
+        atom: x
+        for atom, x in zip(eqn.invars, ins, strict=True)
+        if not isinstance(atom, jax_core.Literal)
+    }
+    alone = program.replace(
+        constvars=[],
+        invars=[*named],
+        outvars=eqn.outvars,
+        eqns=[eqn],
+        effects=eqn.effects,
+    )
+    return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(alone, []))(*named.values())
+
+
+def _call(name: str, params: dict[str, Any], *ins: Any) -> list[Any]:
+    inner = params[_CALLS[name]]
+    if isinstance(inner, jax_core.ClosedJaxpr):
+        return _run(inner.jaxpr, inner.consts, ins)
+    return _run(inner, (), ins)
+
+
+def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
+    program, num_consts = params["jaxpr"], params["num_consts"]
+    last = num_consts + params["num_carry"]
+    takers = program.jaxpr.invars[:num_consts]
+    # A leaf of which each turn takes a part is kept; else it is needed in all turns.
+    consts = [
+        x if _is_taken_in_parts(program.jaxpr, taker) else _numbers(x)
+        for x, taker in zip(ins[:num_consts], takers, strict=True)
+    ]
+    init = [_numbers(x) for x in ins[num_consts:last]]
+    stacks = [
+        _numbers(x) if isinstance(x, Moved) and x.order[0] else x for x in ins[last:]
+    ]
+
+    def turn(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
+        number, slices = inputs
+        parts = [
+            _layer(stack, number, x) if isinstance(stack, Moved) else x
+            for stack, x in zip(stacks, slices, strict=True)
+        ]
+        outs = _run(program.jaxpr, program.consts, [*consts, *carry, *parts])
+        outs = [_numbers(x) for x in outs]
+        return outs[: len(init)], outs[len(init) :]
+
+    numbers = jnp.arange(params["length"], dtype=jnp.uint32)
+    values = [x.stored if isinstance(x, Moved) else x for x in stacks]
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    carry, ys = lax.scan(turn, init, (numbers, values), **options)
+    return [*carry, *ys]
+
+
+def _layer(stack: Moved, number: jax.Array, stored: jax.Array) -> Moved:
+    """Slice `number` of a stacked leaf."""
+    order = tuple(axis - 1 for axis in stack.order[1:])
+    layer = stack.part(stored, number, stored.size)
+    return layer._replace(order=order)
+
+
+def _is_taken_in_parts(program: jax_core.Jaxpr, taker: Any) -> bool:
+    """Whether a program uses an input by its slices and rows alone, here or within."""
+    if any(taker is x for x in program.outvars):
+        return False
+    return all(
+        _takes_parts(eqn, place)
+        for eqn in program.eqns
+        for place, x in enumerate(eqn.invars)
+        if taker is x
+    )
+
+
+def _takes_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+        inner = params[_CALLS[name]]
+        inner = inner.jaxpr if isinstance(inner, jax_core.ClosedJaxpr) else inner
+        return _is_taken_in_parts(inner, inner.invars[place])
+    if name == "scan":
+        inner, last = params["jaxpr"].jaxpr, params["num_consts"] + params["num_carry"]
+        if place < params["num_consts"]:
+            return _is_taken_in_parts(inner, inner.invars[place])
+        return place >= last  # Stacked: layer by layer.
+    return name in ("dynamic_slice", "gather") and place == 0
+
+
+def _cond(params: dict[str, Any], index: Any, *ins: Any) -> list[Any]:
+    def branch(closed: jax_core.ClosedJaxpr) -> Callable[..., list[Any]]:
+        def run(*arrays: Any) -> list[Any]:
+            rest = iter(arrays)
+            args = [x if isinstance(x, Moved) else next(rest) for x in ins]
+            return [_numbers(x) for x in _run(closed.jaxpr, closed.consts, args)]
+
+        return run
+
+    branches = [branch(closed) for closed in params["branches"]]
+    arrays = [x for x in ins if not isinstance(x, Moved)]
+    return lax.switch(_numbers(index), branches, *arrays)
+
+
+def _slice(params: dict[str, Any], x: Moved) -> list[Any] | None:
+    start, limit = params["start_indices"], params["limit_indices"]
+    strides = params["strides"] or (1,)
+    rest = zip(start[1:], limit[1:], x.stored.shape[1:], strict=True)
+    by_rows = all(first == 0 and end == size for first, end, size in rest)
+    if not (x.lies_as_stored and by_rows and {*strides} == {1}):
+        return None
+    row = math.prod(x.stored.shape[1:])
+    return [x.part(lax.slice(x.stored, start, limit), start[0], row)]
+
+
+def _dynamic_slice(params: dict[str, Any], x: Any, *starts: Any) -> list[Any] | None:
+    sizes = params["slice_sizes"]
+    if not (isinstance(x, Moved) and x.lies_as_stored and starts):
+        return None
+    if tuple(sizes[1:]) != x.stored.shape[1:]:
+        return None
+    return [x.rows(_numbers(starts[0]), sizes[0])]
+
+
+def _squeeze(params: dict[str, Any], x: Moved) -> list[Any] | None:
+    if not x.lies_as_stored:
+        return None
+    return [x.part(lax.squeeze(x.stored, params["dimensions"]))]
+
+
+def _reshape(params: dict[str, Any], x: Moved, *sizes: Any) -> list[Any] | None:
+    if sizes or not x.lies_as_stored or params["dimensions"] is not None:
+        return None
+    return [x.part(x.stored.reshape(params["new_sizes"]))]
+
+
+def _transpose(params: dict[str, Any], x: Moved) -> list[Any]:
+    order = tuple(x.order[axis] for axis in params["permutation"])
+    return [x._replace(order=order)]
+
+
+def _convert(params: dict[str, Any], x: Moved) -> list[Any] | None:
+    dtype = params["new_dtype"]
+    # Of two conversions the first may round what the second would not.
+    once = x.dtype == x.stored.dtype and jnp.issubdtype(dtype, jnp.floating)
+    return [x._replace(dtype=dtype)] if once else None
+
+
+def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
+    if not (isinstance(x, Moved) and x.lies_as_stored):
+        return None
+    names = ("dimension_numbers", "slice_sizes", "unique_indices")
+    taken = functools.partial(
+        lax.gather,
+        start_indices=_numbers(indices),
+        indices_are_sorted=params["indices_are_sorted"],
+        mode=params["mode"],
+        **{name: params[name] for name in names},
+    )
+    check_size(x.stored.shape)
+    places = lax.iota(jnp.uint32, x.stored.size).reshape(x.stored.shape)
+    places = taken(places, fill_value=_NOWHERE)
+    rows = taken(x.stored, fill_value=params["fill_value"])
+    x.noise.seen(x.leaf, rows.size)
+    indices = offsets.moved(x.offset, places, 1, x.stored.size)
+    moved = _added(rows, x.noise.at(indices))
+    return [jnp.where(places == _NOWHERE, rows, moved).astype(x.dtype)]
+
+
+def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
+    for side, x in enumerate(operands):
+        if not (isinstance(x, Moved) and x.stored.ndim > 1 and x.stored.size > BLOCK):
+            continue
+        contracted, batch = (axes[side] for axes in params["dimension_numbers"])
+        axis = x.order.index(0)
+        if axis not in (*contracted, *batch):
+            other = _numbers(operands[1 - side])
+            free = [a for a in range(axis) if a not in (*contracted, *batch)]
+            before = other.ndim - len(contracted) if side else len(batch)
+            return [_in_blocks(params, x, other, side, before + len(free))]
+    return None
+
+
+def _in_blocks(
+    params: dict[str, Any], x: Moved, other: jax.Array, side: int, place: int
+) -> jax.Array:
+    """The product of x and the other; its axis `place` is the first of what is stored.
+
+    The last block begins where it ends with the last row, so that all have one size."""
+    num_rows = x.stored.shape[0]
+    count = max(1, BLOCK * num_rows // x.stored.size)
+
+    def product(start: Any) -> jax.Array:
+        part = x.rows(start, count).whole()
+        pair = (other, part) if side else (part, other)
+        return lax.dot_general(*pair, **params)
+
+    def put(turn: jax.Array, out: jax.Array) -> jax.Array:
+        start = jnp.minimum(turn * count, num_rows - count)
+        return lax.dynamic_update_slice_in_dim(out, product(start), start, place)
+
+    block = jax.eval_shape(product, 0)
+    shape = [*block.shape[:place], num_rows, *block.shape[place + 1 :]]
+    start = jnp.zeros(shape, block.dtype)
+    return lax.fori_loop(0, -(-num_rows // count), put, start)
+
+
+_RULES = {name: functools.partial(_call, name) for name in _CALLS} | {
+    "cond": _cond,
+    "convert_element_type": _convert,
+    "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+    "reshape": _reshape,
+    "scan": _scan,
+    "slice": _slice,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+}

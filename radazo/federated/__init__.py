@@ -1,0 +1,1 @@
+"""Federated zeroth-order optimization: clients that step, a server that averages."""

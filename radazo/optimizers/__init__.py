@@ -1,0 +1,1 @@
+"""Complete optimizers and the transformations they are made of."""

@@ -1,0 +1,293 @@
+"""An optimizer for a model that fits into memory once: nothing of it is copied.
+
+An `optax` update has the size of the parameters, and so has a gradient; here neither
+exists. `streaming` evaluates along a direction without the perturbed point, and `parts`
+draws the directions again and updates the parameters where they lie.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from radazo import core, differences, directions, flat, random, validation
+from radazo.estimators import build, mean
+from radazo.evaluate import answers, lazy, perturbed
+from radazo.optimizers import combinators, partwise
+
+_MISSING = 0.01  # Of a first moment, the share that is too old to be remembered.
+
+
+class InPlace(NamedTuple):
+    """An optimizer that changes parameters where they lie.
+
+    Attributes:
+      init: `init(params) -> state`, a `WithEstimatorState`.
+      step: `step(value_fn, params, state, **extra) -> (params, state, info)`, where the
+        keywords go to `value_fn`; `info` is an `EstimateInfo`.
+    """
+
+    init: Callable[[core.Params], combinators.WithEstimatorState]
+    step: Callable[..., tuple[core.Params, combinators.WithEstimatorState, Any]]
+
+
+class PastSlopes(NamedTuple):
+    """What it takes to draw past directions again and add them up.
+
+    Attributes:
+      counts: (num_steps,) int32, the steps of which they are, the last one first.
+      weights: (num_steps, num_directions), what multiplies each direction in the
+        estimate of its step; 0 before the first.
+    """
+
+    counts: jax.Array
+    weights: jax.Array
+
+
+def in_place(
+    optimizer: optax.GradientTransformation,
+    *,
+    key: core.Key,
+    distribution: directions.Distribution = directions.gaussian,
+    num_directions: int = 1,
+    smoothing: core.Schedule | float = 1e-3,
+    difference: differences.Difference = differences.central,
+    b1: float = 0.0,
+    num_steps: int | None = None,
+    moment_dtype: Any = None,
+    terms: bool = False,
+    mask: core.Mask = None,
+) -> InPlace:
+    """Zeroth-order steps in the memory that it takes to evaluate the function.
+
+    The program of `value_fn`, written as ever, is walked: layers that a `jax.lax.scan`
+    runs over are perturbed one by one within it, looked-up rows alone, large matrices
+    in blocks of a product, any other leaf just before its use. What was drawn dies
+    there. Then each part of the parameters is updated, from directions drawn again:
+
+      slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)
+      g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
+      mu = (1 − b1) · Σ_{age < num_steps} b1^age · g_age        g alone if b1 = 0
+      x ← x + optimizer(mu)
+
+    The optimizer sees one part at a time, as if it were all: a leaf; of a leaf of three
+    axes and more, a slice along the first; of a matrix of more than 2²⁰ elements, a
+    block of rows if their number can be divided. Rules by elements do not notice.
+    Moments that are shared (`factored`, `per_leaf`) are shared within a part, and a
+    norm is that of a part.
+
+    Directions, slopes and keys are those of `with_estimator` with the same key.
+    Parameters in bfloat16 or float16 are rounded up or down by chance, so that an
+    update far below their precision is kept in the mean; with a learning rate of 0 they
+    stay as they are.
+
+    Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
+    tokens, in multiples of what inference takes (`python -m benchmarks memory` for
+    other shapes):
+
+      optax.sgd(lr)                                                         1.01
+      chain(scale_by_radazo(), scale(-lr))                                  2.87
+      the same, moment_dtype=jnp.bfloat16                                   1.97
+      the same with granularity=factored                                    1.48
+      chain(scale_by_second_moment(granularity=factored), scale(-lr)), b1   1.01
+
+    Args:
+      optimizer: Any `optax.GradientTransformation` that takes a gradient, its learning
+        rate included.
+      key: Typed key or integer seed of the run.
+      distribution: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
+        drawn in parts.
+      num_directions: K, at least 1.
+      smoothing: Distance moved along a direction, greater than 0, or a schedule of the
+        number of steps so far; in units of ‖u‖, √d but for `sphere`.
+      difference: `forward`, `central`, `one_point` or `exact`.
+      b1: Decay rate of a first moment that is not stored but drawn again, in [0, 1).
+      num_steps: Steps of which it is made; None for as many as b1^num_steps ≤ 0.01
+        needs, 44 for 0.9. What is older counts as 0.
+      moment_dtype: `jnp.bfloat16`, say, for what the optimizer keeps of each element,
+        rounded by chance; None is float32 at least.
+      terms, mask: As in `finite_difference_estimator`.
+    Returns:
+      An `InPlace`. Put `jax.jit` around `step` and donate parameters and state, as in
+      the example: that is what keeps them in place. A step without a finite value
+      changes nothing.
+    Raises:
+      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      UserWarning: If a large leaf of three axes is perturbed as a whole, since nothing
+      in `value_fn` takes a slice of it.
+    Cost:
+      2K function values per step (`central`). Each direction is drawn for each value,
+      once more for the update, `num_steps` times in all with b1, and once more for the
+      norm by `sphere`. No copy of the parameters beside what the optimizer keeps.
+    Example:
+      >>> optimizer = in_place(optax.sgd(0.05), key=0)
+      >>> def step(params, state):
+      ...     return optimizer.step(lambda x: jnp.sum(x**2), params, state)
+      >>> step = jax.jit(step, donate_argnums=(0, 1))
+      >>> params, state = jnp.array([3.0, -4.0]), optimizer.init(jnp.zeros(2))
+      >>> for _ in range(100):
+      ...     params, state, info = step(params, state)
+      >>> print(state.last_value < 1e-3, state.num_values)
+      True 200
+    References:
+      Malladi et al., Fine-tuning language models with just forward passes, 2023.
+      arXiv:2305.17333 (the same, its parameters moved there and back).
+    """
+    where = "in_place"
+    num_steps = _checked(where, optimizer, b1, num_steps, moment_dtype)
+    options = mean.Options(
+        distribution, num_directions, smoothing, difference, 1, terms, mask
+    )
+    _check_options(where, options)
+    rule = partwise.Rule(optimizer, moment_dtype)
+    words = random.key_data(where, key)
+
+    def init(params: core.Params) -> combinators.WithEstimatorState:
+        layout = flat.layout(where, params, mask, in_parts=True)
+        weights = jnp.zeros((num_steps, num_directions), layout.dtype)
+        past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
+        # Compiled, since a wide copy of a part is asked for its shape alone.
+        states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
+        _check_takes_a_gradient(where, states)
+        return combinators.fresh(words, past, states)
+
+    def step(
+        value_fn: core.ValueFn,
+        params: core.Params,
+        state: combinators.WithEstimatorState,
+        **extra: Any,
+    ) -> tuple[core.Params, combinators.WithEstimatorState, core.EstimateInfo]:
+        way_out = "It takes the parameters first."
+        validation.function(f"{where}(...).step", "value_fn", value_fn, way_out)
+        layout = flat.layout(where, params, mask, in_parts=True)
+        bound = answers.bound(value_fn, extra)
+        evaluate = differences.evaluation(where, bound, terms=terms, has_aux=False)
+        distance = build.smoothing_at(smoothing, state.count, layout)
+        own = random.fold_in(state.key_data, state.count)
+        here = build.Step(own, layout, evaluate, params, distance, answers.of(bound))
+        value, weights, info = _looked(here, options)
+        seen = jnp.any(info.kept)
+        past = _remembered(state.estimator, state.count, weights, seen)
+        mean = _mean(state.key_data, past, distribution, b1)
+        params, states = partwise.move(
+            rule, mean, own, params, state.optimizer, layout, seen
+        )
+        state = state._replace(estimator=past, optimizer=states)
+        return params, combinators.counted(state, value, info, seen), info
+
+    return InPlace(init, step)
+
+
+def _checked(
+    where: str, optimizer: Any, b1: Any, num_steps: Any, moment_dtype: Any
+) -> int:
+    """Say what is wrong with these; how many steps are remembered."""
+    way_out = "Pass `optax.sgd(1e-6)`, say, or a chain with `radazo.scale_by_radazo()`."
+    validation.transformation(where, optimizer, way_out)
+    validation.decay(where, "b1", b1)
+    validation.floating(where, "moment_dtype", moment_dtype)
+    if num_steps is None:
+        return math.ceil(math.log(_MISSING) / math.log(b1)) if b1 > 0 else 1
+    way_out = "It says how many steps are remembered; None takes what `b1` needs."
+    validation.integer(where, "num_steps", num_steps, 1, way_out)
+    return num_steps
+
+
+def _check_takes_a_gradient(where: str, states: Any) -> None:
+    found = jax.tree.leaves(states, is_leaf=combinators.is_counters)
+    if any(combinators.is_counters(x) for x in found):
+        validation.fail(
+            where,
+            "optimizer",
+            "take a gradient",
+            "one with an estimator in it",
+            "Pass the rule alone: `optax.chain(radazo.scale_by_radazo(), "
+            "optax.scale(-1e-6))`, say.",
+        )
+
+
+def _check_options(where: str, options: mean.Options) -> None:
+    law = options.distribution
+    directions.check(where, law)
+    directions.check_parts(where, law)
+    way_out = "Each is drawn again for the update; 1 is a good start."
+    validation.integer(where, "num_directions", options.num_directions, 1, way_out)
+    mean.check(where, options)
+    build.check(where, build.Settings(options.smoothing, options.terms, options.mask))
+
+
+def _looked(
+    step: build.Step, options: mean.Options
+) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
+    """The value, what multiplies each direction in the gradient, and what was seen."""
+    law, layout, params = options.distribution, step.layout, step.params
+    num_directions = options.num_directions or 1
+    of = mean.source(step, options, num_directions)
+    at_once: list[tuple[int, int]] = []
+
+    def one(k: jax.Array) -> tuple[Any, jax.Array]:
+        own = random.fold_in(step.key, k)
+        scale = perturbed.scale_of(law, own, layout)
+
+        def along(distance: jax.Array) -> Any:
+            noise = perturbed.noise_along(law, own, layout, distance)
+            noise = noise._replace(seen=lambda *part: at_once.append(part))
+            return lazy.evaluate(step.evaluate, params, layout, noise)
+
+        slope, value, aux = of.slope(k, along, lambda distance: distance * scale)
+        slope, kept = mean.kept_slope(slope, options, layout)
+        return (slope, kept, value, aux), scale
+
+    ks = jnp.arange(num_directions, dtype=jnp.uint32)
+    seen, scales = lax.map(one, ks)
+    _warn_of_whole_leaves(params, at_once)
+    value, info = mean.told(options, layout, of.start, seen)
+    value = mean.noted(step.given, value, info)
+    share = mean.share_of_each(options, layout, info)
+    return value, share * (info.slopes.astype(layout.dtype) * scales), info
+
+
+def _warn_of_whole_leaves(params: core.Params, at_once: list[tuple[int, int]]) -> None:
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    for i in sorted({leaf for leaf, _ in at_once}):
+        path, leaf = paths[i]
+        whole = max(size for other, size in at_once if other == i) == leaf.size
+        if whole and leaf.ndim > 2 and leaf.shape[0] > 1 and leaf.size > lazy.BLOCK:
+            name = jax.tree_util.keystr(path)
+            warnings.warn(
+                f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} "
+                "as a whole, since `value_fn` takes no slices of it: run over its "
+                "first axis by `jax.lax.scan`, and one slice is perturbed at a time.",
+                stacklevel=2,
+            )
+
+
+def _remembered(
+    past: PastSlopes, count: jax.Array, weights: jax.Array, seen: jax.Array
+) -> PastSlopes:
+    """The past with this step in front, unless nothing was seen in it."""
+    new = PastSlopes(
+        jnp.roll(past.counts, 1).at[0].set(count),
+        jnp.roll(past.weights, 1, axis=0).at[0].set(weights),
+    )
+    return jax.tree.map(lambda new, old: jnp.where(seen, new, old), new, past)
+
+
+def _mean(
+    key: jax.Array, past: PastSlopes, law: directions.Distribution, b1: Any
+) -> partwise.WeightedSum:
+    """The first moment of the remembered estimates, still to be drawn."""
+    ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
+    decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
+    num_steps, num_directions = past.weights.shape
+    counts = jnp.repeat(past.counts, num_directions)
+    ks = jnp.tile(jnp.arange(num_directions, dtype=jnp.uint32), num_steps)
+    keys = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
+    return partwise.WeightedSum(
+        law, keys(counts, ks), (decays[:, None] * past.weights).ravel()
+    )

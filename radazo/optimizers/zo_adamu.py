@@ -1,0 +1,204 @@
+"""ZO-AdaMU: momentum in the direction, not in the gradient.
+
+Half an estimator, since its directions remember, and half a rule, since each element of
+a direction is divided by a root of its own: an optimizer that goes with no other rule.
+It is written as an estimator of `radazo.steps` whose gradient is the update.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from radazo import core, differences, flat, random, validation
+from radazo.estimators import build
+from radazo.optimizers import assembly
+
+
+class ZoAdamuState(NamedTuple):
+    """State of the directions of `zo_adamu`.
+
+    Attributes:
+      count: int32 scalar, steps so far.
+      momentum: (d,) the last direction that was kept, turned uphill.
+    """
+
+    count: jax.Array
+    momentum: jax.Array
+
+
+class _Shares(NamedTuple):
+    """How much of a direction is new in the last phase; each starts at 1."""
+
+    variance: Any
+    direction: Any
+    square: Any
+
+
+def zo_adamu(
+    learning_rate: core.Schedule | float,
+    num_steps: int,
+    *,
+    key: core.Key,
+    smoothing: core.Schedule | float = 1e-2,
+    boundaries: tuple[int, int] | None = None,
+    new_variance: float = 0.5,
+    b1: float = 0.9,
+    b2: float = 0.01,
+    eps_root: float = 1e-8,
+    terms: bool = False,
+    mask: core.Mask = None,
+    weight_decay: float = 0.0,
+    weight_decay_mask: core.Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    """ZO-AdaMU: directions that are drawn around the last one.
+
+    A direction is mixed of a new part and of one around the momentum, which is the last
+    direction. The momentum sets in between the first boundary T1 and the second, T2:
+
+      share(last) = 1 − (1 − last) · (1 − cos(π · p)) / 2
+      p = 0 before T1, (t − T1) / (T2 − T1) between, 1 after T2
+
+    Let a, β₁ and β₂ be the shares that end at `new_variance`, `b1` and `b2`; n and n′
+    are standard normals.
+
+      new = √a · n,  old = m + √(1 − a) · n′
+      u = β₁ · new + (1 − β₁) · old
+      slope = (f(x + smoothing · u) − f(x − smoothing · u)) / (2 smoothing)
+      nu = β₂ · new² + (1 − β₂) · old²
+      update = − learning_rate · (slope · u / √(nu + eps_root) + weight_decay · x)
+      m ← u if slope ≥ 0 else −u
+
+    Up to T1 this is slope · sign(u). Turning m uphill, as the authors' code does and
+    algorithm 1 does not, changes nothing in the mean: the law of an update is the same
+    for m and −m. It goes with no other rule, that of R-AdaZO included: what is divided
+    by the root is the direction, element by element, and nu is remembered nowhere. The
+    cosine runs to the constants of the last phase; that of the
+    authors has another period for each share and jumps.
+
+    Args:
+      learning_rate: Step size, at least 0, or a schedule.
+      num_steps: Steps of the whole run, at least 1; further ones are as its last.
+      key: Typed key or integer seed of the run.
+      smoothing: Distance moved along a direction, in units of ‖u‖ ≈ √d; greater than 0,
+        or a schedule of the number of steps so far.
+      boundaries: (T1, T2), the steps at which the momentum begins to set in and is
+        there; None is 1024, or a fifth of the steps if that is less, and four fifths.
+      new_variance: Share of the variance in the new part in the last phase, in [0, 1].
+      b1: Share of the new part in the direction in the last phase, in [0, 1].
+      b2: Share of the new part in nu in the last phase, in [0, 1].
+      eps_root: Constant inside the root, greater than 0.
+      terms, mask: As in `finite_difference_estimator`.
+      weight_decay, weight_decay_mask: As in `radazo`.
+    Returns:
+      A `GradientTransformationExtraArgs`, used as
+      `optimizer.update(None, state, params, value_fn=f)`; its state is a
+      `WithEstimatorState` with a `ZoAdamuState` for its `estimator`. Where a value is
+      not finite nothing moves and the momentum stays.
+    Raises:
+      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+    Cost:
+      2 function values per step; one copy of the parameters, and about four beside it
+      while a step lasts.
+    Example:
+      >>> optimizer = zo_adamu(0.01, 500, key=0)
+      >>> params = jnp.array([3.0, -4.0])
+      >>> updates, state = optimizer.update(
+      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
+      ... )
+      >>> print(jnp.round(jnp.abs(updates / updates[0]), 3))  # signs, up to T1
+      [1. 1.]
+    References:
+      Jiang et al., ZO-AdaMU optimizer: adapting perturbation by the momentum and
+      uncertainty in zeroth-order optimization, 2024. arXiv:2312.15184, algorithm 1.
+    """
+    where = "zo_adamu"
+    last = _Shares(new_variance, b1, b2)
+    validation.integer(where, "num_steps", num_steps, 1, "The schedule ends with it.")
+    for argument, value in zip(("new_variance", "b1", "b2"), last, strict=True):
+        validation.share(
+            where, argument, value, "It is that of the new in what is mixed."
+        )
+    way_out = "It keeps the division from overflowing."
+    validation.positive(where, "eps_root", eps_root, way_out)
+    if boundaries is None:
+        first = min(1024, num_steps // 5)
+        boundaries = first, max(4 * num_steps // 5, first + 1)
+    _check_boundaries(where, boundaries)
+
+    def fresh(layout: flat.Layout, params: core.Params) -> ZoAdamuState:
+        del params
+        momentum = jnp.zeros(layout.dim, layout.dtype)
+        return ZoAdamuState(jnp.zeros((), jnp.int32), momentum)
+
+    def estimate(step: build.Step, state: ZoAdamuState) -> build.Estimated:
+        olds = _old_shares(state.count, boundaries, last, step.layout.dtype)
+        direction, nu = _direction(step, state.momentum, olds)
+        turn = step.key[0]
+        slope, value, aux = differences.central.slope(
+            step.evaluate,
+            lambda by: flat.perturb(step.layout, step.params, direction, by, turn),
+            None,
+            step.smoothing,
+        )
+        root = jnp.sqrt(nu + jnp.asarray(eps_root, nu.dtype))
+        gradient = slope.astype(root.dtype) * (direction / root)
+        kept = jnp.isfinite(slope) & jnp.all(jnp.isfinite(gradient))
+        slope = jnp.where(kept, slope, jnp.zeros_like(slope))
+        gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
+        uphill = jnp.where(slope < 0, -direction, direction)
+        momentum = jnp.where(kept, uphill, state.momentum)
+        nan = jnp.full((), math.nan, slope.dtype)
+        info = core.EstimateInfo(
+            slope[None], kept[None], jnp.int32(2), aux, factor=nan, squared_norm=nan
+        )
+        state = state._replace(momentum=momentum)
+        return build.Estimated(value, gradient, state, info, turn)
+
+    return assembly.optimizer(
+        where,
+        build.estimator(where, build.Settings(smoothing, terms, mask), fresh, estimate),
+        optax.identity(),
+        key,
+        learning_rate,
+        weight_decay,
+        weight_decay_mask,
+    )
+
+
+def _old_shares(
+    count: jax.Array, boundaries: tuple[int, int], last: _Shares, dtype: Any
+) -> _Shares:
+    """1 − share: how much is of the past, from 0 to 1 − last along half a cosine."""
+    first, second = boundaries
+    progress = (count - first).astype(dtype) / (second - first)
+    rise = (1 - jnp.cos(math.pi * jnp.clip(progress, 0, 1))) / 2
+    return _Shares(*((1 - jnp.asarray(x, dtype)) * rise for x in last))
+
+
+def _direction(
+    step: build.Step, momentum: jax.Array, olds: _Shares
+) -> tuple[jax.Array, jax.Array]:
+    """The direction and what its elements are divided by the roots of, (dim,) each."""
+    dim, dtype = step.layout.dim, step.layout.dtype
+    new, noise = (
+        random.normal(random.fold_in(step.key, k), dim, dtype) for k in (0, 1)
+    )
+    new = jnp.sqrt(1 - olds.variance) * new
+    old = momentum + jnp.sqrt(olds.variance) * noise
+    direction = (1 - olds.direction) * new + olds.direction * old
+    nu = (1 - olds.square) * jnp.square(new) + olds.square * jnp.square(old)
+    return direction, nu
+
+
+def _check_boundaries(where: str, boundaries: Any) -> None:
+    way_out = "Pass (1024, 16000) for 20000 steps, say, or None."
+    pair = isinstance(boundaries, tuple | list) and len(boundaries) == 2
+    if not pair:
+        rule = "be two numbers of steps"
+        validation.fail(where, "boundaries", rule, repr(boundaries), way_out, TypeError)
+    first, second = boundaries
+    validation.integer(where, "boundaries", first, 0, way_out)
+    validation.integer(where, "boundaries", second, first + 1, way_out)

@@ -1,0 +1,1 @@
+"""Evaluate a function in workers that may fail."""

@@ -1,0 +1,205 @@
+"""Random numbers that XLA fuses into their consumer: bits of (key, counter) alone.
+
+The stock generator of JAX is a rolled loop on CPU, which XLA cannot fuse: noise is
+written to memory, and drawing it takes most of a cheap step. Here the same function,
+Threefry-2x32 with 20 rounds, is written out in plain `jax.numpy`, so that an element of
+noise can be computed where it is used.
+
+Key contract, version 1. With `key` the two uint32 words of a threefry key:
+
+  fold_in(key, n)    = threefry(key, (0, n))                    as jax.random.fold_in
+  bits(key)[i]       = hi ^ lo, (hi, lo) = threefry(key, i)     as jax.random.bits
+  normal(key)[i]     = √2 · erf⁻¹(uniform of bits(key)[i])      as jax.random.normal
+  signs(key)[i]      = −1 if bit 31 − (i mod 32) of bits(key)[i div 32] is set, else 1
+
+where `as` means the same bits as JAX's generator in its partitionable form, at shape
+(d,). An element depends on nothing but the key, its index and the type, so that a part
+of a direction can be drawn from its offset alone. Bits are equal everywhere; a normal
+number may differ in the last place where a backend rounds erf⁻¹ differently.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from radazo import offsets, validation
+
+KEY_CONTRACT_VERSION = 1
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_SIGN_PARTS = 4
+
+
+def key_data(where: str, key: Any) -> jax.Array:
+    """The two uint32 words of `key`: a typed threefry key, or an integer seed."""
+    way_out = "Pass `jax.random.key(seed)` or the seed itself."
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            rule = "be a key or an integer seed of at most 64 bits"
+            validation.fail(where, "key", rule, repr(key), way_out)
+        return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
+    if not isinstance(key, jax.Array | np.ndarray):
+        rule = "be a key or an integer seed"
+        validation.fail(where, "key", rule, repr(key), way_out, TypeError)
+    if key.ndim:
+        rule = "be one key, a scalar"
+        validation.fail(
+            where,
+            "key",
+            rule,
+            f"an array of shape {key.shape} and type {key.dtype}",
+            "Wrap raw key data by `jax.random.wrap_key_data(key)`; "
+            "for several keys use `jax.vmap`.",
+            TypeError,
+        )
+    if jnp.issubdtype(key.dtype, np.integer):
+        return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        got = f"a scalar of type {key.dtype}"
+        validation.fail(
+            where, "key", "be a key or an integer seed", got, way_out, TypeError
+        )
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        validation.fail(
+            where,
+            "key",
+            "be a threefry2x32 key",
+            f"a {jax.random.key_impl(key)} key",
+            "Directions are defined by threefry bits: pass "
+            '`jax.random.key(seed, impl="threefry2x32")`.',
+            TypeError,
+        )
+    return jax.random.key_data(key)
+
+
+def typed(words: jax.Array) -> jax.Array:
+    """The typed key of these two words."""
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def threefry(
+    key: jax.Array, hi: jax.Array, lo: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32-20 of the counter (hi, lo) under `key`, element by element."""
+    words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    hi, lo = hi + words[0], lo + words[1]
+    for i in range(5):
+        for r in _ROTATIONS[i % 2]:
+            hi = hi + lo
+            lo = (lo << jnp.uint32(r)) | (lo >> jnp.uint32(32 - r))
+            lo = lo ^ hi
+        hi = hi + words[(i + 1) % 3]
+        lo = lo + words[(i + 2) % 3] + jnp.uint32(i + 1)
+    return hi, lo
+
+
+def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
+    """The key data of `jax.random.fold_in(key, data)`."""
+    data = jnp.asarray(data).astype(jnp.uint32)
+    return jnp.stack(threefry(key, jnp.zeros_like(data), data))
+
+
+def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array]:
+    """Both output words of the counters offset, ..., offset + size - 1.
+
+    An offset that is a uint32 is taken to end below 2³².
+    """
+    first_hi, first_lo = offsets.words(offset)
+    start = jnp.uint32(first_lo)
+    lo = lax.iota(jnp.uint32, size) + start
+    hi = jnp.zeros_like(lo)
+    if offsets.may_end_beyond(offset, size):
+        hi = jnp.uint32(first_hi) + (lo < start).astype(jnp.uint32)
+    return threefry(key, hi, lo)
+
+
+def bits(key: jax.Array, size: int, offset: Any = 0) -> jax.Array:
+    """(size,) uint32, elements offset, ... of `jax.random.bits(key, (d,))`."""
+    hi, lo = _block(key, size, offset)
+    return hi ^ lo
+
+
+def normal(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
+    """(size,) standard normals of float32 or float64, elements offset, ... ."""
+    return _normal(*_block(key, size, offset), dtype)
+
+
+def normal_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
+    """The elements of `normal` at these indices, uint32 or an `Offset` of arrays."""
+    return _normal(*threefry(key, *offsets.words(indices)), dtype)
+
+
+def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.float32:
+        mantissa, one = (hi ^ lo) >> jnp.uint32(9), jnp.uint32(0x3F800000)
+    else:
+        words = (hi.astype(jnp.uint64) << jnp.uint64(32)) | lo.astype(jnp.uint64)
+        mantissa, one = words >> jnp.uint64(12), jnp.uint64(0x3FF0000000000000)
+    unit = lax.bitcast_convert_type(mantissa | one, dtype) - dtype.type(1)
+    low = np.nextafter(dtype.type(-1), dtype.type(0))
+    uniform = jnp.maximum(low, unit * (dtype.type(1) - low) + low)
+    return dtype.type(np.sqrt(2)) * lax.erf_inv(uniform)
+
+
+def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
+    """(size,) independent signs of float32 or float64, one random bit for each."""
+    first, before = _word_and_bit(offset)
+    known = isinstance(offset, int)
+    num_words = -(-(size + (before if known else 31)) // 32)
+    part = -(-num_words // _SIGN_PARTS)
+    start = jnp.uint32(first)
+
+    # A loop, because XLA does not fuse across one: each word serves 32 elements, and
+    # fused into them it would be computed 32 times.
+    words = lax.map(
+        lambda i: bits(key, part, start + i * jnp.uint32(part)),
+        jnp.arange(_SIGN_PARTS, dtype=jnp.uint32),
+    ).reshape(-1)
+    raw = _sign(words[:, None] << lax.iota(jnp.uint32, 32)[None, :], dtype)
+    # The barrier keeps the reshape here: moved into a sum by XLA, it makes that sum
+    # several times slower on CPU.
+    flat = lax.optimization_barrier(raw.reshape(-1))
+    if known:
+        return flat[before : before + size]
+    return lax.dynamic_slice(flat, (before,), (size,))
+
+
+def signs_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
+    """The elements of `signs` at these indices, uint32 or an `Offset` of arrays: a
+    random word for each."""
+    places, before = _word_and_bit(indices)
+    hi, lo = threefry(key, jnp.zeros_like(places), places)
+    return _sign((hi ^ lo) << before, dtype)
+
+
+def _word_and_bit(index: Any) -> tuple[Any, Any]:
+    """Which word has the sign of an element below 2³⁷, and which of its 32 bits."""
+    if isinstance(index, int):
+        return divmod(index, 32)
+    hi, lo = offsets.words(index)
+    first = (hi << jnp.uint32(27)) | (lo >> jnp.uint32(5))
+    return first, lo & jnp.uint32(31)
+
+
+def _sign(words: jax.Array, dtype: Any) -> jax.Array:
+    """−1 where the first bit of a word is set, else 1."""
+    dtype = jnp.dtype(dtype)
+    top = words & jnp.uint32(1 << 31)
+    if dtype == jnp.float32:
+        raw = top | jnp.uint32(0x3F800000)
+    else:
+        raw = (top.astype(jnp.uint64) << jnp.uint64(32)) | jnp.uint64(0x3FF << 52)
+    return lax.bitcast_convert_type(raw, dtype)
+
+
+def index_below(key: jax.Array, size: int) -> jax.Array:
+    """A uniform integer in [0, size), uint32: ⌊x · size / 2⁶⁴⌋ of 64 random bits x."""
+    hi, lo = threefry(key, jnp.uint32(0), jnp.uint32(0))
+    carried = hi * jnp.uint32(size) + offsets.multiply_high(lo, size)
+    carry = carried < hi * jnp.uint32(size)
+    return offsets.multiply_high(hi, size) + carry.astype(jnp.uint32)

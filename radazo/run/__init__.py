@@ -1,0 +1,1 @@
+"""Run an optimizer: compiled loops, checkpoints, `ask` and `tell`."""
