@@ -55,7 +55,7 @@ class Task(NamedTuple):
 
     value_fn: Callable[..., jax.Array]
     start: Callable[[int], tuple[jax.Array, dict[str, Any]]]
-    law: radazo.Distribution
+    law: radazo.directions.DirectionSampler
     num_directions: int
     steps: int
     smoothings: tuple[float, ...]
@@ -124,7 +124,13 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
         problem = TASKS["attack"].build()
         # Most images fall within a hundred steps.
         return Task(
-            *(problem.value_fn, problem.start, radazo.gaussian, 2, args.steps),
+            *(
+                problem.value_fn,
+                problem.start,
+                radazo.directions.gaussian,
+                2,
+                args.steps,
+            ),
             (0.1, 0.3, 1.0, 3.0),
             {"radazo": 3e-2, "zo_sgd": 3e-1},
             succeeds=True,
@@ -138,7 +144,7 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
     # The greedy rates, which fall as K / d for ZO-SGD and as √(K / d) for the others.
     plain = PLAIN[name] * 1000 / args.dim
     return Task(
-        *(PROBLEMS[name].value_fn, start, radazo.sphere, 10, args.steps),
+        *(PROBLEMS[name].value_fn, start, radazo.directions.sphere, 10, args.steps),
         (5e-3, 5e-2, 5e-1),
         {"radazo": 1e-2 * (1000 / args.dim) ** 0.5, "zo_sgd": plain},
         succeeds=False,
@@ -243,14 +249,14 @@ def started(task: Task, seed: int) -> tuple[jax.Array, Any]:
     return x.astype(task.dtype), jax.tree.map(jnp.asarray, data)
 
 
-def calibrated(task: Task, seed: int) -> radazo.Calibration:
+def calibrated(task: Task, seed: int) -> radazo.calibration.Calibration:
     x, data = started(task, seed)
     value_fn = jax.jit(task.value_fn)
     return radazo.calibrate(
         seed,
         lambda x: value_fn(x, **data),
         x,
-        distribution=task.law,
+        sampler=task.law,
         num_directions=task.num_directions,
         num_steps=None if task.succeeds else task.steps,
     )

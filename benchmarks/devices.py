@@ -58,12 +58,12 @@ def run(num_steps: int, dim: int, num_directions: int) -> tuple[np.ndarray, floa
         params,
         optimizer,
         num_steps,
-        callback=lambda result: radazo.check_replicas(result.params),
+        callback=lambda result: radazo.diagnostics.check_replicas(result.params),
         callback_every=CHECKED_EVERY,
         progress=False,
     )
     seconds = time.perf_counter() - started
-    return np.asarray(jax.jit(radazo.fingerprint)(result.params)), seconds
+    return np.asarray(jax.jit(radazo.diagnostics.fingerprint)(result.params)), seconds
 
 
 def _rosenbrock(x: jax.Array) -> jax.Array:

@@ -134,7 +134,7 @@ def _each(setting: Setting) -> radazo.Estimator:
 
 
 def _exact(setting: Setting) -> radazo.Estimator:
-    return radazo.sphere_estimator(difference=radazo.exact, **setting.shared)
+    return radazo.sphere_estimator(difference=radazo.forward_mode, **setting.shared)
 
 
 def _vote(setting: Setting) -> radazo.Estimator:
@@ -225,9 +225,9 @@ def unfit(row: Row, setting: Setting) -> str | None:
 
 
 PRIORS = {
-    "last_estimate": radazo.last_estimate,
-    "last_step": radazo.last_step,
-    "momentum": radazo.momentum(0.9),
+    "last_estimate": radazo.estimators.last_estimate,
+    "last_step": radazo.estimators.last_step,
+    "momentum": radazo.estimators.momentum_prior(0.9),
 }
 _TENTH = (
     "a tenth of the data in each step; where K = 10 a step counts as 2 values of 11"

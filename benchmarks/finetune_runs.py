@@ -97,13 +97,19 @@ def _in_place(plan: Plan, chain: Any, rate: Any, options: dict[str, Any]) -> Any
         return radazo.in_place(chain, key=plan.seed, moment_dtype=narrow, **options)
     constants = {"b2": methods.B2, "eps_root": methods.EPS_ROOT}
     if plan.moments == "factored":
-        rule = radazo.scale_by_radazo(plan.b1, granularity=radazo.factored, **constants)
+        rule = radazo.scale_by_radazo(
+            plan.b1, granularity=radazo.optimizers.factored, **constants
+        )
         moments = {"moment_dtype": jnp.bfloat16}
     elif plan.moments == "per_part":
-        rule = radazo.scale_by_radazo(plan.b1, granularity=radazo.per_leaf, **constants)
+        rule = radazo.scale_by_radazo(
+            plan.b1, granularity=radazo.optimizers.per_leaf, **constants
+        )
         moments = {}
     else:
-        rule = radazo.scale_by_second_moment(granularity=radazo.factored, **constants)
+        rule = radazo.scale_by_second_moment(
+            granularity=radazo.optimizers.factored, **constants
+        )
         moments = {"b1": plan.b1}
     rule = optax.chain(rule, rate)
     return radazo.in_place(rule, key=plan.seed, **moments, **options)

@@ -46,9 +46,9 @@ def timed(seconds: float, dim: int, num_directions: int, steps: int) -> list[flo
             progress=False,
             journal=path,
         )
-        half = radazo.replay(path, optimizer, start, count=steps)
+        half = radazo.journal.replay(path, optimizer, start, count=steps)
         begun = time.perf_counter()
-        again, _ = jax.block_until_ready(radazo.replay(path, optimizer, *half))
+        again, _ = jax.block_until_ready(radazo.journal.replay(path, optimizer, *half))
         ended = time.perf_counter()
     assert np.array_equal(again, result.params)
     return [seen[1] - seen[0], ended - begun]

@@ -102,7 +102,7 @@ def with_gradient(optimizer: Any) -> Callable[[Work], Any]:
     def make(work: Work) -> tuple[Any, Any]:
         def step(params: Any, state: Any, ids: jax.Array) -> tuple[Any, Any]:
             value_fn = functools.partial(work.value, ids=ids)
-            if isinstance(state, radazo.WithEstimatorState):
+            if isinstance(state, radazo.optimizers.WithEstimatorState):
                 gradient = None
                 extra = {"value_fn": value_fn}
             else:
@@ -121,7 +121,7 @@ def inference(work: Work) -> tuple[Any, Any]:
 
 def evaluation(work: Work) -> tuple[Any, Any]:
     """One value along a direction, without that point."""
-    value = radazo.perturbed(work.value)
+    value = radazo.evaluate.perturbed_value_fn(work.value)
 
     def step(params: Any, state: Any, ids: jax.Array) -> Any:
         return value(state, params, 1e-3, ids=ids)
@@ -157,13 +157,14 @@ MODES = {
         radazo.scale_by_radazo(), moment_dtype=jnp.bfloat16
     ),
     "R-AdaZO, a second moment per part": in_place(
-        radazo.scale_by_radazo(granularity=radazo.per_leaf)
+        radazo.scale_by_radazo(granularity=radazo.optimizers.per_leaf)
     ),
     "R-AdaZO, bfloat16 momentum, factored": in_place(
-        radazo.scale_by_radazo(granularity=radazo.factored), moment_dtype=jnp.bfloat16
+        radazo.scale_by_radazo(granularity=radazo.optimizers.factored),
+        moment_dtype=jnp.bfloat16,
     ),
     "R-AdaZO, rebuilt momentum, factored": in_place(
-        radazo.scale_by_second_moment(granularity=radazo.factored), b1=B1
+        radazo.scale_by_second_moment(granularity=radazo.optimizers.factored), b1=B1
     ),
     "R-AdaZO, held gradient": with_gradient(radazo.radazo(RATE, ESTIMATOR, key=0)),
     "ZO-SGD, held gradient": with_gradient(radazo.zo_sgd(RATE, ESTIMATOR, key=0)),

@@ -54,7 +54,7 @@ _RADAZO = functools.partial(radazo.scale_by_radazo, **_AVERAGES)
 _ZO_ADAMM = functools.partial(radazo.scale_by_zo_adamm, **_AVERAGES)
 _AMSGRAD = functools.partial(_ZO_ADAMM, amsgrad=True)
 _RMSPROP = functools.partial(radazo.scale_by_second_moment, b2=B2, eps_root=EPS_ROOT)
-_MEAZO = functools.partial(_RMSPROP, granularity=radazo.scalar)
+_MEAZO = functools.partial(_RMSPROP, granularity=radazo.optimizers.scalar)
 
 # The step of a normalized rule is about its rate in each coordinate; that of ZO-SGD is
 # as long as the gradient is.

@@ -133,10 +133,10 @@ def measures_of_run(seed: jax.Array, b1: float, args: argparse.Namespace) -> jax
         _, ideal = second_moment.update(true, ideal)
         seen = jnp.stack(
             [
-                radazo.cosine_similarity(estimate, true),
-                radazo.cosine_similarity(state.mu, true),
-                radazo.second_moment_error(of_estimates.nu, ideal.nu),
-                radazo.second_moment_error(state.nu, ideal.nu),
+                radazo.diagnostics.cosine_similarity(estimate, true),
+                radazo.diagnostics.cosine_similarity(state.mu, true),
+                radazo.diagnostics.second_moment_error(of_estimates.nu, ideal.nu),
+                radazo.diagnostics.second_moment_error(state.nu, ideal.nu),
             ]
         )
         x = optax.apply_updates(x, -args.learning_rate * update)

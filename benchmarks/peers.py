@@ -12,7 +12,7 @@ happen to be.
 
 Compared is the lowest value that a run has seen, at the points that it evaluated or at
 the one that it would return: for evolution strategies that is the mean of the
-distribution, for nevergrad its recommendation, for the others the last point. So no
+sampler, for nevergrad its recommendation, for the others the last point. So no
 package is at a disadvantage by what it returns. radazo's own rows show only the values
 at their points, not those at the perturbed ones, which may be lower by a hair. The
 value of the returned point stands beside it in the result lines. Looking at returned

@@ -59,7 +59,7 @@ def rate(kind: str, num_workers: int, seconds: float, calls_each: int) -> float:
     """Calls a second."""
     with (
         executor_of(kind, num_workers) as executor,
-        radazo.evaluation_pool(
+        radazo.pool.evaluation_pool(
             sleeping, executor, max_concurrent=num_workers, progress=False
         ) as pool,
     ):

@@ -1,4 +1,4 @@
-"""Intervals that assume no distribution, for medians and for shares; means.
+"""Intervals that assume no sampler, for medians and for shares; means.
 
 The units must be independent. Runs of one image with different seeds are not: take the
 image as the unit, with the median over its seeds as its one number.

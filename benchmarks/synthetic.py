@@ -60,12 +60,14 @@ def _draw(prepared: Any, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
     """
     return lax.cond(
         k < jnp.uint32(1 << 31),
-        lambda: radazo.sphere.draw(prepared, k, dim, jnp.float32).astype(dtype),
+        lambda: radazo.directions.sphere.draw(prepared, k, dim, jnp.float32).astype(
+            dtype
+        ),
         lambda: jnp.zeros(dim, dtype),
     )
 
 
-SPHERE = radazo.sphere._replace(draw=_draw)
+SPHERE = radazo.directions.sphere._replace(draw=_draw)
 
 
 class Piece(NamedTuple):

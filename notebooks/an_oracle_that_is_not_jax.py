@@ -74,7 +74,7 @@ def oracle(change):
 estimator = radazo.gaussian_estimator(num_directions=10, smoothing=2.0)
 optimizer = radazo.radazo(0.05, estimator, key=0)
 start = np.zeros(64, np.float32)
-pool = radazo.evaluation_pool(
+pool = radazo.pool.evaluation_pool(
     oracle, ThreadPoolExecutor, max_concurrent=4, timeout=0.5, budget=2000
 )
 with pool as workers:

@@ -189,10 +189,10 @@ print(f"loss {before:.3f}, {right:.0%} are right")
 
 # %%
 rule = optax.chain(
-    radazo.scale_by_second_moment(granularity=radazo.factored),
+    radazo.scale_by_second_moment(granularity=radazo.optimizers.factored),
     optax.scale_by_schedule(optax.linear_schedule(0, -1e-4, 20)),
 )
-optimizer = radazo.in_place(rule, key=0, distribution=radazo.rademacher, b1=0.7)
+optimizer = radazo.in_place(rule, key=0, sampler=radazo.directions.rademacher, b1=0.7)
 value_fn = functools.partial(loss, ids=data[0], mask=data[1], labels=data[2])
 
 

@@ -65,7 +65,7 @@ print(f"mistakes {first:.1%} -> {last:.1%} after {result.num_values[-1]} values"
 optimizer = radazo.with_estimator(
     estimator,
     optax.chain(
-        radazo.monitor_estimate(),
+        radazo.diagnostics.monitor_estimate(),
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.cosine_decay_schedule(0.05, 300)),
     ),

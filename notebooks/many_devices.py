@@ -71,8 +71,10 @@ fingerprints = {}
 for num_devices in counts:
     run, carry = compiled(num_devices)
     (params, state), values = run(carry)
-    radazo.check_replicas(params)  # An error if two devices had parted.
-    fingerprints[num_devices] = np.asarray(jax.jit(radazo.fingerprint)(params)).tolist()
+    radazo.diagnostics.check_replicas(params)  # An error if two devices had parted.
+    fingerprints[num_devices] = np.asarray(
+        jax.jit(radazo.diagnostics.fingerprint)(params)
+    ).tolist()
     print(
         num_devices, "devices:", values[0], "->", values[-1], fingerprints[num_devices]
     )

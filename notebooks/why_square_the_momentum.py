@@ -49,7 +49,7 @@ estimator = radazo.sphere_estimator(num_directions=NUM_DIRECTIONS, terms=True)
 value_and_grad = radazo.value_and_grad(lambda x: x**2 / 2, estimator)
 x = jax.random.normal(jax.random.key(0), DIM)
 _, estimate = jax.jit(value_and_grad)(jax.random.key(1), x)
-print("cosine  ", radazo.cosine_similarity(estimate, x))
+print("cosine  ", radazo.diagnostics.cosine_similarity(estimate, x))
 print("expected", (NUM_DIRECTIONS / (DIM + NUM_DIRECTIONS)) ** 0.5)
 
 
@@ -75,10 +75,10 @@ def measure(b1, steps=600, counted=300):
         _, ideal = second_moment.update(x, ideal)
         seen = jnp.stack(
             [
-                radazo.cosine_similarity(g, x),
-                radazo.cosine_similarity(state.mu, x),
-                radazo.second_moment_error(of_estimates.nu, ideal.nu),
-                radazo.second_moment_error(state.nu, ideal.nu),
+                radazo.diagnostics.cosine_similarity(g, x),
+                radazo.diagnostics.cosine_similarity(state.mu, x),
+                radazo.diagnostics.second_moment_error(of_estimates.nu, ideal.nu),
+                radazo.diagnostics.second_moment_error(state.nu, ideal.nu),
             ]
         )
         return (x - 1e-3 * update, state, of_estimates, ideal), seen

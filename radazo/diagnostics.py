@@ -12,6 +12,21 @@ import jax.numpy as jnp
 import optax
 
 from radazo import core, validation
+from radazo.replicas import check_replicas, fingerprint
+from radazo.slope_errors import SlopeErrors, slope_errors
+
+__all__ = [
+    "EstimateStatistics",
+    "MonitorEstimateState",
+    "SlopeErrors",
+    "check_replicas",
+    "cosine_similarity",
+    "estimate_statistics",
+    "fingerprint",
+    "monitor_estimate",
+    "second_moment_error",
+    "slope_errors",
+]
 
 
 class EstimateStatistics(NamedTuple):
@@ -91,7 +106,7 @@ def estimate_statistics(
     References:
       The signal is the U-statistic of the inner products of the K one-direction
       estimates: Hoeffding, A class of statistics with asymptotically normal
-      distribution, 1948.
+      sampler, 1948.
     """
     return _statistics(*_moments("estimate_statistics", gradient, info))
 

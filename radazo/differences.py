@@ -15,6 +15,14 @@ from jax import lax
 
 from radazo import core, validation
 
+__all__ = [
+    "Difference",
+    "central",
+    "forward",
+    "forward_mode",
+    "one_point",
+]
+
 # A point that moves along a direction: step -> params + step · direction.
 Line = Callable[[jax.Array], core.Params]
 # params -> (terms, aux)
@@ -68,7 +76,7 @@ def _one_point_slope(
     return value / smoothing.astype(value.dtype), value, aux
 
 
-def _exact_slope(
+def _forward_mode_slope(
     evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
 ) -> tuple[jax.Array, jax.Array, Any]:
     del start
@@ -77,7 +85,7 @@ def _exact_slope(
         terms, aux = evaluate(line(step))
         return jnp.sum(terms), aux
 
-    value, slope, aux = derivative("exact", summed, jnp.zeros_like(smoothing))
+    value, slope, aux = derivative("forward_mode", summed, jnp.zeros_like(smoothing))
     return slope, value, aux
 
 
@@ -117,7 +125,9 @@ setting, 2005). In the mean it is `forward`, since E u = 0; but the value
 itself goes into the slope, f(x)² / smoothing² into its variance, and no number of
 directions that one can pay for averages that out: take another where there is one."""
 
-exact = Difference(lambda evaluate, params: None, _exact_slope, lambda k: k)
+forward_mode = Difference(
+    lambda evaluate, params: None, _forward_mode_slope, lambda k: k
+)
 """⟨∇f(x), u⟩ by forward mode: the reference, without an error of the difference.
 
 `smoothing` is not used. K values, each with its derivative along u, which together cost

@@ -1,8 +1,8 @@
 """Draw the directions of one step: what tells the estimators apart.
 
-A `Distribution` is a few pure functions. `prepare` does what the directions of a step
-share (nothing but the key, except where they are made orthogonal to each other), `draw`
-gives the k-th direction, and `factor` is the number that makes
+A `DirectionSampler` is a few pure functions. `prepare` does what the directions of a
+step share (nothing but the key, except where they are made orthogonal to each other),
+`draw` gives the k-th direction, and `factor` is the number that makes
 
   factor(d, K) · (1/K) · Σₖ ⟨a, uₖ⟩ uₖ
 
@@ -21,12 +21,24 @@ from jax import lax
 
 from radazo import core, flat, random, validation
 
+__all__ = [
+    "DirectionSampler",
+    "basis",
+    "coordinate",
+    "gaussian",
+    "orthogonal",
+    "rademacher",
+    "sample_directions",
+    "sampler_from",
+    "sphere",
+]
+
 
 def _only_whole(*arguments: Any) -> Any:
     del arguments
 
 
-class Distribution(NamedTuple):
+class DirectionSampler(NamedTuple):
     """A law of directions.
 
     Attributes:
@@ -95,7 +107,7 @@ def _each_once(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Non
             f"be the number of perturbed elements, {dim}",
             num_directions,
             "None takes every coordinate once; for some of them, chosen at random, "
-            "take `radazo.coordinate`.",
+            "take `radazo.directions.coordinate`.",
         )
 
 
@@ -144,13 +156,13 @@ def orthonormal_rows(
 
 _in_parts = {"part": random.normal, "at": random.normal_at}
 
-gaussian = Distribution(_step_key, _draw_gaussian, lambda dim: 1.0, **_in_parts)
+gaussian = DirectionSampler(_step_key, _draw_gaussian, lambda dim: 1.0, **_in_parts)
 """Independent standard normals: ‖u‖ ≈ √d."""
 
-sphere = Distribution(_step_key, _draw_gaussian, float, _inverse_norm, **_in_parts)
+sphere = DirectionSampler(_step_key, _draw_gaussian, float, _inverse_norm, **_in_parts)
 """Uniform on the unit sphere in R^d: ‖u‖ = 1."""
 
-rademacher = Distribution(
+rademacher = DirectionSampler(
     _step_key,
     _draw_rademacher,
     lambda dim: 1.0,
@@ -159,13 +171,13 @@ rademacher = Distribution(
 )
 """Independent signs, one random bit each: ‖u‖ = √d."""
 
-coordinate = Distribution(_indices, _draw_coordinate, float)
+coordinate = DirectionSampler(_indices, _draw_coordinate, float)
 """A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
 
-basis = Distribution(_each_once, _draw_basis, float, independent=False)
+basis = DirectionSampler(_each_once, _draw_basis, float, independent=False)
 """The d unit vectors in their order, each once: K = d, and nothing is random."""
 
-orthogonal = Distribution(
+orthogonal = DirectionSampler(
     functools.partial(orthonormal_rows, "orthogonal_estimator"),
     lambda rows, k, dim, dtype: rows[k],
     float,
@@ -174,11 +186,11 @@ orthogonal = Distribution(
 """K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
 
 
-def distribution_from(
+def sampler_from(
     draw: Callable[[jax.Array, int], jax.Array],
     *,
     factor: Callable[[int], float] | float = 1.0,
-) -> Distribution:
+) -> DirectionSampler:
     """A law of your own, from a function that draws one direction.
 
       uₖ = draw(fold_in(step key, k), d),  all perturbed leaves as one vector
@@ -195,7 +207,7 @@ def distribution_from(
       factor: The inverse of E[uᵢ²], greater than 0, or a function of d: d itself,
         `float`, where ‖u‖ = 1.
     Returns:
-      A `Distribution`, for `finite_difference_estimator`.
+      A `DirectionSampler`, for `finite_difference_estimator`.
     Raises:
       TypeError: If `draw` cannot be called or `factor` is no number; and at the first
         estimate if `draw` returns anything but a real array of shape (d,).
@@ -203,13 +215,13 @@ def distribution_from(
     Cost:
       No function values.
     Example:
-      >>> law = distribution_from(lambda key, dim: jax.random.rademacher(key, (dim,)))
+      >>> law = sampler_from(lambda key, dim: jax.random.rademacher(key, (dim,)))
       >>> estimator = radazo.finite_difference_estimator(law, num_directions=3)
       >>> value_and_grad = radazo.value_and_grad(lambda x: 3 * x[0], estimator)
       >>> print(jnp.round(value_and_grad(0, jnp.zeros(1))[1], 2))
       [3.]
     """
-    where = "distribution_from"
+    where = "sampler_from"
     validation.function(where, "draw", draw, "It takes a key and a dimension.")
     way_out = "It is the inverse of the mean square of an element, or a function of d."
     if not callable(factor):
@@ -225,7 +237,7 @@ def distribution_from(
         validation.positive(where, "factor", number, way_out)
         return float(number)
 
-    return Distribution(_step_key, drawn, inverse_mean_square)
+    return DirectionSampler(_step_key, drawn, inverse_mean_square)
 
 
 def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
@@ -247,36 +259,36 @@ def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
     )
 
 
-def check(where: str, distribution: Any) -> None:
-    """`distribution` is a law of directions."""
-    way_out = "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own."
-    validation.instance(where, "distribution", distribution, Distribution, way_out)
+def check(where: str, sampler: Any) -> None:
+    """`sampler` is a law of directions."""
+    way_out = "Pass a sampler, e.g. `radazo.directions.sphere`."
+    validation.instance(where, "sampler", sampler, DirectionSampler, way_out)
 
 
-def check_parts(where: str, distribution: Distribution) -> None:
+def check_parts(where: str, sampler: DirectionSampler) -> None:
     """The directions of this law can be drawn in parts."""
-    if _only_whole in (distribution.part, distribution.at):
+    if _only_whole in (sampler.part, sampler.at):
         validation.fail(
             where,
-            "distribution",
+            "sampler",
             "have a `part` and an `at`",
             "a law that draws its directions as a whole",
-            "`radazo.gaussian`, `radazo.sphere` and `radazo.rademacher` have them.",
+            "Pass `gaussian`, `sphere` or `rademacher` of `radazo.directions`.",
         )
 
 
 def direction(
-    distribution: Distribution, prepared: Any, k: jax.Array, dim: int, dtype: Any
+    sampler: DirectionSampler, prepared: Any, k: jax.Array, dim: int, dtype: Any
 ) -> jax.Array:
     """Direction k itself, (dim,): what was drawn times its scale."""
-    drawn = distribution.draw(prepared, k, dim, dtype)
-    return drawn if distribution.scale is None else distribution.scale(drawn) * drawn
+    drawn = sampler.draw(prepared, k, dim, dtype)
+    return drawn if sampler.scale is None else sampler.scale(drawn) * drawn
 
 
 def sample_directions(
     key: Any,
     params: core.Params,
-    distribution: Distribution = sphere,
+    sampler: DirectionSampler = sphere,
     *,
     num_directions: int,
     mask: core.Mask = None,
@@ -291,8 +303,8 @@ def sample_directions(
     Args:
       key: Step key, typed or an integer seed.
       params: Pytree whose floating-point leaves are perturbed.
-      distribution: `sphere`, `gaussian`, `rademacher`, `coordinate`, `basis`,
-        `orthogonal`, or one made by `distribution_from`.
+      sampler: `sphere`, `gaussian`, `rademacher`, `coordinate`, `basis`,
+        `orthogonal`, or one made by `sampler_from`.
       num_directions: K, at least 1.
       mask: Which leaves are perturbed: a pytree of bools, a prefix of one, or a
         function of `params`.
@@ -317,15 +329,19 @@ def sample_directions(
         where, "num_directions", num_directions, 1, "One direction or more."
     )
     validation.instance(
-        where, "distribution", distribution, Distribution, "Pass `radazo.sphere`, say."
+        where,
+        "sampler",
+        sampler,
+        DirectionSampler,
+        "Pass a sampler, e.g. `radazo.directions.sphere`.",
     )
     layout = flat.layout(where, params, mask)
-    prepared = distribution.prepare(
+    prepared = sampler.prepare(
         random.key_data(where, key), num_directions, layout.dim, layout.dtype
     )
 
     def draw(k: jax.Array) -> core.Params:
-        u = direction(distribution, prepared, k, layout.dim, layout.dtype)
+        u = direction(sampler, prepared, k, layout.dim, layout.dtype)
         return flat.unravel(layout, params, u, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))

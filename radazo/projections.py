@@ -23,6 +23,13 @@ from jax import lax
 
 from radazo import core, partition, validation
 
+__all__ = [
+    "box",
+    "l1_ball",
+    "l2_ball",
+    "simplex",
+]
+
 # project(params, metric=None) -> params
 Projection = Callable[..., core.Params]
 
@@ -129,7 +136,7 @@ def l1_ball(scale: Any = 1.0) -> Projection:
 
 
 def simplex(scale: Any = 1.0) -> Projection:
-    """Keep all parameters non-negative with the sum `scale`: a distribution.
+    """Keep all parameters non-negative with the sum `scale`: a sampler.
 
       project(x) = argmin Σᵢ hᵢ (yᵢ − xᵢ)²  over  y ≥ 0, Σᵢ yᵢ = scale
                  = max(xᵢ − θ / hᵢ, 0)      with θ such that Σᵢ yᵢ = scale

@@ -27,6 +27,10 @@ from jax import lax
 
 from radazo import offsets, validation
 
+__all__ = [
+    "KEY_CONTRACT_VERSION",
+]
+
 KEY_CONTRACT_VERSION = 1
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

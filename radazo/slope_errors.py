@@ -11,7 +11,7 @@ from radazo import core, differences, directions, flat, random, validation
 
 # Of the quadrature along a line: exact for polynomials up to degree 15.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_LAW_WAY_OUT = "Pass `radazo.sphere`, say."
+_LAW_WAY_OUT = "Pass a sampler, e.g. `radazo.directions.sphere`."
 
 
 class SlopeErrors(NamedTuple):
@@ -34,7 +34,7 @@ def slope_errors(
     key: core.Key,
     value_fn: core.ValueFn,
     params: core.Params,
-    distribution: directions.Distribution = directions.sphere,
+    sampler: directions.DirectionSampler = directions.sphere,
     *,
     num_directions: int = 10,
     smoothing: float = 5e-3,
@@ -62,7 +62,7 @@ def slope_errors(
       key: Step key, typed or an integer seed: the directions are those of an estimate.
       value_fn: `value_fn(params)`, a real scalar, or terms.
       params: Pytree whose floating-point leaves are perturbed.
-      distribution, num_directions, smoothing, difference, terms, mask: As in
+      sampler, num_directions, smoothing, difference, terms, mask: As in
         `finite_difference_estimator`; `smoothing` is a number.
     Returns:
       `SlopeErrors`, in float32 at least.
@@ -92,7 +92,7 @@ def slope_errors(
         where, "terms", terms, bool, "As you give it to your estimator."
     )
     validation.instance(
-        where, "distribution", distribution, directions.Distribution, _LAW_WAY_OUT
+        where, "sampler", sampler, directions.DirectionSampler, _LAW_WAY_OUT
     )
     if difference not in (differences.forward, differences.central):
         validation.fail(
@@ -110,12 +110,12 @@ def slope_errors(
     least = 0.0 if difference is differences.forward else -1.0
     points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
     weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)
-    prepared = distribution.prepare(
+    prepared = sampler.prepare(
         random.key_data(where, key), num_directions, layout.dim, layout.dtype
     )
 
     def errors(k: jax.Array) -> SlopeErrors:
-        u = directions.direction(distribution, prepared, k, layout.dim, layout.dtype)
+        u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
 
         def moved(params: core.Params, s: jax.Array) -> core.Params:
             return flat.perturb(layout, params, u, s, jnp.uint32(0))

@@ -86,9 +86,9 @@ def whole_objective(params: Any) -> jax.Array:
 
 
 PRIORS = {
-    "last estimate": radazo.last_estimate,
-    "last step": radazo.last_step,
-    "momentum": radazo.momentum(0.9),
+    "last estimate": radazo.estimators.last_estimate,
+    "last step": radazo.estimators.last_step,
+    "momentum": radazo.estimators.momentum_prior(0.9),
 }
 ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
     "two-point": Row(
@@ -102,7 +102,7 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         at_params=False,
     ),
     "exact": Row(
-        with_options(radazo.sphere_estimator, difference=radazo.exact),
+        with_options(radazo.sphere_estimator, difference=radazo.forward_mode),
         lambda k: k,
         moves=False,
     ),
@@ -114,7 +114,7 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
     "law of one's own": Row(
         with_options(
             radazo.finite_difference_estimator,
-            distribution=radazo.distribution_from(
+            sampler=radazo.directions.sampler_from(
                 lambda key, dim: jax.random.laplace(key, (dim,)), factor=0.5
             ),
         )

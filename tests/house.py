@@ -66,14 +66,45 @@ def floor(name):
     return next((i for i, row in enumerate(FOLDERS, 1) if folder in row), 0)
 
 
+def public_module(name):
+    """Whether users import from a module: a package, or a file outside of folders."""
+    return name.endswith("__init__") or "." not in name
+
+
 def exports(package):
-    """Module by name that `__init__` exports."""
-    return {
-        alias.asname: node.module.removeprefix("radazo.")
-        for node in ast.parse(package["__init__"]).body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+    """Module by name that some public module has in its `__all__`."""
+    found = {}
+    for module, source in package.items():
+        tree = ast.parse(source)
+        names = listed(tree)
+        found |= {name: module for name in names if public_module(module)}
+        found |= {
+            alias.name: node.module.removeprefix("radazo.")
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and public_module(module)
+            for alias in node.names
+            if alias.name in names and (node.module or "").startswith("radazo.")
+        }
+    defined = {
+        node.name: module
+        for module, source in package.items()
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
+    modules = {name.partition(".")[0] for name in package}
+    return {
+        name: defined.get(name, module)
+        for name, module in found.items()
+        if module != "__init__" or name not in modules
+    }
+
+
+def listed(tree):
+    """The names in `__all__`, in their order."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
 
 
 def imports(tree):
@@ -224,13 +255,20 @@ def exported_docstrings_have_their_sections(module):
 
 
 def exports_are_what_they_say(module):
-    if module.name != "__init__":
-        return []
-    nodes = [n for n in module.tree.body if isinstance(n, ast.ImportFrom)]
-    names = [(n.module, a.name, a.asname) for n in nodes for a in n.names]
-    broken = [f"{name} as {other}" for _, name, other in names if name != other]
-    broken += [f"{name} is private" for _, name, _ in names if name.startswith("_")]
-    return broken + ["they are not sorted"] * (names != sorted(names, key=str))
+    names = listed(module.tree)
+    known = {
+        a.asname or a.name for n in module.tree.body for a in getattr(n, "names", [])
+    }
+    known |= {n.name for n in public(module.tree, ast.FunctionDef | ast.ClassDef)}
+    for node in module.tree.body:
+        if isinstance(node, ast.Assign):
+            known |= {x.id for x in node.targets if isinstance(x, ast.Name)}
+    broken = [f"{name} is private" for name in names if name.startswith("_")]
+    broken += [f"{name} is not there" for name in names if name not in known]
+    broken += ["`__all__` is missing"] * (
+        module.name.endswith("__init__") and not names
+    )
+    return broken + ["they are not sorted"] * (names != sorted(names))
 
 
 def public_names_are_used_elsewhere(module):

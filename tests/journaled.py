@@ -44,7 +44,7 @@ def minimized(path, num_steps=40, params=PARAMS, **options):
 
 def replayed(path, params=PARAMS, state=None, how=None, **options):
     with as_a_user():
-        return radazo.replay(path, how or optimizer(), params, state, **options)
+        return radazo.journal.replay(path, how or optimizer(), params, state, **options)
 
 
 def run_in(folder):

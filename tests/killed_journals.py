@@ -60,7 +60,9 @@ def until_finished(folder, kept):
 
         journal = folder / "run.journal"
         if kept:
-            with radazo.open_checkpoints(folder, interval_seconds=0.1) as checkpoints:
+            with radazo.run.open_checkpoints(
+                folder, interval_seconds=0.1
+            ) as checkpoints:
                 result = run(journal, checkpoints, slowly)
         else:
             result = run(journal, None, slowly)
@@ -71,7 +73,7 @@ def until_finished(folder, kept):
 
 def replayed(path):
     def work(say):
-        say(json.dumps(bits(radazo.replay(path, *started()))))
+        say(json.dumps(bits(radazo.journal.replay(path, *started()))))
 
     return work
 

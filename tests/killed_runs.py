@@ -83,7 +83,7 @@ def forked(work):
 
 def until_finished(folder):
     def work(say):
-        with radazo.open_checkpoints(folder, interval_seconds=0) as checkpoints:
+        with radazo.run.open_checkpoints(folder, interval_seconds=0) as checkpoints:
             result = run(checkpoints, lambda result: say(result.num_steps))
         say(json.dumps(bits(result)))
 

@@ -56,8 +56,8 @@ def normals():
 
     def of_step(t):
         key = jax.random.fold_in(jax.random.key(SEED), t)
-        return radazo.sample_directions(
-            key, jnp.zeros(D), radazo.gaussian, num_directions=2
+        return radazo.directions.sample_directions(
+            key, jnp.zeros(D), radazo.directions.gaussian, num_directions=2
         )
 
     return np.asarray(jax.vmap(of_step)(jnp.arange(NUM_STEPS, dtype=jnp.uint32)))

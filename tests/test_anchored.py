@@ -58,7 +58,9 @@ def directions(part):
 
     def of_step(key):
         key = jax.random.fold_in(key, part)
-        return radazo.sample_directions(key, jnp.asarray(START), num_directions=K)
+        return radazo.directions.sample_directions(
+            key, jnp.asarray(START), num_directions=K
+        )
 
     return np.asarray(quick_jit(jax.vmap(of_step))(keys()))
 

@@ -57,13 +57,13 @@ def test_told_and_replayed_steps_are_those_of_the_compiled_run(make):
 
     @jax.jit
     def step(params, state):
-        watched = radazo.Watched(value_fn, [])
+        watched = radazo.evaluate.Watched(value_fn, [])
         params, state = stepped(optimizer, params, state, watched)
         return params, state, watched.infos
 
     @jax.jit
     def again(params, state, info, value):
-        given = radazo.Replayed(info.slopes, info.kept, value)
+        given = radazo.evaluate.Replayed(info.slopes, info.kept, value)
         return stepped(optimizer, params, state, given)
 
     run = asked = replayed = PARAMS, optimizer.init(PARAMS)
@@ -105,13 +105,15 @@ def test_a_direction_that_was_dropped_is_dropped_when_its_step_is_made_again():
 
     @jax.jit
     def step(x, state):
-        watched = radazo.Watched(lambda x: jnp.where(x[0] > 0, jnp.nan, x[1]), [])
+        watched = radazo.evaluate.Watched(
+            lambda x: jnp.where(x[0] > 0, jnp.nan, x[1]), []
+        )
         return *stepped(optimizer, x, state, watched), watched.infos[0]
 
     start = jnp.zeros(3), optimizer.init(jnp.zeros(3))
     x, state, info = step(*start)
     assert 0 < state.num_dropped < 4
-    given = radazo.Replayed(info.slopes, info.kept, state.last_value)
+    given = radazo.evaluate.Replayed(info.slopes, info.kept, state.last_value)
     again, after = stepped(optimizer, *start, given)
     np.testing.assert_allclose(again, x, rtol=1e-5)
     assert after.num_dropped == state.num_dropped
@@ -124,10 +126,10 @@ def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
     assert ids == [(0, i) for i in range(8)]
     moved = [np.asarray(point((0, i))["a"]) - np.asarray(PARAMS["a"]) for i in (6, 7)]
     np.testing.assert_allclose(moved[0], -moved[1], atol=1e-6)
-    own = radazo.sample_directions(
+    own = radazo.directions.sample_directions(
         jax.random.fold_in(jax.random.key(1), 0),
         PARAMS,
-        radazo.gaussian,
+        radazo.directions.gaussian,
         num_directions=4,
     )
     np.testing.assert_allclose(moved[0], 5e-3 * own["a"][3], atol=1e-6)
@@ -252,13 +254,13 @@ def test_in_place_a_step_is_made_again_of_its_slopes():
 
     @jax.jit
     def step(params, state):
-        watched = radazo.Watched(lambda x: jnp.sum((x - 1) ** 2), [])
+        watched = radazo.evaluate.Watched(lambda x: jnp.sum((x - 1) ** 2), [])
         params, state, _ = optimizer.step(watched, params, state)
         return params, state, watched.infos[0]
 
     @jax.jit
     def again(params, state, info, value):
-        given = radazo.Replayed(info.slopes, info.kept, value)
+        given = radazo.evaluate.Replayed(info.slopes, info.kept, value)
         return optimizer.step(given, params, state)[:2]
 
     run = replayed = jnp.zeros(5), optimizer.init(jnp.zeros(5))
@@ -301,14 +303,15 @@ def asked(make=sgd, params=PARAMS):
     ("call", "kind", "parts"),
     [
         wrong(
-            lambda: radazo.ask(*asked(lambda: sgd(difference=radazo.exact))),
+            lambda: radazo.ask(*asked(lambda: sgd(difference=radazo.forward_mode))),
             "`ask(difference=",
             "say in its `steps` where along a direction",
             "radazo.forward",
         ),
         wrong(
             lambda: radazo.tell(
-                *asked(lambda: sgd(difference=radazo.exact)), np.zeros(4, np.float32)
+                *asked(lambda: sgd(difference=radazo.forward_mode)),
+                np.zeros(4, np.float32),
             ),
             "`Told(difference=",
             "say in its `steps`",
@@ -376,21 +379,21 @@ def asked(make=sgd, params=PARAMS):
             "have 5 entries and further axes of terms; got shape (4, 2)",
         ),
         wrong(
-            lambda: stepped(*asked(), radazo.Told(np.zeros(5, np.complex64))),
+            lambda: stepped(*asked(), radazo.evaluate.Told(np.zeros(5, np.complex64))),
             "`Told(values=",
             "be real; got complex64",
             kind=TypeError,
         ),
         wrong(
             lambda: stepped(
-                *asked(), radazo.Replayed(np.zeros(3), np.ones(4, bool), 0)
+                *asked(), radazo.evaluate.Replayed(np.zeros(3), np.ones(4, bool), 0)
             ),
             "`Replayed(slopes=",
             "have 4 entries; got shape (3,)",
         ),
         wrong(
             lambda: stepped(
-                *asked(), radazo.Replayed(np.zeros(4), np.ones(3, bool), 0)
+                *asked(), radazo.evaluate.Replayed(np.zeros(4), np.ones(3, bool), 0)
             ),
             "`Replayed(kept=",
             "have 4 entries; got shape (3,)",

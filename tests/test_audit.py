@@ -29,9 +29,9 @@ kept = {"checkpoints": folder + "/run", "journal": folder + "/run.journal"}
 radazo.minimize(jnp.sum, start, optimizer, 5, **kept)
 HOT = True  # What is imported is compiled code; what is read from here on is data.
 result = radazo.minimize(jnp.sum, start, optimizer, 9, **kept)
-again, _ = radazo.replay(kept["journal"], optimizer, start)
+again, _ = radazo.journal.replay(kept["journal"], optimizer, start)
 assert (again == result.params).all() and result.num_steps == 9
-with radazo.evaluation_pool(np.sum, ThreadPoolExecutor, max_concurrent=2) as pool:
+with radazo.pool.evaluation_pool(np.sum, ThreadPoolExecutor, max_concurrent=2) as pool:
     assert pool.minimize(start, optimizer, 3).num_steps == 3
 assert not seen, seen
 hook("pickle.find_class", ())  # It would have been noted.

@@ -122,9 +122,11 @@ def test_rates_and_distances_follow_the_units(x64):
         np.testing.assert_allclose(getattr(wider, name), by_length * before, 1e-3)
 
 
-@pytest.mark.parametrize("law", [radazo.gaussian, radazo.rademacher])
+@pytest.mark.parametrize(
+    "law", [radazo.directions.gaussian, radazo.directions.rademacher]
+)
 def test_smoothing_is_in_units_of_the_law(law):
-    one, other = calibrated(), calibrated(distribution=law)
+    one, other = calibrated(), calibrated(sampler=law)
     np.testing.assert_allclose(one.smoothing, 10 * other.smoothing, 1e-6)
     assert one.learning_rate == other.learning_rate
     assert one.distance == other.distance == one.smoothing
@@ -250,12 +252,12 @@ T, V = TypeError, ValueError
 OF_CALLS = {
     "no function": ({"value_fn": 3}, T, "value_fn", "be a function", "3.", "It takes"),
     "not the law": (
-        {"distribution": "sphere"},
+        {"sampler": "sphere"},
         T,
-        "distribution",
-        "be a Distribution",
+        "sampler",
+        "be a DirectionSampler",
         "'sphere'.",
-        "radazo.sphere",
+        "radazo.directions.sphere",
     ),
     "nothing to move": (
         {"params": jnp.zeros(0)},
@@ -274,7 +276,7 @@ OF_CALLS = {
         "It is that of the estimator; 10 is a good start.",
     ),
     "another difference": (
-        {"difference": radazo.exact},
+        {"difference": radazo.forward_mode},
         V,
         "difference",
         "be `radazo.forward` or `radazo.central`",

@@ -146,7 +146,7 @@ def test_control_c_twice_is_raised_and_what_was_kept_is_gone_on_from(
 
     with (
         pytest.raises(KeyboardInterrupt),
-        radazo.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints,
+        radazo.run.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints,
     ):
         run(checkpoints, callback=twice, callback_every=1)
     assert kept_steps(tmp_path) == [4, 5]
@@ -196,9 +196,9 @@ def test_arrays_stay_where_they_were_put(tmp_path):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     tree["parts"] = jax.device_put(jnp.arange(4), parts)
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, tree, now=True)
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         _, restored = checkpoints.restore(tree)
     assert bits(restored) == bits(tree)
     assert restored["here"].devices() == {other}
@@ -219,18 +219,18 @@ LEAVES = {
 
 
 def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(LEAVES) == (0, LEAVES)
         checkpoints.save(3, LEAVES, now=True)
     python = [False, 0, 0.0, "", 0.0, 0]
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         step, restored = checkpoints.restore({**LEAVES, "python": python})
     assert step == 3
     assert bits(restored) == bits(LEAVES)
 
 
 def test_what_is_being_written_can_be_restored(tmp_path):
-    with radazo.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints:
         for step in range(1, 4):
             checkpoints.save(step, jnp.full(1000, float(step)))
             reached, restored = checkpoints.restore(jnp.zeros(1000))
@@ -238,18 +238,18 @@ def test_what_is_being_written_can_be_restored(tmp_path):
 
 
 def test_a_tree_of_numbers_alone_can_be_kept(tmp_path):
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"best": 2.5}, now=True)
         checkpoints.save(2, {"best": 1.5}, now=True)
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore({"best": 0.0}) == (2, {"best": 1.5})
 
 
 def test_a_history_may_grow_and_functions_are_those_given(tmp_path):
     grown = {"values": np.arange(5.0), "fn": jnp.sin}
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, grown, now=True)
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         given = {"values": np.zeros(0), "fn": jnp.cos}
         _, restored = checkpoints.restore(given)
     assert restored["values"].tolist() == [0, 1, 2, 3, 4]
@@ -258,12 +258,12 @@ def test_a_history_may_grow_and_functions_are_those_given(tmp_path):
 
 def test_what_is_kept_is_what_was_given_even_if_it_is_used_up_meanwhile(tmp_path):
     spoil = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         on_device, on_host = jnp.full(2**20, 7.0), np.full(2**20, 7.0)
         checkpoints.save(1, (on_device, on_host), now=True)
         on_host[:] = -1
         spoil(spoil(on_device)).block_until_ready()
-    with radazo.open_checkpoints(tmp_path) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         _, restored = checkpoints.restore((jnp.zeros(2**20), on_host))
     assert all(np.all(np.asarray(x) == 7) for x in restored)
 
@@ -273,7 +273,7 @@ def test_a_checkpoint_is_kept_when_it_is_time_and_as_many_as_asked(
 ):
     clock = [0.0]
     monkeypatch.setattr(checkpointing.time, "monotonic", lambda: clock[0])
-    with radazo.open_checkpoints(
+    with radazo.run.open_checkpoints(
         tmp_path, interval_seconds=10, max_to_keep=3
     ) as checkpoints:
         seen = []
@@ -286,7 +286,7 @@ def test_a_checkpoint_is_kept_when_it_is_time_and_as_many_as_asked(
 
 
 def test_a_loop_of_ones_own_is_kept_by_a_signal_that_comes_between(tmp_path, handlers):
-    with radazo.open_checkpoints(tmp_path, interval_seconds=1e9) as checkpoints:
+    with radazo.run.open_checkpoints(tmp_path, interval_seconds=1e9) as checkpoints:
         for step in range(1, 10):
             checkpoints.save(step, {"x": step})
             if step == 4:  # Too late for this save: the next one hears it.
@@ -304,7 +304,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     for name in ("1", "notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("mine", encoding="utf-8")
-    with radazo.open_checkpoints(
+    with radazo.run.open_checkpoints(
         tmp_path, interval_seconds=0, max_to_keep=1
     ) as checkpoints:
         assert checkpoints.restore(1.0) == (0, 1.0)

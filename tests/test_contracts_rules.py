@@ -17,7 +17,7 @@ from test_contracts_optimizers import (
 import radazo
 
 ESTIMATOR = radazo.coordinate_estimator(num_directions=4)
-SET = radazo.box(-3.0, 3.0)
+SET = radazo.projections.box(-3.0, 3.0)
 # By name an optimizer of a key, and the function values of a step.
 RULES = {
     "pars": (lambda key: radazo.pars(1.0, key=key, num_directions=3), 4),

@@ -12,10 +12,10 @@ import radazo
 NUM = 4000
 SLOPE = jnp.array([3.0, -1.0, 0.5, 2.0, 0.0, -2.0])
 LAWS = {
-    "sphere": (radazo.sphere, lambda d, k: (d - 1) / k),
-    "gaussian": (radazo.gaussian, lambda d, k: (d + 1) / k),
-    "rademacher": (radazo.rademacher, lambda d, k: (d - 1) / k),
-    "coordinate": (radazo.coordinate, lambda d, k: (d - 1) / k),
+    "sphere": (radazo.directions.sphere, lambda d, k: (d - 1) / k),
+    "gaussian": (radazo.directions.gaussian, lambda d, k: (d + 1) / k),
+    "rademacher": (radazo.directions.rademacher, lambda d, k: (d - 1) / k),
+    "coordinate": (radazo.directions.coordinate, lambda d, k: (d - 1) / k),
 }
 
 
@@ -42,7 +42,7 @@ def statistics_of_many(law, value_fn, num_directions=5, smoothing=1.0):
 
     def one(key):
         _, gradient, _, info = estimator.estimate(key, value_fn, x, estimator.init(x))
-        statistics = radazo.estimate_statistics(gradient, info)
+        statistics = radazo.diagnostics.estimate_statistics(gradient, info)
         signal = jnp.sum(gradient**2) - statistics.variance
         return statistics.gradient_norm**2, statistics.variance, signal
 
@@ -72,7 +72,9 @@ def test_noise_in_the_values_raises_the_norm_and_the_variance_but_not_the_signal
     squared = float(SLOPE @ SLOPE)
     scale = 2.0
     # Of a slope: the noise of the moved point; that of the base is common to all.
-    norms, variances, signals = statistics_of_many(radazo.sphere, noisy(scale))
+    norms, variances, signals = statistics_of_many(
+        radazo.directions.sphere, noisy(scale)
+    )
     assert norms.mean() > squared + 6 * scale**2
     quiet = (6 - 1) / 5 * squared
     assert variances.mean() > quiet + 6**2 * scale**2 / 5 * 0.9
@@ -81,7 +83,10 @@ def test_noise_in_the_values_raises_the_norm_and_the_variance_but_not_the_signal
 
 
 def test_statistics_of_one_direction_and_of_orthogonal_ones_know_no_variance():
-    for law, num_directions in ((radazo.sphere, 1), (radazo.orthogonal, 4)):
+    for law, num_directions in (
+        (radazo.directions.sphere, 1),
+        (radazo.directions.orthogonal, 4),
+    ):
         norms, variances, signals = statistics_of_many(law, linear, num_directions)
         assert_mean(norms, float(SLOPE @ SLOPE))
         assert np.isnan(variances).all()
@@ -90,14 +95,14 @@ def test_statistics_of_one_direction_and_of_orthogonal_ones_know_no_variance():
 
 def test_dropped_directions_do_not_count():
     gradient = jnp.array([1.0, 2.0])
-    both = radazo.EstimateInfo(
+    both = radazo.estimators.EstimateInfo(
         jnp.array([1.0, 3.0]), jnp.ones(2, bool), jnp.int32(3), None, 2.0, 1.0
     )
     more = both._replace(
         slopes=jnp.array([1.0, 0.0, 3.0]), kept=jnp.array([True, False, True])
     )
-    found = radazo.estimate_statistics(gradient, more)
-    assert found == radazo.estimate_statistics(gradient, both)
+    found = radazo.diagnostics.estimate_statistics(gradient, more)
+    assert found == radazo.diagnostics.estimate_statistics(gradient, both)
     # c · mean slope² = 10; (4 · 5 − 5) / 1 = 15; (5 − 15) / 15.
     np.testing.assert_allclose(found, [np.sqrt(10), 15, -2 / 3], rtol=1e-6)
 
@@ -116,7 +121,7 @@ def run(optimizer, value_fn, steps):
 
 def test_monitor_keeps_the_statistics_of_the_last_step():
     estimator = radazo.sphere_estimator(num_directions=4)
-    rule = optax.chain(radazo.monitor_estimate(decay=0.0), optax.sgd(0.1))
+    rule = optax.chain(radazo.diagnostics.monitor_estimate(decay=0.0), optax.sgd(0.1))
     optimizer = radazo.with_estimator(estimator, rule, key=3)
     (state,) = run(optimizer, linear, 1)
     key = jax.random.fold_in(jax.random.key(3), 0)
@@ -124,7 +129,7 @@ def test_monitor_keeps_the_statistics_of_the_last_step():
     _, gradient, _, info = quick_jit(
         lambda: estimator.estimate(key, linear, x, estimator.init(x))
     )()
-    expected = radazo.estimate_statistics(gradient, info)
+    expected = radazo.diagnostics.estimate_statistics(gradient, info)
     found = optax.tree.get(state, "statistics")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     signal = expected.signal_to_noise * expected.variance
@@ -135,7 +140,7 @@ def test_monitor_averages_and_corrects_for_its_start():
     optimizers = [
         radazo.with_estimator(
             radazo.sphere_estimator(num_directions=4),
-            optax.chain(radazo.monitor_estimate(decay), optax.sgd(0.1)),
+            optax.chain(radazo.diagnostics.monitor_estimate(decay), optax.sgd(0.1)),
             key=3,
         )
         for decay in (0.0, 0.75)
@@ -151,7 +156,7 @@ def test_monitor_averages_and_corrects_for_its_start():
 
 def test_monitor_changes_no_update():
     plain = radazo.with_estimator(radazo.sphere_estimator(), optax.sgd(0.1), key=0)
-    rule = optax.chain(radazo.monitor_estimate(), optax.sgd(0.1))
+    rule = optax.chain(radazo.diagnostics.monitor_estimate(), optax.sgd(0.1))
     watched = radazo.with_estimator(radazo.sphere_estimator(), rule, key=0)
     values = [
         radazo.minimize(lambda x: x @ x, jnp.ones(5), optimizer, 20).values
@@ -167,20 +172,20 @@ def statistics_behind(*links):
 
 
 def test_monitor_stands_anywhere_in_a_chain():
-    monitor = radazo.monitor_estimate()
+    monitor = radazo.diagnostics.monitor_estimate()
     first = statistics_behind(monitor)
     for links in (
         (optax.clip_by_global_norm(0.1), monitor),
         (optax.masked(monitor, jnp.array(True)),),
-        (optax.inject_hyperparams(radazo.monitor_estimate)(decay=0.99),),
+        (optax.inject_hyperparams(radazo.diagnostics.monitor_estimate)(decay=0.99),),
     ):
         np.testing.assert_allclose(statistics_behind(*links), first, rtol=1e-4)
 
 
 def test_a_step_that_knows_no_variance_does_not_spoil_the_others():
-    rule = radazo.monitor_estimate(decay=0.5)
+    rule = radazo.diagnostics.monitor_estimate(decay=0.5)
     gradient = jnp.array([1.0, 2.0])
-    whole = radazo.EstimateInfo(
+    whole = radazo.estimators.EstimateInfo(
         jnp.array([1.0, 3.0]), jnp.ones(2, bool), jnp.int32(3), None, 2.0, 1.0
     )
     part = whole._replace(slopes=jnp.array([3.0, 0.0]), kept=jnp.array([True, False]))
@@ -195,14 +200,18 @@ def test_a_step_that_knows_no_variance_does_not_spoil_the_others():
 
 def errors_of(value_fn, x, **options):
     return jax.jit(
-        lambda: radazo.slope_errors(7, value_fn, x, num_directions=4, **options)
+        lambda: radazo.diagnostics.slope_errors(
+            7, value_fn, x, num_directions=4, **options
+        )
     )()
 
 
 def test_bias_of_a_quadratic_and_of_a_cubic(x64):
     x = jnp.linspace(-1, 2, 9)
-    u = radazo.sample_directions(7, x, radazo.gaussian, num_directions=4)
-    options = {"distribution": radazo.gaussian, "smoothing": 0.1}
+    u = radazo.directions.sample_directions(
+        7, x, radazo.directions.gaussian, num_directions=4
+    )
+    options = {"sampler": radazo.directions.gaussian, "smoothing": 0.1}
     cube = errors_of(lambda x: jnp.sum(x**3), x, **options)
     np.testing.assert_allclose(cube.exact, u @ (3 * x**2), rtol=1e-12)
     bias = 0.1 * (u**2 @ (3 * x)) + 0.1**2 * jnp.sum(u**3, axis=1)
@@ -229,10 +238,12 @@ def test_slopes_in_low_precision_are_those_of_an_estimate(dtype):
         lambda x: estimator.estimate(7, value_fn, x, estimator.init(x))
     )(x)
     found = jax.jit(
-        lambda x: radazo.slope_errors(7, value_fn, x, num_directions=4, smoothing=0.05)
+        lambda x: radazo.diagnostics.slope_errors(
+            7, value_fn, x, num_directions=4, smoothing=0.05
+        )
     )(x)
     np.testing.assert_allclose(found.slopes, info.slopes, rtol=0.02, atol=0.01)
-    u = radazo.sample_directions(7, x.astype(jnp.float32), num_directions=4)
+    u = radazo.directions.sample_directions(7, x.astype(jnp.float32), num_directions=4)
     exact = u @ (2 * x.astype(jnp.float32))
     np.testing.assert_allclose(found.exact, exact, rtol=1e-4, atol=1e-5)
     rounding = np.abs(info.slopes - exact - 0.05).max()
@@ -264,7 +275,9 @@ def test_slopes_are_those_of_an_estimate(difference, x64):
     _, _, _, info = jax.jit(
         lambda: estimator.estimate(7, value_fn, params, estimator.init(params))
     )()
-    found = jax.jit(lambda: radazo.slope_errors(7, value_fn, params, **options))()
+    found = jax.jit(
+        lambda: radazo.diagnostics.slope_errors(7, value_fn, params, **options)
+    )()
     np.testing.assert_allclose(found.slopes, info.slopes, rtol=1e-9)
 
 
@@ -280,7 +293,9 @@ def test_rounding_is_told_from_bias():
     np.testing.assert_allclose(small.bias, 5e-4, rtol=1e-3)
     np.testing.assert_allclose(large.bias, 0.25, rtol=1e-3)
     wide = np.asarray(x, np.float64)
-    u = np.asarray(radazo.sample_directions(7, x, num_directions=4), np.float64)
+    u = np.asarray(
+        radazo.directions.sample_directions(7, x, num_directions=4), np.float64
+    )
     true = u @ wide + 5e-4 * (u**2).sum(axis=1)
     np.testing.assert_allclose(small.rounding, small.slopes - true, atol=1e-4)
     assert np.abs(small.rounding).max() > 20 * small.bias.max()
@@ -294,20 +309,24 @@ def test_cosine_and_error_against_numpy():
     b = {"w": jnp.ones((2, 3)), "b": jnp.bfloat16(-1), "n": jnp.int32(0)}
     flat_a, flat_b = np.array([2, *range(6)]), np.array([-1, *[1] * 6])
     cosine = flat_a @ flat_b / np.linalg.norm(flat_a) / np.linalg.norm(flat_b)
-    np.testing.assert_allclose(radazo.cosine_similarity(a, b), cosine, rtol=1e-6)
+    np.testing.assert_allclose(
+        radazo.diagnostics.cosine_similarity(a, b), cosine, rtol=1e-6
+    )
     error = np.linalg.norm(flat_a - flat_b) / np.linalg.norm(flat_b)
-    np.testing.assert_allclose(radazo.second_moment_error(a, b), error, rtol=1e-6)
-    assert np.isnan(radazo.cosine_similarity(jnp.zeros(2), jnp.ones(2)))
+    np.testing.assert_allclose(
+        radazo.diagnostics.second_moment_error(a, b), error, rtol=1e-6
+    )
+    assert np.isnan(radazo.diagnostics.cosine_similarity(jnp.zeros(2), jnp.ones(2)))
 
 
 def callback(x):
     return jax.pure_callback(lambda x: x.sum(), jnp.float32(0), x)
 
 
-MONITOR = radazo.monitor_estimate()
+MONITOR = radazo.diagnostics.monitor_estimate()
 MISTAKES = {
     "a decay of one": Mistake(
-        lambda: radazo.monitor_estimate(1.0),
+        lambda: radazo.diagnostics.monitor_estimate(1.0),
         ValueError,
         "monitor_estimate(decay",
         "be in [0, 1)",
@@ -323,7 +342,7 @@ MISTAKES = {
         "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)`",
     ),
     "statistics of a state": Mistake(
-        lambda: radazo.estimate_statistics(jnp.ones(2), None),
+        lambda: radazo.diagnostics.estimate_statistics(jnp.ones(2), None),
         TypeError,
         "estimate_statistics(info",
         "be an EstimateInfo",
@@ -331,7 +350,7 @@ MISTAKES = {
         "`estimator.estimate(...)` returns it, the last of four.",
     ),
     "trees of different structures": Mistake(
-        lambda: radazo.cosine_similarity({"a": jnp.ones(2)}, jnp.ones(2)),
+        lambda: radazo.diagnostics.cosine_similarity({"a": jnp.ones(2)}, jnp.ones(2)),
         ValueError,
         "cosine_similarity(reference",
         "have the structure and the shapes {'a': (2,)}",
@@ -339,7 +358,7 @@ MISTAKES = {
         "Compare what belongs to the same parameters.",
     ),
     "no smoothing": Mistake(
-        lambda: radazo.slope_errors(0, linear, SLOPE, smoothing=0.0),
+        lambda: radazo.diagnostics.slope_errors(0, linear, SLOPE, smoothing=0.0),
         ValueError,
         "slope_errors(smoothing",
         "be finite and greater than 0",
@@ -347,7 +366,7 @@ MISTAKES = {
         "Pass that of your estimator.",
     ),
     "a function without a derivative": Mistake(
-        lambda: radazo.slope_errors(0, callback, SLOPE),
+        lambda: radazo.diagnostics.slope_errors(0, callback, SLOPE),
         TypeError,
         "slope_errors(value_fn",
         "have a derivative in forward mode",
@@ -355,7 +374,7 @@ MISTAKES = {
         "Only functions written in JAX have one.",
     ),
     "no function": Mistake(
-        lambda: radazo.slope_errors(0, None, SLOPE),
+        lambda: radazo.diagnostics.slope_errors(0, None, SLOPE),
         TypeError,
         "slope_errors(value_fn",
         "be a function",
@@ -363,7 +382,7 @@ MISTAKES = {
         "It takes the parameters.",
     ),
     "arrays of different shapes": Mistake(
-        lambda: radazo.second_moment_error(jnp.ones(3), jnp.ones(())),
+        lambda: radazo.diagnostics.second_moment_error(jnp.ones(3), jnp.ones(())),
         ValueError,
         "second_moment_error(reference",
         "have the structure and the shapes (3,)",
@@ -371,7 +390,7 @@ MISTAKES = {
         "Compare what belongs to the same parameters.",
     ),
     "a difference of one's own": Mistake(
-        lambda: radazo.slope_errors(
+        lambda: radazo.diagnostics.slope_errors(
             0, linear, SLOPE, difference=radazo.forward._replace(num_values=len)
         ),
         ValueError,

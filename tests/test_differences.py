@@ -11,7 +11,7 @@ import radazo
 D, K, SMOOTHING = 5, 3, 0.1
 START = {"a": np.array([1.0, -2.0, 0.5]), "b": np.array([[0.3, -0.7]])}
 SLOPE = np.array([1.0, -2.0, 0.5, 3.0, 0.0])
-NEW = {"one_point": radazo.one_point, "exact": radazo.exact}
+NEW = {"one_point": radazo.one_point, "exact": radazo.forward_mode}
 
 
 @pytest.fixture(params=NEW.values(), ids=NEW.keys())
@@ -47,7 +47,9 @@ def start(dtype=None):
 
 
 def directions(key=4, num_directions=K):
-    u = radazo.sample_directions(key, jnp.zeros(D), num_directions=num_directions)
+    u = radazo.directions.sample_directions(
+        key, jnp.zeros(D), num_directions=num_directions
+    )
     return np.asarray(u)
 
 
@@ -64,7 +66,7 @@ def test_one_point_is_its_equation():
 
 @pytest.mark.usefixtures("x64")
 def test_exact_is_the_gradient_projected_on_the_directions():
-    value, gradient, _, info = estimated(sphere(radazo.exact), start())
+    value, gradient, _, info = estimated(sphere(radazo.forward_mode), start())
     us, true = directions(), flat_of(jax.grad(value_fn)(start()))
     np.testing.assert_allclose(info.slopes, us @ true, rtol=1e-12)
     np.testing.assert_allclose(value, value_fn(start()), rtol=1e-14)
@@ -73,7 +75,7 @@ def test_exact_is_the_gradient_projected_on_the_directions():
 
 @pytest.mark.usefixtures("x64")
 def test_exact_slopes_are_where_central_ones_go_and_know_no_smoothing():
-    one = [sphere(radazo.exact, smoothing=s) for s in (1e-3, 1.0)]
+    one = [sphere(radazo.forward_mode, smoothing=s) for s in (1e-3, 1.0)]
     fine = sphere(radazo.central, smoothing=1e-4)
     first, second, limit = (estimated(x, start())[3].slopes for x in (*one, fine))
     np.testing.assert_array_equal(first, second)
@@ -178,7 +180,7 @@ def test_the_function_is_traced_once_a_program(new):
 
 def exact_slope(fn):
     params = jnp.ones(3)
-    estimator = sphere(radazo.exact)
+    estimator = sphere(radazo.forward_mode)
     return lambda: estimator.estimate(0, fn, params, estimator.init(params))
 
 

@@ -10,14 +10,15 @@ import scipy.stats
 from conftest import raises
 
 import radazo
-from radazo import random, sample_directions
+from radazo import random
+from radazo.directions import sample_directions
 
-DISTRIBUTIONS = {
-    "gaussian": radazo.gaussian,
-    "sphere": radazo.sphere,
-    "rademacher": radazo.rademacher,
-    "coordinate": radazo.coordinate,
-    "orthogonal": radazo.orthogonal,
+SAMPLERS = {
+    "gaussian": radazo.directions.gaussian,
+    "sphere": radazo.directions.sphere,
+    "rademacher": radazo.directions.rademacher,
+    "coordinate": radazo.directions.coordinate,
+    "orthogonal": radazo.directions.orthogonal,
 }
 # The chance that a right draw fails is that of five standard errors, two-sided.
 FIVE_SIGMA = 2 * scipy.stats.norm.sf(5)
@@ -25,8 +26,8 @@ FIVE_SIGMA = 2 * scipy.stats.norm.sf(5)
 LAST_PLACES = 2
 
 
-@pytest.fixture(params=DISTRIBUTIONS.values(), ids=DISTRIBUTIONS.keys())
-def distribution(request):
+@pytest.fixture(params=SAMPLERS.values(), ids=SAMPLERS.keys())
+def sampler(request):
     return request.param
 
 
@@ -37,21 +38,21 @@ def ravel_rows(directions):
 
 
 # One program for each case: eager, each of the hundred operations is compiled alone.
-draw = jax.jit(sample_directions, static_argnames=("distribution", "num_directions"))
+draw = jax.jit(sample_directions, static_argnames=("sampler", "num_directions"))
 
 
-def flat(key, dim, distribution, num_directions):
+def flat(key, dim, sampler, num_directions):
     """(num_directions, dim): the directions of parameters of one leaf."""
-    rows = draw(key, jnp.zeros(dim), distribution, num_directions=num_directions)
+    rows = draw(key, jnp.zeros(dim), sampler, num_directions=num_directions)
     return np.asarray(rows)
 
 
 @functools.cache
-def many(distribution, dim, num, seed=0):
+def many(sampler, dim, num, seed=0):
     """(num, dim) independent directions: the last of two of each of `num` keys."""
 
     def last(key):
-        return sample_directions(key, jnp.zeros(dim), distribution, num_directions=2)[1]
+        return sample_directions(key, jnp.zeros(dim), sampler, num_directions=2)[1]
 
     keys = jax.random.split(jax.random.key(seed), num)
     return np.asarray(jax.jit(jax.vmap(last))(keys), np.float64)
@@ -82,11 +83,11 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_directions_are_frozen_in_version_1_of_the_key_contract(name):
-    assert radazo.KEY_CONTRACT_VERSION == 1
+    assert radazo.random.KEY_CONTRACT_VERSION == 1
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 1))}
-    drawn = draw(42, params, DISTRIBUTIONS[name], num_directions=2)
+    drawn = draw(42, params, SAMPLERS[name], num_directions=2)
     expected = np.array(GOLDEN[name], np.float32)
     if name in ("rademacher", "coordinate"):
         np.testing.assert_array_equal(ravel_rows(drawn), expected)
@@ -95,7 +96,7 @@ def test_directions_are_frozen_in_version_1_of_the_key_contract(name):
 
 
 def test_gaussian_direction_k_is_the_normal_of_the_folded_key():
-    rows = flat(3, 50, radazo.gaussian, 4)
+    rows = flat(3, 50, radazo.directions.gaussian, 4)
     for k, row in enumerate(rows):
         key = jax.random.fold_in(jax.random.key(3), k)
         expected = np.asarray(jax.random.normal(key, (50,)))
@@ -103,13 +104,15 @@ def test_gaussian_direction_k_is_the_normal_of_the_folded_key():
 
 
 def test_a_sphere_direction_is_the_gaussian_direction_over_its_norm():
-    rows = flat(3, 50, radazo.gaussian, 4).astype(np.float64)
+    rows = flat(3, 50, radazo.directions.gaussian, 4).astype(np.float64)
     expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    assert_close(flat(3, 50, radazo.sphere, 4), expected.astype(np.float32), 50)
+    assert_close(
+        flat(3, 50, radazo.directions.sphere, 4), expected.astype(np.float32), 50
+    )
 
 
 def test_a_rademacher_direction_is_the_packed_bits_of_the_folded_key():
-    rows = flat(3, 50, radazo.rademacher, 4)
+    rows = flat(3, 50, radazo.directions.rademacher, 4)
     for k, row in enumerate(rows):
         key = jax.random.fold_in(jax.random.key(3), k)
         words = np.asarray(jax.random.bits(key, (2,)))
@@ -118,7 +121,7 @@ def test_a_rademacher_direction_is_the_packed_bits_of_the_folded_key():
 
 
 def test_a_coordinate_direction_is_one_at_the_index_of_the_folded_key():
-    rows = flat(3, 50, radazo.coordinate, 4)
+    rows = flat(3, 50, radazo.directions.coordinate, 4)
     for k, row in enumerate(rows):
         key = jax.random.key_data(jax.random.fold_in(jax.random.key(3), k))
         expected = np.eye(50)[int(random.index_below(key, 50))]
@@ -126,17 +129,19 @@ def test_a_coordinate_direction_is_one_at_the_index_of_the_folded_key():
 
 
 def test_orthogonal_directions_are_the_gaussian_ones_made_orthonormal_in_turn():
-    rows = flat(3, 50, radazo.gaussian, 4).astype(np.float64)
+    rows = flat(3, 50, radazo.directions.gaussian, 4).astype(np.float64)
     basis = np.zeros((0, 50))
     for row in rows:  # Gram and Schmidt: nothing of a backend's choice of signs.
         rest = row - basis.T @ (basis @ row)
         basis = np.vstack([basis, rest / np.linalg.norm(rest)])
-    assert_close(flat(3, 50, radazo.orthogonal, 4), basis.astype(np.float32), 4 * 50)
+    assert_close(
+        flat(3, 50, radazo.directions.orthogonal, 4), basis.astype(np.float32), 4 * 50
+    )
 
 
 @pytest.mark.parametrize("num_directions", [1, 3, 20])
 def test_orthogonal_directions_are_orthonormal(num_directions):
-    rows = flat(0, 20, radazo.orthogonal, num_directions).astype(np.float64)
+    rows = flat(0, 20, radazo.directions.orthogonal, num_directions).astype(np.float64)
     tolerance = 20 * num_directions * np.finfo(np.float32).eps
     gram = rows @ rows.T
     np.testing.assert_allclose(gram, np.eye(num_directions), atol=tolerance)
@@ -144,24 +149,24 @@ def test_orthogonal_directions_are_orthonormal(num_directions):
 
 def test_more_orthogonal_directions_than_dimensions_are_refused():
     with raises(ValueError, "num_directions", "at most", "3", "4"):
-        flat(0, 3, radazo.orthogonal, 4)
+        flat(0, 3, radazo.directions.orthogonal, 4)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "sphere", "rademacher", "coordinate"])
 def test_a_direction_does_not_depend_on_how_many_are_drawn_beside_it(name):
-    few = flat(1, 40, DISTRIBUTIONS[name], 3)
-    more = flat(1, 40, DISTRIBUTIONS[name], 8)
+    few = flat(1, 40, SAMPLERS[name], 3)
+    more = flat(1, 40, SAMPLERS[name], 8)
     assert_close(few, more[:3], num_summed=40)
 
 
-def test_the_same_key_gives_the_same_directions(distribution):
+def test_the_same_key_gives_the_same_directions(sampler):
     np.testing.assert_array_equal(
-        flat(1, 40, distribution, 3), flat(jax.random.key(1), 40, distribution, 3)
+        flat(1, 40, sampler, 3), flat(jax.random.key(1), 40, sampler, 3)
     )
 
 
-def test_another_key_gives_other_directions(distribution):
-    assert np.any(flat(1, 40, distribution, 3) != flat(2, 40, distribution, 3))
+def test_another_key_gives_other_directions(sampler):
+    assert np.any(flat(1, 40, sampler, 3) != flat(2, 40, sampler, 3))
 
 
 @pytest.mark.parametrize(
@@ -173,16 +178,16 @@ def test_another_key_gives_other_directions(distribution):
     ],
     ids=["dict", "list", "nested"],
 )
-def test_a_direction_is_the_same_vector_whatever_it_is_cut_into(distribution, params):
-    cut = draw(6, params, distribution, num_directions=2)
-    assert_close(ravel_rows(cut), flat(6, 20, distribution, 2), num_summed=20)
+def test_a_direction_is_the_same_vector_whatever_it_is_cut_into(sampler, params):
+    cut = draw(6, params, sampler, num_directions=2)
+    assert_close(ravel_rows(cut), flat(6, 20, sampler, 2), num_summed=20)
     assert jax.tree.structure(cut) == jax.tree.structure(params)
 
 
 @pytest.mark.parametrize("name", ["sphere", "coordinate", "orthogonal"])
 def test_a_unit_direction_has_one_norm_over_all_leaves(name):
     params = {"a": jnp.zeros((30, 10)), "b": jnp.zeros(()), "c": jnp.zeros(700)}
-    rows = draw(0, params, DISTRIBUTIONS[name], num_directions=3)
+    rows = draw(0, params, SAMPLERS[name], num_directions=3)
     norms = np.linalg.norm(ravel_rows(rows).astype(np.float64), axis=1)
     np.testing.assert_allclose(norms, 1, atol=1001 * np.finfo(np.float32).eps)
 
@@ -191,7 +196,7 @@ def test_no_number_of_a_direction_is_drawn_twice():
     params = [jnp.zeros((100, 10)), jnp.zeros(1000), jnp.zeros((10, 100))]
     with jax.enable_x64(True):
         params = [x.astype(jnp.float64) for x in params]
-        rows = draw(0, params, radazo.gaussian, num_directions=3)
+        rows = draw(0, params, radazo.directions.gaussian, num_directions=3)
         numbers = ravel_rows(rows).ravel()
     # Two of 9000 draws of 52 bits are equal by chance once in 10⁸ keys.
     assert len(np.unique(numbers)) == 9000
@@ -201,7 +206,7 @@ def test_no_number_of_a_direction_is_drawn_twice():
 def test_leaves_of_one_shape_do_not_share_noise(name):
     size = 10_000
     params = {"a": jnp.zeros(size), "b": jnp.zeros(size), "c": jnp.zeros(size)}
-    u = draw(0, params, DISTRIBUTIONS[name], num_directions=2)
+    u = draw(0, params, SAMPLERS[name], num_directions=2)
     rows = [np.asarray(u[leaf][k], np.float64) for leaf in "abc" for k in (0, 1)]
     standard_error = 1 / np.sqrt(size)  # Of the mean of products of variance 1.
     for i, row in enumerate(rows):
@@ -210,10 +215,10 @@ def test_leaves_of_one_shape_do_not_share_noise(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
-def test_a_low_precision_leaf_gets_the_float32_draw_rounded(distribution, dtype):
+def test_a_low_precision_leaf_gets_the_float32_draw_rounded(sampler, dtype):
     params = {"a": jnp.zeros(8), "b": jnp.zeros((3, 4), dtype)}
-    drawn = draw(0, params, distribution, num_directions=2)
-    wide = flat(0, 20, distribution, 2)
+    drawn = draw(0, params, sampler, num_directions=2)
+    wide = flat(0, 20, sampler, 2)
     assert drawn["b"].dtype == dtype
     np.testing.assert_array_equal(
         drawn["b"], jnp.asarray(wide[:, 8:].reshape(2, 3, 4)).astype(dtype)
@@ -223,7 +228,7 @@ def test_a_low_precision_leaf_gets_the_float32_draw_rounded(distribution, dtype)
 @pytest.mark.usefixtures("x64")
 def test_a_direction_is_drawn_in_float64_if_a_perturbed_leaf_is():
     params = {"a": jnp.zeros(8, jnp.float32), "b": jnp.zeros(12, jnp.float64)}
-    drawn = draw(0, params, radazo.gaussian, num_directions=1)
+    drawn = draw(0, params, radazo.directions.gaussian, num_directions=1)
     key = jax.random.fold_in(jax.random.key(0), 0)
     wide = jax.random.normal(key, (20,), jnp.float64)
     assert drawn["a"].dtype == jnp.float32
@@ -234,15 +239,17 @@ def test_a_direction_is_drawn_in_float64_if_a_perturbed_leaf_is():
 def test_what_is_not_perturbed_has_zeros_for_directions():
     params = {"i": jnp.arange(3), "x": jnp.zeros(5), "y": jnp.zeros(2)}
     mask = {"i": True, "x": True, "y": False}
-    drawn = sample_directions(0, params, radazo.gaussian, num_directions=2, mask=mask)
+    drawn = sample_directions(
+        0, params, radazo.directions.gaussian, num_directions=2, mask=mask
+    )
     np.testing.assert_array_equal(drawn["i"], np.zeros((2, 3), np.int32))
     np.testing.assert_array_equal(drawn["y"], np.zeros((2, 2), np.float32))
-    assert_close(np.asarray(drawn["x"]), flat(0, 5, radazo.gaussian, 2))
+    assert_close(np.asarray(drawn["x"]), flat(0, 5, radazo.directions.gaussian, 2))
 
 
-def test_directions_are_the_same_under_jit_and_vmap(distribution):
+def test_directions_are_the_same_under_jit_and_vmap(sampler):
     def rows(key):
-        return sample_directions(key, jnp.zeros(33), distribution, num_directions=4)
+        return sample_directions(key, jnp.zeros(33), sampler, num_directions=4)
 
     keys = jax.random.split(jax.random.key(0), 3)
     eager = np.stack([rows(key) for key in keys])
@@ -253,16 +260,16 @@ def test_directions_are_the_same_under_jit_and_vmap(distribution):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("name", ["gaussian", "sphere", "rademacher", "orthogonal"])
 def test_directions_have_mean_zero(name, seed):
-    rows = many(DISTRIBUTIONS[name], 5, 20_000, seed)
+    rows = many(SAMPLERS[name], 5, 20_000, seed)
     standard_error = np.std(rows, axis=0) / np.sqrt(len(rows))
     assert np.all(np.abs(np.mean(rows, axis=0)) < 5 * standard_error)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_mean_outer_product_is_the_identity_over_the_factor(distribution, seed):
-    rows = many(distribution, 5, 20_000, seed)
+def test_the_mean_outer_product_is_the_identity_over_the_factor(sampler, seed):
+    rows = many(sampler, 5, 20_000, seed)
     products = rows[:, :, None] * rows[:, None, :]
-    expected = np.eye(5) / distribution.factor(5)
+    expected = np.eye(5) / sampler.factor(5)
     standard_error = np.std(products, axis=0) / np.sqrt(len(rows))
     error = np.abs(np.mean(products, axis=0) - expected)
     # The squares of signs and of unit vectors do not vary: only rounding is left.
@@ -271,14 +278,14 @@ def test_the_mean_outer_product_is_the_identity_over_the_factor(distribution, se
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_gaussian_directions_follow_the_normal_law(seed):
-    rows = flat(seed, 20_000, radazo.gaussian, 2)
+    rows = flat(seed, 20_000, radazo.directions.gaussian, 2)
     assert scipy.stats.kstest(rows.ravel(), "norm").pvalue > FIVE_SIGMA
 
 
 @pytest.mark.parametrize("name", ["sphere", "orthogonal"])
 def test_squares_of_a_unit_direction_follow_the_beta_law(name):
     d = 5
-    squares = many(DISTRIBUTIONS[name], d, 20_000) ** 2
+    squares = many(SAMPLERS[name], d, 20_000) ** 2
     law = scipy.stats.beta(0.5, (d - 1) / 2)
     for i in range(d):
         assert scipy.stats.kstest(squares[:, i], law.cdf).pvalue > FIVE_SIGMA
@@ -286,7 +293,7 @@ def test_squares_of_a_unit_direction_follow_the_beta_law(name):
 
 def test_coordinates_are_chosen_uniformly():
     num, d = 20_000, 7
-    counts = np.sum(many(radazo.coordinate, d, num), axis=0)
+    counts = np.sum(many(radazo.directions.coordinate, d, num), axis=0)
     standard_error = np.sqrt(num * (1 / d) * (1 - 1 / d))
     assert np.max(np.abs(counts - num / d)) < 5 * standard_error
 
@@ -294,9 +301,9 @@ def test_coordinates_are_chosen_uniformly():
 @pytest.mark.parametrize("num_directions", [0, -1])
 def test_no_directions_are_refused(num_directions):
     with raises(ValueError, "num_directions", "at least 1", str(num_directions)):
-        flat(0, 3, radazo.sphere, num_directions)
+        flat(0, 3, radazo.directions.sphere, num_directions)
 
 
 def test_what_is_no_distribution_is_refused():
-    with raises(TypeError, "sample_directions", "distribution", "sphere"):
+    with raises(TypeError, "sample_directions", "sampler", "sphere"):
         sample_directions(0, jnp.zeros(3), "sphere", num_directions=1)

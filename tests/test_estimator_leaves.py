@@ -27,8 +27,8 @@ def estimate(estimator, value_fn, params, key=3):
 
 def gaussian_directions(params, num_directions=K, key=3):
     draw = quick_jit(
-        lambda: radazo.sample_directions(
-            key, params, radazo.gaussian, num_directions=num_directions
+        lambda: radazo.directions.sample_directions(
+            key, params, radazo.directions.gaussian, num_directions=num_directions
         )
     )
     return jax.tree.map(np.asarray, draw())

@@ -16,7 +16,7 @@ from optax import perturbations
 import radazo
 
 D = 11
-DISTRIBUTIONS = {name: getattr(radazo, name) for name in LAWS}
+SAMPLERS = {name: getattr(radazo.directions, name) for name in LAWS}
 DIFFERENCES = {"forward": radazo.forward, "central": radazo.central}
 EPS = np.finfo(np.float32).eps
 # Rounding of a slope in float64: values of order ten over a smoothing of a third, and
@@ -60,8 +60,8 @@ def directions(name, params, num_directions, key=3):
     """(K, d), as NumPy."""
     draw = quick_jit(
         lambda: jax.vmap(ravel)(
-            radazo.sample_directions(
-                key, params, DISTRIBUTIONS[name], num_directions=num_directions
+            radazo.directions.sample_directions(
+                key, params, SAMPLERS[name], num_directions=num_directions
             )
         )
     )
@@ -241,7 +241,7 @@ def test_a_gaussian_estimate_is_that_of_optax_on_the_same_noise():
         noise = jax.vmap(
             lambda key: optax.tree.random_like(key, x, sampler=jax.random.normal)
         )(jax.random.split(key, num_samples))
-    given = radazo.Distribution(
+    given = radazo.directions.DirectionSampler(
         lambda key, num_directions, dim, dtype: noise,
         lambda rows, k, dim, dtype: rows[k],
         lambda dim: 1.0,

@@ -28,21 +28,21 @@ def along_axes(key, num_directions, dim, dtype):
 
 
 # All coordinates in turn, whatever the key: exact for quadratics with `central`.
-AXES = radazo.Distribution(
+AXES = radazo.directions.DirectionSampler(
     along_axes, lambda rows, k, dim, dtype: rows[k], float, independent=False
 )
 EXACT = radazo.finite_difference_estimator(
     AXES, num_directions=DIM, smoothing=0.1, difference=radazo.central
 )
 SURROGATE = radazo.trajectory_estimator(
-    num_directions=DIM, num_points=24, distribution=AXES, length_scale=10.0
+    num_directions=DIM, num_points=24, sampler=AXES, length_scale=10.0
 )
 
 
 def rounds(value_fn, estimator, num_rounds, num_clients, **options):
     options = {"num_local_steps": 5, "key": 3, **options}
     local = options.pop("local_optimizer", optax.sgd(RATE))
-    run = radazo.federated(
+    run = radazo.federated.federated(
         value_fn, estimator, local, num_clients=num_clients, **options
     )
     one_round = quick_jit(run.round)
@@ -79,9 +79,9 @@ def transcribed(num_rounds, num_local_steps, kind, shares):
 
 
 CORRECTIONS = {
-    "avg": radazo.fed_avg,
-    "prox": radazo.fed_prox(0.7),
-    "scaffold": radazo.scaffold,
+    "avg": radazo.federated.fed_avg,
+    "prox": radazo.federated.fed_prox(0.7),
+    "scaffold": radazo.federated.scaffold,
 }
 
 
@@ -105,7 +105,7 @@ def test_rounds_are_those_of_the_transcription(kind):
 def test_one_client_is_the_local_method(x64, correction):
     local = optax.sgd(RATE, momentum=0.9)
     estimator = radazo.trajectory_estimator(num_directions=2, num_points=9)
-    choice = getattr(radazo, correction)
+    choice = getattr(radazo.federated, correction)
     choice = choice(num_features=50) if correction == "fzoos" else choice
     value_fn = functools.partial(client_value_fn, client=0)
     state, infos = rounds(
@@ -139,7 +139,7 @@ def test_one_client_is_the_local_method(x64, correction):
 
 @pytest.mark.parametrize("correction", ["scaffold", "fzoos"])
 def test_clients_that_are_the_same_are_one(x64, correction):
-    choice = getattr(radazo, correction)
+    choice = getattr(radazo.federated, correction)
     choice = choice(num_features=50) if correction == "fzoos" else choice
     value_fn = lambda x, client: client_value_fn(x, 1)
     one, _ = rounds(value_fn, SURROGATE, 2, 1, correction=choice)
@@ -157,14 +157,14 @@ def test_clients_of_one_function_look_along_their_own_directions():
 
 def test_the_state_is_arrays_that_alias_nothing_and_keep_their_types():
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": (jnp.zeros(()), None)}
-    run = radazo.federated(
+    run = radazo.federated.federated(
         lambda p, client: jnp.sum(p["a"].astype(jnp.float32) ** 2) + p["b"][0],
         radazo.trajectory_estimator(num_directions=2, num_points=6),
         optax.sgd(0.01),
         num_clients=2,
         num_local_steps=2,
         key=0,
-        correction=radazo.fzoos(num_features=10),
+        correction=radazo.federated.fzoos(num_features=10),
     )
     state = run.init(params)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
@@ -189,7 +189,7 @@ def test_a_round_takes_the_values_it_counts():
         return jax.pure_callback(on_the_host, shape, value, vmap_method="sequential")
 
     estimator = radazo.trajectory_estimator(num_directions=2, num_points=6)
-    run = radazo.federated(
+    run = radazo.federated.federated(
         value_fn,
         estimator,
         optax.sgd(RATE),
@@ -210,7 +210,7 @@ def distances(correction, keys):
     )
 
     def whole(key):
-        run = radazo.federated(
+        run = radazo.federated.federated(
             client_value_fn,
             estimator,
             optax.sgd(RATE),
@@ -228,10 +228,10 @@ def distances(correction, keys):
 
 def test_what_clients_know_of_each_other_leads_nearer_to_the_common_minimizer():
     keys = lambda: jax.random.split(jax.random.key(0), 3)
-    away, drift = distances(radazo.fed_avg, keys())
+    away, drift = distances(radazo.federated.fed_avg, keys())
     for correction in (
-        radazo.scaffold,
-        radazo.fzoos(num_features=500, length_scale=10.0),
+        radazo.federated.scaffold,
+        radazo.federated.fzoos(num_features=500, length_scale=10.0),
     ):
         nearer, less = distances(correction, keys())
         assert np.all(nearer < away / 2)
@@ -248,8 +248,8 @@ def test_leaves_of_all_kinds_pass_a_round():
     estimator = radazo.sphere_estimator(
         mask={"w": True, "mask": False, "count": False, "key": False}
     )
-    for correction in (radazo.fed_avg, radazo.fed_prox(0.5)):
-        run = radazo.federated(
+    for correction in (radazo.federated.fed_avg, radazo.federated.fed_prox(0.5)):
+        run = radazo.federated.federated(
             lambda p, client: jnp.sum((p["w"] - client.astype(jnp.float32)) ** 2),
             estimator,
             optax.sgd(0.05),
@@ -274,14 +274,14 @@ def test_a_client_without_values_keeps_what_it_has_learnt():
             broken & (client == 1), jnp.nan, jnp.sum(x) * (1.0 + client.astype(x.dtype))
         )
 
-    run = radazo.federated(
+    run = radazo.federated.federated(
         value_fn,
         EXACT,
         optax.sgd(0.01),
         num_clients=2,
         key=0,
         num_local_steps=2,
-        correction=radazo.scaffold,
+        correction=radazo.federated.scaffold,
     )
     one_round = quick_jit(run.round)
     state, _ = one_round(run.init(jnp.zeros(DIM)), jnp.asarray(False))
@@ -298,14 +298,14 @@ def test_a_step_that_saw_nothing_does_not_count_in_the_mean_gradient():
         over = (client == 1) & (jnp.sum(x) < -0.03)
         return jnp.where(over, jnp.nan, jnp.sum(x) * (1.0 + client.astype(x.dtype)))
 
-    run = radazo.federated(
+    run = radazo.federated.federated(
         value_fn,
         radazo.finite_difference_estimator(AXES, num_directions=DIM, smoothing=1e-3),
         optax.sgd(0.01),
         num_clients=2,
         key=0,
         num_local_steps=2,
-        correction=radazo.scaffold,
+        correction=radazo.federated.scaffold,
     )
     state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)))
     assert np.isnan(info.values).sum() == 1
@@ -313,7 +313,7 @@ def test_a_step_that_saw_nothing_does_not_count_in_the_mean_gradient():
 
 
 def test_a_client_of_no_share_moves_nothing_however_far_it_goes():
-    run = radazo.federated(
+    run = radazo.federated.federated(
         lambda x, client: jnp.sum(x) * jnp.where(client == 1, 1e20, 1.0),
         EXACT,
         optax.sgd(1e9),
@@ -330,7 +330,7 @@ def test_a_client_of_no_share_moves_nothing_however_far_it_goes():
 def test_the_surrogates_of_clients_are_those_of_the_paper(x64):
     """FZooS: weights by ridge regression on shared waves, and the term from them."""
     rng = np.random.default_rng(0)
-    correction = radazo.fzoos(num_features=40, length_scale=2.0, jitter=1e-3)
+    correction = radazo.federated.fzoos(num_features=40, length_scale=2.0, jitter=1e-3)
     estimator = radazo.trajectory_estimator(num_points=6, num_directions=2)
     x = jnp.asarray(rng.normal(size=DIM))
     points, values = rng.normal(size=(6, DIM)), rng.normal(size=6)

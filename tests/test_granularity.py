@@ -21,7 +21,7 @@ PARAMS = {
 }
 PASSIVE = {"integers": jnp.arange(3), "none": None}
 GRANULARITIES = {
-    name: getattr(radazo, name)
+    name: getattr(radazo.optimizers, name)
     for name in ("per_coordinate", "factored", "per_leaf", "scalar")
 }
 
@@ -157,10 +157,14 @@ def test_on_one_leaf_per_leaf_is_scalar_and_on_scalars_per_coordinate():
         return link.update({"a": g, "b": None}, link.init({"a": g, "b": None}))[0]["a"]
 
     np.testing.assert_allclose(
-        last((3, 4), radazo.per_leaf), last((3, 4), radazo.scalar), rtol=1e-14
+        last((3, 4), radazo.optimizers.per_leaf),
+        last((3, 4), radazo.optimizers.scalar),
+        rtol=1e-14,
     )
     np.testing.assert_allclose(
-        last((), radazo.per_leaf), last((), radazo.per_coordinate), rtol=1e-14
+        last((), radazo.optimizers.per_leaf),
+        last((), radazo.optimizers.per_coordinate),
+        rtol=1e-14,
     )
 
 
@@ -173,8 +177,8 @@ def test_factored_is_exact_where_squares_have_rank_one():
         link = radazo.scale_by_second_moment(granularity=granularity)
         return link.update(g, link.init(g))[0]
 
-    exact = last(radazo.per_coordinate)
-    np.testing.assert_allclose(last(radazo.factored), exact, rtol=1e-12)
+    exact = last(radazo.optimizers.per_coordinate)
+    np.testing.assert_allclose(last(radazo.optimizers.factored), exact, rtol=1e-12)
 
 
 def test_zeros_are_divided_by_no_zero(name):
@@ -198,7 +202,7 @@ def test_mixed_types_keep_their_own(name):
 @pytest.mark.usefixtures("x64")
 def test_a_number_for_all_is_wide_if_one_leaf_is():
     g = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(2, jnp.float64)}
-    link = radazo.scale_by_second_moment(granularity=radazo.scalar)
+    link = radazo.scale_by_second_moment(granularity=radazo.optimizers.scalar)
     updates, state = link.update(g, link.init(g))
     assert state.nu.dtype == jnp.float64
     assert (updates["a"].dtype, updates["b"].dtype) == (jnp.float32, jnp.float64)
@@ -230,7 +234,11 @@ def steps(optimizer, num_steps=5):
 
 @pytest.mark.parametrize(("make", "rule", "more"), MAKE.values(), ids=MAKE)
 def test_an_optimizer_hands_its_granularity_on(make, rule, more):
-    options = {"b2": 0.8, "eps_root": 0.1, "granularity": radazo.factored} | more
+    options = {
+        "b2": 0.8,
+        "eps_root": 0.1,
+        "granularity": radazo.optimizers.factored,
+    } | more
     ours = steps(make(0.1, key=0, **options))[0]
     links = optax.chain(rule(**options), optax.scale_by_learning_rate(0.1))
     theirs = steps(radazo.with_estimator(radazo.sphere_estimator(), links, 0))[0]
@@ -242,7 +250,7 @@ def test_meazo_is_rmsprop_with_one_number():
     options = {"b2": 0.8, "eps": 0.1, "eps_root": 0.2, "weight_decay": 0.3}
     ours, state = steps(radazo.meazo(0.1, key=0, **options))
     theirs, _ = steps(
-        radazo.zo_rmsprop(0.1, key=0, granularity=radazo.scalar, **options)
+        radazo.zo_rmsprop(0.1, key=0, granularity=radazo.optimizers.scalar, **options)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert sum(x.size for x in jax.tree.leaves(state.optimizer)) == 1
@@ -292,7 +300,7 @@ def test_a_granularity_by_name_is_explained(where, make):
             f"{where}(granularity",
             "be a Granularity",
             "'scalar'.",
-            "Pass `radazo.per_coordinate`, `radazo.scalar`, say.",
+            "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say.",
         )
     )
 

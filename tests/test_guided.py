@@ -14,9 +14,9 @@ import radazo
 K, D, SMOOTHING = 3, 6, 0.1
 C = np.linspace(0.5, 1.5, D)
 PRIORS = {
-    "last_estimate": radazo.last_estimate,
-    "last_step": radazo.last_step,
-    "momentum": radazo.momentum(0.7),
+    "last_estimate": radazo.estimators.last_estimate,
+    "last_step": radazo.estimators.last_step,
+    "momentum": radazo.estimators.momentum_prior(0.7),
 }
 
 
@@ -35,9 +35,9 @@ def gram_schmidt(rows):
 
 def gaussians(key, num_directions=K, dim=D):
     draw = functools.partial(
-        radazo.sample_directions,
+        radazo.directions.sample_directions,
         params=jnp.zeros(dim),
-        distribution=radazo.gaussian,
+        sampler=radazo.directions.gaussian,
         num_directions=num_directions,
     )
     return np.array(quick_jit(draw)(key))
@@ -189,7 +189,9 @@ def test_where_nothing_is_finite_the_memory_stays():
 
 def test_what_is_not_finite_is_not_remembered():
     # A rule that sends one parameter to infinity shows in the step, not in the memory.
-    estimator = radazo.prior_guided_estimator(num_directions=K, prior=radazo.last_step)
+    estimator = radazo.prior_guided_estimator(
+        num_directions=K, prior=radazo.estimators.last_step
+    )
     state = estimator.init(jnp.zeros(D))
 
     @quick_jit
@@ -236,7 +238,7 @@ def descent(name):
             x, state = carry
             out = estimator.estimate(jax.random.fold_in(key, t), value_fn, x, state)
             _, gradient, state, _ = out
-            cosine = radazo.cosine_similarity(gradient, hessian * x)
+            cosine = radazo.diagnostics.cosine_similarity(gradient, hessian * x)
             return (x - rate * gradient, state), (value_fn(x), cosine)
 
         x = jnp.ones(dim)
@@ -255,12 +257,12 @@ def test_a_guess_beats_a_random_direction_on_a_quadratic_at_equal_values(name):
 
 MISTAKES = {
     "a function for a prior": Mistake(
-        lambda: radazo.prior_guided_estimator(prior=radazo.momentum),
+        lambda: radazo.prior_guided_estimator(prior=radazo.estimators.momentum_prior),
         TypeError,
         "prior_guided_estimator(prior",
         "be a Prior",
         "<function momentum",
-        "Pass `radazo.last_estimate` or `radazo.momentum(0.9)`, say.",
+        "Pass a prior, e.g. `radazo.estimators.last_estimate`.",
     ),
     "a guess and nothing else": Mistake(
         lambda: radazo.prior_guided_estimator(num_directions=1),
@@ -279,7 +281,7 @@ MISTAKES = {
         "There are no more orthogonal directions than dimensions.",
     ),
     "an average that never forgets": Mistake(
-        lambda: radazo.momentum(1.0),
+        lambda: radazo.estimators.momentum_prior(1.0),
         ValueError,
         "momentum(b1",
         "be in [0, 1)",
@@ -301,7 +303,9 @@ def test_value_and_grad_would_forget_what_it_remembers():
 
 
 def test_it_guides_an_adaptive_rule_inside_an_optax_wrapper():
-    estimator = radazo.prior_guided_estimator(num_directions=4, prior=radazo.last_step)
+    estimator = radazo.prior_guided_estimator(
+        num_directions=4, prior=radazo.estimators.last_step
+    )
     optimizer = radazo.with_estimator(
         estimator, optax.apply_if_finite(optax.adam(0.1), 3), key=0
     )

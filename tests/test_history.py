@@ -10,7 +10,7 @@ from conftest import half_sum_of_squares, quick_jit
 import radazo
 
 D, K, N, STEPS, RATE = 6, 3, 2, 9, 0.05
-LAWS = {"gaussian": radazo.gaussian, "sphere": radazo.sphere}
+LAWS = {"gaussian": radazo.directions.gaussian, "sphere": radazo.directions.sphere}
 FACTORS = {"gaussian": 1, "sphere": D}
 MAKERS = {
     "reuse": radazo.history_reuse_estimator,
@@ -67,7 +67,7 @@ def directions(law, num_steps=STEPS, num_directions=K):
 
     def of_step(t):
         key = jax.random.fold_in(jax.random.key(5), t)
-        drawn = radazo.sample_directions(
+        drawn = radazo.directions.sample_directions(
             key, start(), law, num_directions=num_directions
         )
         return jax.vmap(ravel)(drawn)
@@ -116,7 +116,7 @@ def zohs(us, factor, num_past, central):
 @pytest.mark.usefixtures("x64")
 def test_values_used_again_are_those_of_stored_directions(law, num_past, chunk_size):
     estimator = radazo.history_reuse_estimator(
-        distribution=LAWS[law],
+        sampler=LAWS[law],
         num_directions=K,
         num_past=num_past,
         smoothing=smoothing_of,
@@ -132,7 +132,7 @@ def test_values_used_again_are_those_of_stored_directions(law, num_past, chunk_s
 def test_the_mean_of_estimates_is_that_of_stored_ones(law, chunk_size):
     difference = {1: radazo.forward, 2: radazo.central}[chunk_size]
     estimator = radazo.history_mean_estimator(
-        distribution=LAWS[law],
+        sampler=LAWS[law],
         num_directions=K,
         num_past=N,
         smoothing=smoothing_of,
@@ -151,7 +151,7 @@ def test_without_a_past_each_value_is_compared_with_the_mean_of_the_others():
         num_directions=4, num_past=0, smoothing=0.3
     )
     value, gradient, _, info = run(estimator, start(), num_steps=1)
-    x, us = np.asarray(ravel(start())), directions(radazo.gaussian, 1, 4)[0]
+    x, us = np.asarray(ravel(start())), directions(radazo.directions.gaussian, 1, 4)[0]
     y = np.array([f(x + 0.3 * u) for u in us])
     others = np.array([np.delete(y, k).mean() for k in range(4)])
     np.testing.assert_allclose(gradient[0], ((y - others) / 0.3) @ us / 4, rtol=1e-12)
@@ -160,9 +160,9 @@ def test_without_a_past_each_value_is_compared_with_the_mean_of_the_others():
 
 
 def test_without_a_past_the_mean_of_estimates_is_the_estimate():
-    law = radazo.orthogonal
+    law = radazo.directions.orthogonal
     options = {"num_directions": 3, "smoothing": 0.2}
-    history = radazo.history_mean_estimator(distribution=law, num_past=0, **options)
+    history = radazo.history_mean_estimator(sampler=law, num_past=0, **options)
     plain = radazo.finite_difference_estimator(law, **options)
     value, gradient, _, info = run(history, start(), num_steps=3)
     expected = run(plain, start(), num_steps=3)
@@ -222,7 +222,10 @@ def test_one_value_a_step_is_enough_from_the_second_step_on():
     assert not np.any(ravel(updates))
     assert (state.num_skipped, state.num_values) == (1, 1)
     updates, state = step(params, state)
-    x, us = np.asarray(ravel(params)), directions(radazo.gaussian, 2, 1)[:, 0]
+    x, us = (
+        np.asarray(ravel(params)),
+        directions(radazo.directions.gaussian, 2, 1)[:, 0],
+    )
     y = [f(x + np.float32(0.3) * u) for u in us]
     expected = (y[1] - y[0]) / 2 / 0.3 * (us[1] - us[0])
     np.testing.assert_allclose(ravel(updates), -RATE * expected, rtol=1e-3, atol=1e-5)
@@ -259,7 +262,7 @@ def test_dropped_values_are_left_out_of_the_mean():
         2,
         lambda p, t: jnp.where(p[0][0] > 1, jnp.nan, f(ravel(p))),
     )
-    us, x = directions(radazo.gaussian, 2, 6), np.asarray(ravel(start()))
+    us, x = directions(radazo.directions.gaussian, 2, 6), np.asarray(ravel(start()))
     stored = []
     for row, gradient in zip(us, gradients, strict=True):
         points = x + 0.5 * row

@@ -83,7 +83,8 @@ RULES = {
     "R-AdaZO": optax.chain(radazo.scale_by_radazo(), optax.scale(-RATE)),
     "ZO-AdaMM": optax.chain(radazo.scale_by_zo_adamm(amsgrad=True), optax.scale(-RATE)),
     "factored": optax.chain(
-        radazo.scale_by_radazo(granularity=radazo.factored), optax.scale(-RATE)
+        radazo.scale_by_radazo(granularity=radazo.optimizers.factored),
+        optax.scale(-RATE),
     ),
     "decayed": optax.chain(
         radazo.scale_by_radazo(),
@@ -92,9 +93,9 @@ RULES = {
     ),
 }
 LAWS = {
-    "gaussian": (radazo.gaussian, radazo.gaussian_estimator),
-    "sphere": (radazo.sphere, radazo.sphere_estimator),
-    "rademacher": (radazo.rademacher, radazo.rademacher_estimator),
+    "gaussian": (radazo.directions.gaussian, radazo.gaussian_estimator),
+    "sphere": (radazo.directions.sphere, radazo.sphere_estimator),
+    "rademacher": (radazo.directions.rademacher, radazo.rademacher_estimator),
 }
 
 
@@ -122,7 +123,7 @@ def half_of_the_time_a_number(params):
 
 @pytest.mark.parametrize("law", ["sphere", "rademacher"])
 def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law):
-    distribution, make = LAWS[law]
+    sampler, make = LAWS[law]
     params, rule = make_params(), optax.sgd(RATE)
     options = {"num_directions": 16, "smoothing": 0.01, "difference": radazo.forward}
     (expected, state), _ = reference(
@@ -131,7 +132,7 @@ def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law
         params,
         half_of_the_time_a_number,
     )
-    optimizer = radazo.in_place(rule, key=3, distribution=distribution, **options)
+    optimizer = radazo.in_place(rule, key=3, sampler=sampler, **options)
     found, own, _, info = run(optimizer, 1, params, half_of_the_time_a_number)
     assert 0 < int(own.num_dropped) == int(state.num_dropped) < 16
     assert np.sum(~info.kept) == own.num_dropped
@@ -145,14 +146,14 @@ def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law
     [
         ("gaussian", radazo.forward),
         ("gaussian", radazo.central),
-        ("gaussian", radazo.exact),
+        ("gaussian", radazo.forward_mode),
         ("gaussian", radazo.one_point),
         ("sphere", radazo.central),
         ("rademacher", radazo.central),
     ],
 )
 def test_slopes_are_those_of_the_estimator(law, difference):
-    distribution, make = LAWS[law]
+    sampler, make = LAWS[law]
     params = make_params()
     options = {"num_directions": 6, "smoothing": 0.01, "difference": difference}
     estimator = make(**options)
@@ -160,9 +161,7 @@ def test_slopes_are_those_of_the_estimator(law, difference):
     value, _, _, expected = quick_jit(
         lambda params: estimator.estimate(key, scanned, params, estimator.init(params))
     )(params)
-    optimizer = radazo.in_place(
-        optax.sgd(RATE), key=3, distribution=distribution, **options
-    )
+    optimizer = radazo.in_place(optax.sgd(RATE), key=3, sampler=sampler, **options)
     _, _, values, info = run(optimizer, 1, params)
     scale = 1e-4 if difference in (radazo.forward, radazo.central) else 1e-5
     np.testing.assert_allclose(info.slopes[0], expected.slopes, rtol=1e-3, atol=scale)

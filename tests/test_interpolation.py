@@ -51,7 +51,9 @@ class Transcription:
 
 
 def drawn(key, x, num_directions=N):
-    u = radazo.sample_directions(key, x, radazo.sphere, num_directions=num_directions)
+    u = radazo.directions.sample_directions(
+        key, x, radazo.directions.sphere, num_directions=num_directions
+    )
     return np.asarray(u, np.float64)
 
 
@@ -93,10 +95,17 @@ def test_ten_steps_are_those_of_the_pseudocode(x64, max_reuse):
     assert state.count == 10
 
 
-@pytest.mark.parametrize("law", [radazo.sphere, radazo.gaussian, radazo.orthogonal])
+@pytest.mark.parametrize(
+    "law",
+    [
+        radazo.directions.sphere,
+        radazo.directions.gaussian,
+        radazo.directions.orthogonal,
+    ],
+)
 def test_it_is_exact_for_linear_functions_once_the_directions_span(law):
     """With reused points among the rows, too."""
-    estimator = radazo.interpolation_estimator(num_directions=5, distribution=law)
+    estimator = radazo.interpolation_estimator(num_directions=5, sampler=law)
 
     def run(key):
         def step(carry, key):
@@ -230,14 +239,14 @@ def test_a_centre_without_a_finite_value_leaves_the_memory_as_good_as_it_was():
 
 def test_terms_are_subtracted_one_by_one_where_they_are_new():
     """Beside a constant of 1e4 the sum has a digit and a half of a difference."""
-    law = radazo.orthogonal
+    law = radazo.directions.orthogonal
 
     def value_fn(x):
         return jnp.append(jnp.asarray(A, jnp.float32) * x, jnp.float32(1e4))
 
     def error(value_fn, *, terms):
         estimator = radazo.interpolation_estimator(
-            num_directions=5, terms=terms, distribution=law
+            num_directions=5, terms=terms, sampler=law
         )
         x = jnp.zeros(5)
         _, gradient, state, _ = quick_jit(estimator.estimate, static_argnums=1)(
@@ -347,7 +356,7 @@ MISTAKES = {
     "a distance in words": ("reuse_distance", "near", T, "be a number", NEAR),
     "more than all": ("max_reuse", 1.5, V, "be at most 1", SHARE),
     "less than none": ("max_reuse", -0.5, V, NOT_BELOW, SHARE),
-    "a law by name": ("distribution", "sphere", T, "be a Distribution", "Pass `radazo"),
+    "a law by name": ("sampler", "sphere", T, "be a DirectionSampler", "Pass `radazo"),
     "no smoothing": ("smoothing", 0.0, V, POSITIVE, "It is the distance moved"),
 }
 

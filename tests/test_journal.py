@@ -73,7 +73,7 @@ def called(capsys):
 
 
 def test_show_says_what_is_in_a_journal(folder, called):
-    contents = radazo.read_journal(folder / "run")
+    contents = radazo.journal.read_journal(folder / "run")
     status, out, err = called("show", folder / "run")
     assert (status, err) == (0, "")
     rows = [line.split(maxsplit=1) for line in out.splitlines()]
@@ -107,7 +107,9 @@ def test_diff_finds_the_first_step_that_differs(folder, called):
         "equal, 30 steps\n",
         "",
     )
-    one, other = (radazo.read_journal(folder / x).entries for x in ("run", "rate"))
+    one, other = (
+        radazo.journal.read_journal(folder / x).entries for x in ("run", "rate")
+    )
     differs = np.any(one.slopes.view("u4") != other.slopes.view("u4"), axis=1)
     differs |= one.value != other.value
     first = int(np.argmax(differs))

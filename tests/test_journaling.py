@@ -25,21 +25,21 @@ def test_20_000_steps_along_one_direction_fit_into_400_kilobytes(path):
     num, params = 20_000, {"w": jnp.ones(3)}
     ones = np.ones(num, np.float32)
     prints = np.zeros(num, np.uint16)
-    entries = radazo.JournalEntry(np.arange(num), prints, ones[:, None], ones)
-    with radazo.open_journal(path, params, optimizer().init(params)) as journal:
+    entries = radazo.journal.JournalEntry(np.arange(num), prints, ones[:, None], ones)
+    with radazo.journal.open_journal(path, params, optimizer().init(params)) as journal:
         journal.append(entries)
     assert path.stat().st_size <= 400_000
-    assert radazo.read_journal(path).entries.count.size == num
+    assert radazo.journal.read_journal(path).entries.count.size == num
 
 
 def test_a_journal_that_was_cut_goes_on_and_ends_as_if_it_had_not_been(run, path):
     """Killed in the middle of a record, of the first record, of the header."""
     _, whole, _ = run
-    data, entries = whole.read_bytes(), radazo.read_journal(whole).entries
+    data, entries = whole.read_bytes(), radazo.journal.read_journal(whole).entries
     state = optimizer().init(PARAMS)
     for size in (len(data) - 1, len(data) - 130, len(data) - 1070, 50, 3, 0):
         path.write_bytes(data[:size])
-        with radazo.open_journal(path, PARAMS, state) as journal:
+        with radazo.journal.open_journal(path, PARAMS, state) as journal:
             assert len(path.read_bytes()) <= size
             journal.append(entries)
         assert path.read_bytes() == data
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_writes_no_step_twice(run, path):
     assert bits(again.params) == bits(result.params)
     more = minimized(path, 5, params=again.params, state=again.state)
     assert bits(replayed(path)) == bits((more.params, more.state))
-    assert radazo.read_journal(path).entries.count.tolist() == [*range(45)]
+    assert radazo.journal.read_journal(path).entries.count.tolist() == [*range(45)]
 
 
 def test_a_run_that_does_not_repeat_itself_overwrites_nothing(run, path):
@@ -86,7 +86,7 @@ def test_a_damaged_journal_is_not_gone_on_with_and_not_changed(run, path):
         path.write_bytes(damaged)
         with (
             raises(ValueError, "`open_journal(path=...)` must"),
-            radazo.open_journal(path, params, state),
+            radazo.journal.open_journal(path, params, state),
         ):
             pytest.fail("It was opened.")
         assert path.read_bytes() == damaged
@@ -97,21 +97,21 @@ def test_two_runs_do_not_write_one_file(path):
     params = {"w": jnp.ones(2)}
     arguments = path, params, optimizer().init(params)
     with (
-        radazo.open_journal(*arguments),
+        radazo.journal.open_journal(*arguments),
         raises(ValueError, "of this run alone", "which another run is writing"),
-        radazo.open_journal(*arguments),
+        radazo.journal.open_journal(*arguments),
     ):
         pytest.fail("It was opened.")
-    with radazo.open_journal(*arguments):
+    with radazo.journal.open_journal(*arguments):
         pass
 
 
 def test_a_full_disk_leaves_what_was_written(run, path, monkeypatch):
     """As the system says it: part of a write is done, the next one fails."""
     _, whole, _ = run
-    entries, opened = radazo.read_journal(whole).entries, os.fdopen
+    entries, opened = radazo.journal.read_journal(whole).entries, os.fdopen
     parts = [
-        radazo.JournalEntry(*(x[part] for x in entries))
+        radazo.journal.JournalEntry(*(x[part] for x in entries))
         for part in (slice(10), slice(10, None))
     ]
 
@@ -132,12 +132,12 @@ def test_a_full_disk_leaves_what_was_written(run, path, monkeypatch):
     arguments = path, PARAMS, optimizer().init(PARAMS)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdopen", lambda *x, **y: Full(opened(*x, **y)))
-        with radazo.open_journal(*arguments) as journal:
+        with radazo.journal.open_journal(*arguments) as journal:
             journal.append(parts[0])
             before = path.read_bytes()
             with raises(ValueError, "be a file that can be written", "No space left"):
                 journal.append(parts[1])
             assert path.read_bytes() == before
-    with radazo.open_journal(*arguments) as journal:
+    with radazo.journal.open_journal(*arguments) as journal:
         journal.append(entries)
     assert path.read_bytes() == whole.read_bytes()

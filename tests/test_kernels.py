@@ -11,7 +11,7 @@ from conftest import quick_jit
 import radazo
 from radazo.estimators import gaussian_process
 
-KERNELS = {"matern": radazo.matern, "rbf": radazo.rbf}
+KERNELS = {"matern": radazo.estimators.matern, "rbf": radazo.estimators.rbf}
 
 
 def covariance(name, r, length):
@@ -127,7 +127,7 @@ def test_a_function_in_the_span_of_the_kernel_has_its_own_gradient(x64):
     c = c - gram.sum(0) * (gram.sum(0) @ c) / (gram.sum(0) @ gram.sum(0))
     buffer = buffer._replace(values=jnp.asarray(gram @ c))
     x = np.array([0.1, 0.4, -0.3])
-    _, gradient, _ = at(radazo.rbf, buffer, jnp.asarray(x), 1.0, 0.0)
+    _, gradient, _ = at(radazo.estimators.rbf, buffer, jnp.asarray(x), 1.0, 0.0)
     expected = gradient_rows("rbf", x, points, 1.0).T @ c
     np.testing.assert_allclose(gradient, expected, rtol=1e-9)
 
@@ -139,7 +139,7 @@ def test_in_float32_close_points_far_from_the_origin_give_the_gradient():
     points = x[None] + jnp.asarray(rng.normal(size=(30, 4)) / 10, jnp.float32)
     slope = np.array([1.0, -2.0, 0.5, 3.0])
     values = jnp.asarray((np.asarray(points, np.float64) - 1000) @ slope, jnp.float32)
-    _, gradient, _ = at(radazo.matern, put(buffer, points, values), x, None)
+    _, gradient, _ = at(radazo.estimators.matern, put(buffer, points, values), x, None)
     np.testing.assert_allclose(gradient, slope, rtol=2e-2)
 
 

@@ -59,7 +59,7 @@ def test_each_coordinate_once_is_the_gradient_by_differences(difference):
 @pytest.mark.usefixtures("x64")
 def test_with_exact_slopes_it_is_the_gradient():
     estimator = radazo.coordinate_estimator(
-        num_directions=None, difference=radazo.exact
+        num_directions=None, difference=radazo.forward_mode
     )
     _, gradient, _, _ = estimated(estimator, start())
     true = jax.grad(value_fn)(start())
@@ -104,7 +104,7 @@ def test_parameters_without_elements_have_an_estimate():
 @pytest.mark.parametrize("num_directions", [3, 5])
 def test_of_the_basis_there_are_d(num_directions):
     estimator = radazo.finite_difference_estimator(
-        radazo.basis, num_directions=num_directions
+        radazo.directions.basis, num_directions=num_directions
     )
     explained(
         Mistake(
@@ -144,8 +144,8 @@ OWN = {
 
 @pytest.mark.parametrize(("draw", "factor"), OWN.values(), ids=OWN)
 def test_directions_are_those_that_were_drawn(draw, factor):
-    law = radazo.distribution_from(draw, factor=factor)
-    us = radazo.sample_directions(3, jnp.zeros(4), law, num_directions=2)
+    law = radazo.directions.sampler_from(draw, factor=factor)
+    us = radazo.directions.sample_directions(3, jnp.zeros(4), law, num_directions=2)
     for k in range(2):
         expected = draw(jax.random.fold_in(jax.random.key(3), k), 4)
         np.testing.assert_array_equal(us[k], expected.astype(jnp.float32))
@@ -154,7 +154,7 @@ def test_directions_are_those_that_were_drawn(draw, factor):
 @pytest.mark.parametrize("chunk_size", [1, 3])
 @pytest.mark.parametrize(("draw", "factor"), OWN.values(), ids=OWN)
 def test_an_estimate_has_no_bias(draw, factor, chunk_size):
-    law = radazo.distribution_from(draw, factor=factor)
+    law = radazo.directions.sampler_from(draw, factor=factor)
     estimator = radazo.finite_difference_estimator(
         law, num_directions=20_000, chunk_size=2_000 * chunk_size
     )
@@ -171,7 +171,7 @@ def test_an_estimate_has_no_bias(draw, factor, chunk_size):
 
 
 def test_the_sphere_of_one_s_own_is_the_sphere():
-    law = radazo.distribution_from(unit, factor=float)
+    law = radazo.directions.sampler_from(unit, factor=float)
     own = radazo.finite_difference_estimator(law, num_directions=3)
     theirs = radazo.sphere_estimator(num_directions=3)
     ours, theirs = (estimated(x, start())[1] for x in (own, theirs))
@@ -182,29 +182,31 @@ def test_elements_that_are_not_finite_are_zero():
     def broken(key, dim):
         return jnp.array([1.0, jnp.nan, -jnp.inf, -1.0])
 
-    law = radazo.distribution_from(broken)
-    us = radazo.sample_directions(0, jnp.zeros(4), law, num_directions=1)
+    law = radazo.directions.sampler_from(broken)
+    us = radazo.directions.sample_directions(0, jnp.zeros(4), law, num_directions=1)
     np.testing.assert_array_equal(us, [[1, 0, 0, -1]])
 
 
 @pytest.mark.usefixtures("x64")
 def test_directions_have_the_type_of_the_parameters():
-    law = radazo.distribution_from(lambda key, dim: jnp.ones(dim, jnp.float32))
-    us = radazo.sample_directions(0, jnp.zeros(4), law, num_directions=1)
+    law = radazo.directions.sampler_from(lambda key, dim: jnp.ones(dim, jnp.float32))
+    us = radazo.directions.sample_directions(0, jnp.zeros(4), law, num_directions=1)
     assert us.dtype == jnp.float64
 
 
 def drawing(draw):
-    law = radazo.distribution_from(draw)
-    return lambda: radazo.sample_directions(0, jnp.zeros(4), law, num_directions=1)
+    law = radazo.directions.sampler_from(draw)
+    return lambda: radazo.directions.sample_directions(
+        0, jnp.zeros(4), law, num_directions=1
+    )
 
 
-DRAW, FACTOR = "distribution_from(draw", "distribution_from(factor"
+DRAW, FACTOR = "sampler_from(draw", "sampler_from(factor"
 REAL, NORMAL = "return a real array of shape (4,)", "`jax.random.normal(key, (dim,))`"
 INVERSE = "It is the inverse of the mean square of an element"
 MISTAKES = {
     "no function": Mistake(
-        lambda: radazo.distribution_from(jnp.ones(3)),
+        lambda: radazo.directions.sampler_from(jnp.ones(3)),
         TypeError,
         DRAW,
         "be a function",
@@ -212,7 +214,7 @@ MISTAKES = {
         "It takes a key and a dimension.",
     ),
     "a factor of zero": Mistake(
-        lambda: radazo.distribution_from(uniform, factor=0.0),
+        lambda: radazo.directions.sampler_from(uniform, factor=0.0),
         ValueError,
         FACTOR,
         "be finite and greater than 0",
@@ -220,7 +222,7 @@ MISTAKES = {
         INVERSE,
     ),
     "a factor by name": Mistake(
-        lambda: radazo.distribution_from(uniform, factor="d"),
+        lambda: radazo.directions.sampler_from(uniform, factor="d"),
         TypeError,
         FACTOR,
         "be a number",
@@ -230,7 +232,7 @@ MISTAKES = {
     "a function to a factor below zero": Mistake(
         lambda: estimated(
             radazo.finite_difference_estimator(
-                radazo.distribution_from(uniform, factor=lambda dim: -dim)
+                radazo.directions.sampler_from(uniform, factor=lambda dim: -dim)
             ),
             jnp.zeros(4),
             jnp.sum,

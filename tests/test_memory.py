@@ -144,16 +144,22 @@ def compiled(work):
 
 @pytest.mark.parametrize(
     "law",
-    [radazo.gaussian, radazo.sphere, radazo.rademacher],
+    [
+        radazo.directions.gaussian,
+        radazo.directions.sphere,
+        radazo.directions.rademacher,
+    ],
     ids=["gaussian", "sphere", "rademacher"],
 )
 def test_values_along_a_direction_are_those_of_the_moved_point(law):
     params = opt.random(TINY, jax.random.key(0))
     ids = jnp.array([[1, 1, 5, 6, 7], [3, 4, 5, 6, 8]])
     work = memory.Work(TINY, jnp.float32, 2, 5)
-    direction = radazo.sample_directions(4, params, law, num_directions=1)
+    direction = radazo.directions.sample_directions(4, params, law, num_directions=1)
     moved = jax.tree.map(lambda x, u: x + jnp.float32(0.02) * u[0], params, direction)
-    value = quick_jit(radazo.perturbed(work.value, law))(4, params, 0.02, ids)
+    value = quick_jit(radazo.evaluate.perturbed_value_fn(work.value, law))(
+        4, params, 0.02, ids
+    )
     plain = compiled(work)
     expected, before = plain(moved, ids), plain(params, ids)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
@@ -162,8 +168,8 @@ def test_values_along_a_direction_are_those_of_the_moved_point(law):
 
 def test_what_cannot_be_perturbed_in_parts_is_refused():
     with raises(TypeError, "perturbed(value_fn", "be a function", "3"):
-        radazo.perturbed(3)
-    with raises(TypeError, "perturbed(distribution", "a Distribution", "3"):
-        radazo.perturbed(jnp.sum, 3)
-    with raises(ValueError, "perturbed(distribution", "a `part`", "as a whole"):
-        radazo.perturbed(jnp.sum, radazo.coordinate)
+        radazo.evaluate.perturbed_value_fn(3)
+    with raises(TypeError, "perturbed(sampler", "a DirectionSampler", "3"):
+        radazo.evaluate.perturbed_value_fn(jnp.sum, 3)
+    with raises(ValueError, "perturbed(sampler", "a `part`", "as a whole"):
+        radazo.evaluate.perturbed_value_fn(jnp.sum, radazo.directions.coordinate)

@@ -190,9 +190,11 @@ def test_directions_may_be_shared_over_two_axes_at_once():
 
 
 LAWS = {
-    "gaussian": radazo.gaussian,
-    "rademacher": radazo.rademacher,
-    "own": radazo.distribution_from(lambda key, dim: jax.random.normal(key, (dim,))),
+    "gaussian": radazo.directions.gaussian,
+    "rademacher": radazo.directions.rademacher,
+    "own": radazo.directions.sampler_from(
+        lambda key, dim: jax.random.normal(key, (dim,))
+    ),
 }
 
 
@@ -201,7 +203,7 @@ def test_directions_of_sharded_parameters_are_those_of_parameters_on_one_device(
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("directions", "model"))
     params = {"a": jnp.zeros((24, 3)), "b": jnp.zeros(40)}
     draw = functools.partial(
-        radazo.sample_directions, distribution=law, num_directions=3
+        radazo.directions.sample_directions, sampler=law, num_directions=3
     )
     cut = NamedSharding(mesh, PartitionSpec(None, "model"))
     kept = jax.jit(draw)(0, params)
@@ -249,7 +251,7 @@ def test_what_a_function_returns_beside_its_value_is_that_of_the_first_point():
             "have a mesh whose axes are `AxisType.Auto`",
         ),
         (
-            {"sharding": over(1), "difference": radazo.exact},
+            {"sharding": over(1), "difference": radazo.forward_mode},
             ValueError,
             "say in its `steps` where along a direction it takes values",
         ),
@@ -266,23 +268,25 @@ def test_replicas_that_differ_in_a_bit_are_named():
     devices = mesh.devices.ravel()
     x = np.arange(6.0, dtype=np.float32)
     same = jax.device_put({"w": x}, NamedSharding(mesh, EVERYWHERE))
-    radazo.check_replicas(same)
+    radazo.diagnostics.check_replicas(same)
     parts = [jax.device_put(x, device) for device in devices]
     parts[2] = parts[2].at[5].set(np.nextafter(np.float32(5), 6, dtype=np.float32))
     apart = jax.make_array_from_single_device_arrays(
         (6,), NamedSharding(mesh, EVERYWHERE), parts
     )
     with pytest.raises(RuntimeError, match=r"\['w'\] on \S*2 than on \S*0"):
-        radazo.check_replicas({"v": same["w"], "w": apart})
+        radazo.diagnostics.check_replicas({"v": same["w"], "w": apart})
     cut = NamedSharding(mesh, PartitionSpec("model"))
     halves = [jax.device_put(x[:3], devices[0]), jax.device_put(x[3:], devices[1])]
     halves += [
         jax.device_put(half, d) for half, d in zip(halves, devices[2:], strict=True)
     ]
-    radazo.check_replicas(jax.make_array_from_single_device_arrays((6,), cut, halves))
+    radazo.diagnostics.check_replicas(
+        jax.make_array_from_single_device_arrays((6,), cut, halves)
+    )
     halves[3] = halves[3] + 1
     with pytest.raises(RuntimeError, match=r"params itself on \S*3 than on \S*1"):
-        radazo.check_replicas(
+        radazo.diagnostics.check_replicas(
             jax.make_array_from_single_device_arrays((6,), cut, halves)
         )
 
@@ -298,16 +302,16 @@ def test_replicas_that_are_checked_again_are_compiled_once(monkeypatch):
     mesh = Mesh(np.array(jax.devices()[:2]), ("directions",))
     x = jax.device_put(jnp.zeros(13), NamedSharding(mesh, EVERYWHERE))
     for _ in range(3):
-        radazo.check_replicas(x)
+        radazo.diagnostics.check_replicas(x)
         x = x + 1
     assert traced == [(13,)]
 
 
 def test_a_fingerprint_in_a_jax_with_float64_is_the_same(x64):
     x = [jnp.arange(6, dtype=jnp.float32), jnp.ones(3, jnp.bfloat16)]
-    found = radazo.fingerprint(x)
+    found = radazo.diagnostics.fingerprint(x)
     with jax.enable_x64(False):
-        expected = radazo.fingerprint(x)
+        expected = radazo.diagnostics.fingerprint(x)
     assert found.dtype == expected.dtype == jnp.uint32
     np.testing.assert_array_equal(found, expected)
 
@@ -318,11 +322,14 @@ def test_a_fingerprint_sees_places_types_and_every_bit_and_no_layout():
     cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec("model")))
     others = [x[::-1], x.at[0].set(-0.0), x.at[3].add(1e-6), x.astype(jnp.bfloat16)]
     hashes = [
-        tuple(np.asarray(radazo.fingerprint(y)).tolist()) for y in (x, cut, *others)
+        tuple(np.asarray(radazo.diagnostics.fingerprint(y)).tolist())
+        for y in (x, cut, *others)
     ]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 5
-    swapped = [radazo.fingerprint(pair) for pair in ((x, x + 1), (x + 1, x))]
+    swapped = [
+        radazo.diagnostics.fingerprint(pair) for pair in ((x, x + 1), (x + 1, x))
+    ]
     assert jnp.any(swapped[0] != swapped[1])
     kinds = {
         "key": jax.random.key(1),
@@ -331,7 +338,9 @@ def test_a_fingerprint_sees_places_types_and_every_bit_and_no_layout():
         "e": jnp.zeros(0),
         "c": jnp.array([1 + 2j]),
     }
-    assert radazo.fingerprint(kinds).shape == (2,)
-    other = radazo.fingerprint(kinds | {"c": jnp.array([1 + 3j])})
-    assert jnp.any(radazo.fingerprint(kinds) != other)
-    radazo.check_replicas(jax.device_put(kinds["c"], NamedSharding(mesh, EVERYWHERE)))
+    assert radazo.diagnostics.fingerprint(kinds).shape == (2,)
+    other = radazo.diagnostics.fingerprint(kinds | {"c": jnp.array([1 + 3j])})
+    assert jnp.any(radazo.diagnostics.fingerprint(kinds) != other)
+    radazo.diagnostics.check_replicas(
+        jax.device_put(kinds["c"], NamedSharding(mesh, EVERYWHERE))
+    )

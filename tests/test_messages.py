@@ -112,21 +112,21 @@ ESTIMATOR_MISTAKES = {
         "1.",
         "True says that `value_fn` returns terms whose sum is the objective.",
     ),
-    "a distribution by name": Mistake(
+    "a sampler by name": Mistake(
         lambda: radazo.finite_difference_estimator("sphere"),
         TypeError,
-        "finite_difference_estimator(distribution",
-        "be a Distribution",
+        "finite_difference_estimator(sampler",
+        "be a DirectionSampler",
         "'sphere'.",
-        "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own.",
+        "Pass a sampler, e.g. `radazo.directions.sphere`.",
     ),
-    "an estimator for a distribution": Mistake(
+    "an estimator for a sampler": Mistake(
         lambda: radazo.finite_difference_estimator(radazo.sphere_estimator()),
         TypeError,
-        "finite_difference_estimator(distribution",
-        "be a Distribution",
+        "finite_difference_estimator(sampler",
+        "be a DirectionSampler",
         "Estimator(",
-        "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own.",
+        "Pass a sampler, e.g. `radazo.directions.sphere`.",
     ),
 }
 

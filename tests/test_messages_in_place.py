@@ -9,15 +9,15 @@ import radazo
 
 
 def test_what_cannot_be_drawn_in_parts_is_refused():
-    with raises(ValueError, "in_place(distribution", "a `part` and an `at`", "sphere"):
-        radazo.in_place(optax.sgd(0.1), key=0, distribution=radazo.orthogonal)
+    with raises(ValueError, "in_place(sampler", "a `part` and an `at`", "sphere"):
+        radazo.in_place(optax.sgd(0.1), key=0, sampler=radazo.directions.orthogonal)
 
 
 @pytest.mark.parametrize(
     ("options", "kind", "parts"),
     [
         ({"optimizer": 3}, TypeError, ("in_place(optimizer", "GradientTransform")),
-        ({"distribution": 3}, TypeError, ("in_place(distribution", "Distribution")),
+        ({"sampler": 3}, TypeError, ("in_place(sampler", "DirectionSampler")),
         ({"num_directions": 0}, ValueError, ("num_directions", "at least 1")),
         ({"num_directions": None}, TypeError, ("num_directions", "an integer")),
         ({"smoothing": 0}, ValueError, ("in_place(smoothing", "greater than 0")),

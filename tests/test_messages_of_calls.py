@@ -35,7 +35,7 @@ def minimize(value_fn=jnp.sum, params=ONES, num_steps=3, optimizer=None, **optio
 
 
 def sample(key=0, *law, num_directions=1):
-    return lambda: radazo.sample_directions(
+    return lambda: radazo.directions.sample_directions(
         key, ONES, *law, num_directions=num_directions
     )
 
@@ -182,10 +182,10 @@ PARAMETERS = {
     "a law by name": case(
         T,
         sample(0, "sphere"),
-        "sample_directions(distribution",
-        "be a Distribution",
+        "sample_directions(sampler",
+        "be a DirectionSampler",
         "'sphere'.",
-        "Pass `radazo.sphere`, say.",
+        "Pass a sampler, e.g. `radazo.directions.sphere`.",
     ),
     "no key to look": case(
         T, sample(None), "sample_directions(key", KEY, "None.", SEED

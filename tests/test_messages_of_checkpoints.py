@@ -27,7 +27,7 @@ pytestmark = [
 
 def opened(folder, tree=None, step=None, **options):
     """Open the folder; restore the tree, or save it at the step."""
-    with radazo.open_checkpoints(folder, **options) as checkpoints:
+    with radazo.run.open_checkpoints(folder, **options) as checkpoints:
         if step is not None:
             checkpoints.save(step, tree, now=True)
         elif tree is not None:
@@ -36,7 +36,7 @@ def opened(folder, tree=None, step=None, **options):
 
 
 def in_use(folder, call):
-    with radazo.open_checkpoints(folder):
+    with radazo.run.open_checkpoints(folder):
         return call()
 
 
@@ -129,7 +129,7 @@ MISTAKES = {
         "minimize(checkpoints",
         "be a folder or `Checkpoints`",
         "5.",
-        "`with radazo.open_checkpoints(...) as checkpoints`.",
+        "`radazo.run.open_checkpoints(...)`.",
         lambda folder: run(5),
     ),
     "fewer steps": (
@@ -298,7 +298,7 @@ def test_a_disk_that_fills_up_ends_the_run_at_its_next_save(tmp_path):
     steps = []
 
     def fill():
-        with radazo.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints:
+        with radazo.run.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints:
             checkpoints.save(1, {"x": BIG})
             checkpoints.save(2, {"x": 2 * BIG})
             with files_of_at_most(2**10):
@@ -315,7 +315,10 @@ def test_a_disk_that_fills_up_ends_the_run_at_its_next_save(tmp_path):
 
 def test_what_fails_behind_an_error_does_not_hide_it(tmp_path):
     def fail():
-        with files_of_at_most(2**10), radazo.open_checkpoints(tmp_path) as checkpoints:
+        with (
+            files_of_at_most(2**10),
+            radazo.run.open_checkpoints(tmp_path) as checkpoints,
+        ):
             checkpoints.save(1, {"x": BIG}, now=True)
             message = "of the caller"
             raise LookupError(message)
@@ -369,7 +372,7 @@ def test_another_version_is_refused(tmp_path, kept, name):
     shutil.copytree(kept, folder)
     path = folder / "step_2" / "about" / "metadata"
     about = json.loads(path.read_text(encoding="utf-8"))
-    assert about["key_contract"] == radazo.KEY_CONTRACT_VERSION
+    assert about["key_contract"] == radazo.random.KEY_CONTRACT_VERSION
     about[name] = 99
     path.write_text(json.dumps(about), encoding="utf-8")
     versions = [99 if x == name else 1 for x in ("format", "key_contract")]

@@ -12,12 +12,12 @@ FEDERATED = "federated"
 
 def run(**options):
     arguments = {"estimator": EXACT, "num_clients": 2, "key": 0, **options}
-    return lambda: radazo.federated(client_value_fn, **arguments)
+    return lambda: radazo.federated.federated(client_value_fn, **arguments)
 
 
 MISTAKES = {
     "no function": Mistake(
-        lambda: radazo.federated(3, EXACT, num_clients=2, key=0),
+        lambda: radazo.federated.federated(3, EXACT, num_clients=2, key=0),
         TypeError,
         f"{FEDERATED}(client_value_fn",
         "be a function",
@@ -33,12 +33,12 @@ MISTAKES = {
         "a call, not the function.",
     ),
     "the function that makes a correction": Mistake(
-        run(correction=radazo.fzoos),
+        run(correction=radazo.federated.fzoos),
         TypeError,
         f"{FEDERATED}(correction",
         "be a Correction",
         "<function",
-        "or `radazo.fzoos()`: a call.",
+        "or `radazo.federated.fzoos()`: a call.",
     ),
     "no clients": Mistake(
         run(num_clients=0),
@@ -89,7 +89,7 @@ MISTAKES = {
         "None makes them equal.",
     ),
     "a negative strength": Mistake(
-        lambda: radazo.fed_prox(-0.1),
+        lambda: radazo.federated.fed_prox(-0.1),
         ValueError,
         "fed_prox(strength",
         "be finite and at least 0",
@@ -97,7 +97,7 @@ MISTAKES = {
         "the way from the server",
     ),
     "no features": Mistake(
-        lambda: radazo.fzoos(num_features=0),
+        lambda: radazo.federated.fzoos(num_features=0),
         ValueError,
         "fzoos(num_features",
         "be at least 1",
@@ -105,7 +105,7 @@ MISTAKES = {
         "1000 is a good start.",
     ),
     "no length": Mistake(
-        lambda: radazo.fzoos(length_scale=-1.0),
+        lambda: radazo.federated.fzoos(length_scale=-1.0),
         ValueError,
         "fzoos(length_scale",
         "be finite and greater than 0",
@@ -113,7 +113,7 @@ MISTAKES = {
         "over which the functions change.",
     ),
     "noise of less than nothing": Mistake(
-        lambda: radazo.fzoos(jitter=-1.0),
+        lambda: radazo.federated.fzoos(jitter=-1.0),
         ValueError,
         "fzoos(jitter",
         "be finite and at least 0",
@@ -121,7 +121,7 @@ MISTAKES = {
         "It is the share of noise",
     ),
     "a surrogate of an estimator without a buffer": Mistake(
-        lambda: run(correction=radazo.fzoos())().init(jnp.zeros(2)),
+        lambda: run(correction=radazo.federated.fzoos())().init(jnp.zeros(2)),
         TypeError,
         f"{FEDERATED}(estimator",
         "be a `trajectory_estimator`",
@@ -138,7 +138,7 @@ MISTAKES = {
     ),
     "another mask": Mistake(
         lambda: run(
-            estimator=SURROGATE, correction=radazo.fzoos(mask=[True, False])
+            estimator=SURROGATE, correction=radazo.federated.fzoos(mask=[True, False])
         )().init([jnp.zeros(2), jnp.zeros(1)]),
         ValueError,
         "fzoos(mask",

@@ -23,7 +23,7 @@ OPTIMIZER = with_radazo(2)
 PARAMS = {"w": jnp.ones(3)}
 STATE = OPTIMIZER.init(PARAMS)
 PRINT = int(replicas.short_fingerprint([PARAMS["w"]]))
-ENTRIES = radazo.JournalEntry(
+ENTRIES = radazo.journal.JournalEntry(
     np.arange(2),
     np.array([PRINT, PRINT], np.uint16),  # As if the first step had left them there.
     np.ones((2, 2), np.float32),
@@ -31,7 +31,9 @@ ENTRIES = radazo.JournalEntry(
 )
 OPEN, REPLAY, APPEND = "open_journal(path", "replay(path", "append(entry"
 OWN = "Each run has a journal of its own: take the one of this run."
-NEXT = "Append what `radazo.recorded_step` gives, once for each step and in order."
+NEXT = (
+    "Append what `radazo.journal.recorded_step` gives, once for each step and in order."
+)
 OTHER_FILE = "Give the path of a file that `open_journal` or `minimize` wrote."
 THIS = "be the journal of this run, whose key is"
 KINDS = "have 2 slopes and a value of a step, in float32, and a fingerprint in uint16"
@@ -42,21 +44,21 @@ COUNT = "It is the number of steps that the state has counted."
 def path(tmp_path, monkeypatch):
     """A journal of two steps, in the folder in which one is."""
     monkeypatch.chdir(tmp_path)
-    with radazo.open_journal("run", PARAMS, STATE) as journal:
+    with radazo.journal.open_journal("run", PARAMS, STATE) as journal:
         journal.append(ENTRIES)
     return "run"
 
 
 def opened(path="run", params=PARAMS, state=STATE, **options):
     def call():
-        with radazo.open_journal(path, params, state, **options):
+        with radazo.journal.open_journal(path, params, state, **options):
             pass
 
     return call
 
 
 def replayed(params=PARAMS, state=None, optimizer=OPTIMIZER, **options):
-    return lambda: radazo.replay("run", optimizer, params, state, **options)
+    return lambda: radazo.journal.replay("run", optimizer, params, state, **options)
 
 
 def appended(change):
@@ -65,8 +67,8 @@ def appended(change):
     def call():
         state = STATE._replace(count=jnp.int32(2))
         ones = np.ones(2, np.float32)
-        entry = radazo.JournalEntry(2, np.uint16(7), ones, np.float32(1))
-        with radazo.open_journal("run", PARAMS, state) as journal:
+        entry = radazo.journal.JournalEntry(2, np.uint16(7), ones, np.float32(1))
+        with radazo.journal.open_journal("run", PARAMS, state) as journal:
             journal.append(change(entry))
 
     return call
@@ -74,7 +76,7 @@ def appended(change):
 
 def repeated():
     entries = ENTRIES._replace(value=np.array([1, 2], np.float32))
-    with radazo.open_journal("run", PARAMS, STATE) as journal:
+    with radazo.journal.open_journal("run", PARAMS, STATE) as journal:
         journal.append(entries)
 
 
@@ -83,7 +85,7 @@ def changed(part, to):
         with Path("run").open("r+b") as file:
             file.seek(part)
             file.write(to)
-        radazo.read_journal("run")
+        radazo.journal.read_journal("run")
 
     return call
 
@@ -94,14 +96,14 @@ def value_fn(params):
 
 def step_of(optimizer, value_fn=value_fn):
     def call():
-        step = radazo.recorded_step(optimizer, value_fn)
+        step = radazo.journal.recorded_step(optimizer, value_fn)
         step(jax.tree.map(jnp.copy, PARAMS), optimizer.init(PARAMS))
 
     return call
 
 
 def traced():
-    step = radazo.recorded_step(OPTIMIZER, value_fn)
+    step = radazo.journal.recorded_step(OPTIMIZER, value_fn)
     jax.eval_shape(step, PARAMS, STATE)
 
 
@@ -114,7 +116,7 @@ MISTAKES = {
         opened(3), TypeError, OPEN, "be a path on this machine", "3.", "one file"
     ),
     "a bucket": Mistake(
-        lambda: radazo.read_journal("gs://bucket/run"),
+        lambda: radazo.journal.read_journal("gs://bucket/run"),
         TypeError,
         "read_journal(path",
         "be a path on this machine",

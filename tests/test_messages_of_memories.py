@@ -25,7 +25,7 @@ def test_a_past_is_refused_where_none_is_carried(make):
 REUSE, MEAN = "history_reuse_estimator", "history_mean_estimator"
 ALONE = "A value is compared with the mean of all: with `num_past=0` take 2 or more."
 PRESENT = "0 uses the present step alone."
-A_LAW = "Pass `radazo.gaussian`, say, or a `radazo.Distribution` of your own."
+A_LAW = "Pass a sampler, e.g. `radazo.directions.gaussian`."
 V, T = ValueError, TypeError
 # (maker, options, kind, argument, rule, what came, way out)
 MISTAKES = [
@@ -50,14 +50,14 @@ MISTAKES = [
         "None.",
         "One or more.",
     ),
-    (MEAN, {"distribution": 1}, T, "distribution", "be a Distribution", "1.", A_LAW),
+    (MEAN, {"sampler": 1}, T, "sampler", "be a DirectionSampler", "1.", A_LAW),
     (
         REUSE,
-        {"distribution": radazo.orthogonal},
+        {"sampler": radazo.directions.orthogonal},
         V,
-        "distribution",
+        "sampler",
         "have directions that are independent of each other",
-        "Distribution(",
+        "DirectionSampler(",
         "The mean of the values is no base value for others",
     ),
     (

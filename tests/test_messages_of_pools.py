@@ -23,7 +23,7 @@ EXECUTOR = "Pass `ThreadPoolExecutor` itself or `partial(ProcessPoolExecutor, 1,
 
 def pool(value_fn=np.sum, executor=ThreadPoolExecutor, **options):
     options = {"max_concurrent": 2, **options}
-    return lambda: radazo.evaluation_pool(value_fn, executor, **options)
+    return lambda: radazo.pool.evaluation_pool(value_fn, executor, **options)
 
 
 def evaluating(queries, **options):
@@ -252,7 +252,7 @@ def test_a_bar_that_is_asked_for_needs_tqdm(monkeypatch):
 
 def test_points_of_any_objects_can_be_evaluated_without_a_cache():
     point = np.array([object()])
-    with radazo.evaluation_pool(
+    with radazo.pool.evaluation_pool(
         len, ThreadPoolExecutor, max_concurrent=1, cache=False
     ) as p:
         assert list(p.evaluate([("a", point)])) == [("a", 1.0)]

@@ -101,7 +101,9 @@ def drawn(law, tree, key=KEY):
     return noise
 
 
-@pytest.mark.parametrize("law", [radazo.gaussian, radazo.rademacher])
+@pytest.mark.parametrize(
+    "law", [radazo.directions.gaussian, radazo.directions.rademacher]
+)
 def test_a_function_is_walked_across_the_boundary(law):
     tokens = jnp.array([[3, 49, 7], [0, 20, 49]])
 
@@ -117,7 +119,9 @@ def test_a_function_is_walked_across_the_boundary(law):
     np.testing.assert_allclose(found, value_fn(moved), rtol=1e-5)
 
 
-@pytest.mark.parametrize("law", [radazo.gaussian, radazo.rademacher])
+@pytest.mark.parametrize(
+    "law", [radazo.directions.gaussian, radazo.directions.rademacher]
+)
 def test_parameters_are_moved_across_the_boundary(law):
     tree, layout = params(), pretended(params())
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
@@ -141,7 +145,7 @@ def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
         return jnp.asarray([hi], dtype)
 
     scale = lambda drawn: jnp.sqrt(jnp.sum(drawn**2))
-    law = radazo.sphere._replace(part=part, scale=scale)
+    law = radazo.directions.sphere._replace(part=part, scale=scale)
     blocks = 2 * WORD // lazy.BLOCK
     layout = flat.Layout((True,), (2 * WORD,), 2 * WORD, jnp.float32)
     expected = np.sqrt(blocks / 2 + 2**2)  # hi is 1 for half of them, 2 for the rest.

@@ -11,7 +11,7 @@ from conftest import Mistake, explained, half_sum_of_squares, quick_jit
 
 import radazo
 
-GUESSES = {"pars": radazo.last_estimate, "ars": None}
+GUESSES = {"pars": radazo.estimators.last_estimate, "ars": None}
 
 
 def trajectory(optimizer, value_fn, x, num_steps):
@@ -86,8 +86,8 @@ def test_a_run_is_the_paper_transcribed(name):
 
     def rows(t):
         key_t = jax.random.fold_in(key, t)
-        return radazo.sample_directions(
-            key_t, jnp.ones(D), radazo.gaussian, num_directions=K
+        return radazo.directions.sample_directions(
+            key_t, jnp.ones(D), radazo.directions.gaussian, num_directions=K
         )
 
     drawn = quick_jit(jax.vmap(rows))(jnp.arange(NUM_STEPS))
@@ -233,7 +233,7 @@ MISTAKES = {
         "pars(prior",
         "be a Prior",
         "'last_estimate'.",
-        "Pass `radazo.last_estimate` or `radazo.momentum(0.9)`, say.",
+        "Pass a prior, e.g. `radazo.estimators.last_estimate`.",
     ),
     "more directions than dimensions": Mistake(
         lambda: trajectory(radazo.pars(1.0, key=0), f, jnp.ones(D), 1),

@@ -33,7 +33,7 @@ def points(num, start=0):
 
 def pool_of(value_fn, executor=ThreadPoolExecutor, **options):
     options = {"max_concurrent": 3, "backoff": 0.001, "progress": False, **options}
-    return radazo.evaluation_pool(value_fn, executor, **options)
+    return radazo.pool.evaluation_pool(value_fn, executor, **options)
 
 
 def evaluated(pool, asked):

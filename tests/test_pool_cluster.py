@@ -30,7 +30,7 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(tmp_path, is_made, clust
     value_fn, script = Scripted(tmp_path, shares), oracles.Expected(shares, 3)
     asked = [np.full(3, i, np.float32) for i in range(12)]
     options = {"max_concurrent": 2, "max_retries": 3, "backoff": 0.001, "budget": 100}
-    with radazo.evaluation_pool(value_fn, executor, **options) as pool:
+    with radazo.pool.evaluation_pool(value_fn, executor, **options) as pool:
         values = dict(pool.evaluate(enumerate(asked)))
         ledger = pool.ledger()
     np.testing.assert_array_equal(

@@ -37,7 +37,7 @@ def optimizer(num_directions, difference=radazo.forward):
 
 def pool_of(value_fn, executor=ThreadPoolExecutor, **options):
     options = {"max_concurrent": 3, "backoff": 0.001, "progress": False, **options}
-    return radazo.evaluation_pool(value_fn, executor, **options)
+    return radazo.pool.evaluation_pool(value_fn, executor, **options)
 
 
 def by_hand(tried, num_steps, value_fn=value_of):
@@ -146,7 +146,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(tmp_path):
 
     for callback in (fail, None, None):
         with (
-            radazo.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints,
+            radazo.run.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints,
             pool_of(counted, cache=False) as pool,
             contextlib.suppress(OSError),
         ):

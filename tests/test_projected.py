@@ -14,10 +14,10 @@ import radazo
 
 K, SMOOTHING, D = 4, 1e-3, 6
 SETS = {
-    "box": radazo.box(-0.3, 0.4),
-    "l2_ball": radazo.l2_ball(0.8),
-    "l1_ball": radazo.l1_ball(1.0),
-    "simplex": radazo.simplex(1.0),
+    "box": radazo.projections.box(-0.3, 0.4),
+    "l2_ball": radazo.projections.l2_ball(0.8),
+    "l1_ball": radazo.projections.l1_ball(1.0),
+    "simplex": radazo.projections.simplex(1.0),
 }
 TARGET = np.array([1.0, -1.0, 0.5, 0.2, -0.1, 2.0])
 
@@ -69,7 +69,9 @@ _value = jax.jit(value_fn)
 
 def gradient_at(key, x):
     """The forward estimate along directions of the sphere."""
-    u = radazo.sample_directions(key, jnp.asarray(x), radazo.sphere, num_directions=K)
+    u = radazo.directions.sample_directions(
+        key, jnp.asarray(x), radazo.directions.sphere, num_directions=K
+    )
     f = lambda y: float(_value(jnp.asarray(y)))
     slopes = [(f(x + SMOOTHING * row) - f(x)) / SMOOTHING for row in np.asarray(u)]
     return D / K * np.asarray(slopes) @ np.asarray(u)
@@ -131,7 +133,7 @@ def test_projected_zo_adamm_is_the_algorithm_of_2019(x64, name):
     # The metric is what makes the difference, but in a box.
     same = np.allclose(expected, euclidean, atol=1e-4)
     assert same == (name == "box")
-    assert isinstance(state, radazo.WithEstimatorState)
+    assert isinstance(state, radazo.optimizers.WithEstimatorState)
     np.testing.assert_allclose(state.optimizer[0].nu_max, v_max, rtol=1e-6)
 
 
@@ -181,7 +183,7 @@ def test_every_step_stays_inside(name, make, dtype):
 
 
 def test_from_outside_of_a_box_a_step_goes_to_its_edge():
-    optimizer = radazo.zo_psgd(0.0, radazo.box(-1.0, 1.0), key=0)
+    optimizer = radazo.zo_psgd(0.0, radazo.projections.box(-1.0, 1.0), key=0)
     x = {"a": jnp.array([1000.1, -3.3]), "b": jnp.asarray(0.2, jnp.bfloat16)}
     state = optimizer.init(x)
     update = quick_jit(
@@ -197,7 +199,7 @@ def test_from_outside_of_a_box_a_step_goes_to_its_edge():
     assert x["b"] == jnp.bfloat16(0.2)
 
 
-BOX = radazo.box(-0.25, 0.25)
+BOX = radazo.projections.box(-0.25, 0.25)
 
 
 def reached_by(optimizer, start=None, **extra):
@@ -284,7 +286,9 @@ def test_projections_of_optax_and_keywords_of_the_function():
 
 
 def test_minimize_runs_a_projected_optimizer():
-    optimizer = radazo.projected(radazo.radazo(0.05, key=0), radazo.simplex())
+    optimizer = radazo.projected(
+        radazo.radazo(0.05, key=0), radazo.projections.simplex()
+    )
     result = radazo.minimize(value_fn, jnp.full(D, 1 / D), optimizer, 30)
     assert result.values[-1] < result.values[0]
     np.testing.assert_allclose(jnp.sum(result.params), 1, rtol=1e-6)
@@ -292,7 +296,7 @@ def test_minimize_runs_a_projected_optimizer():
 
 def test_nothing_seen_moves_nothing():
     for make in (radazo.zo_psgd, radazo.projected_zo_adamm):
-        optimizer = make(0.1, radazo.l2_ball(1.0), key=0)
+        optimizer = make(0.1, radazo.projections.l2_ball(1.0), key=0)
         x = jnp.array([0.5, 0.5])
         fn = lambda x: jnp.nan * jnp.sum(x)
         update = quick_jit(functools.partial(optimizer.update, value_fn=fn))
@@ -301,7 +305,7 @@ def test_nothing_seen_moves_nothing():
 
 
 V, T = ValueError, TypeError
-A_SET = "Pass `radazo.box(-1.0, 1.0)`, say"
+A_SET = "Pass `radazo.projections.box(-1.0, 1.0)`, say"
 STEP = "It is the size of a step or a schedule of it"
 sgd, make = optax.sgd(0.1), radazo.projected
 MISTAKES = {

@@ -16,10 +16,10 @@ import radazo
 
 SIZE = 5
 SETS = {
-    "box": lambda scale: radazo.box(-scale, scale / 2),
-    "l2_ball": radazo.l2_ball,
-    "l1_ball": radazo.l1_ball,
-    "simplex": radazo.simplex,
+    "box": lambda scale: radazo.projections.box(-scale, scale / 2),
+    "l2_ball": radazo.projections.l2_ball,
+    "l1_ball": radazo.projections.l1_ball,
+    "simplex": radazo.projections.simplex,
 }
 BALLS = {"l2_ball": 2, "l1_ball": 1}
 properties = settings(
@@ -214,25 +214,25 @@ def test_sizes_of_any_magnitude_stay_finite(name, size):
 
 def test_a_simplex_far_away_is_as_exact_as_one_nearby():
     x = jnp.array([0.5, 0.25, -1.0])
-    near, far = radazo.simplex()(x), radazo.simplex()(x + 1024)
+    near, far = radazo.projections.simplex()(x), radazo.projections.simplex()(x + 1024)
     np.testing.assert_allclose(far, near, atol=1e-6)
 
 
 def test_only_nothing_to_move_is_left_alone():
     for params in ({}, {"a": jnp.array([3])}, {"b": jnp.zeros(0)}):
-        assert radazo.l2_ball()(params).keys() == params.keys()
+        assert radazo.projections.l2_ball()(params).keys() == params.keys()
 
 
 def test_bounds_may_be_pytrees_and_are_rounded_to_the_inside():
     params = {"a": jnp.array([-9.0, 9.0], jnp.bfloat16), "b": jnp.asarray(5.0)}
     lower = {"a": np.array([-0.1, -np.inf]), "b": -1}
-    got = radazo.box(lower, {"a": 0.1, "b": 2})(params)
+    got = radazo.projections.box(lower, {"a": 0.1, "b": 2})(params)
     a = np.asarray(got["a"], np.float64)
     assert -0.1 <= a[0] < -0.1 * (1 - 2**-7)
     assert 0.1 * (1 - 2**-7) < a[1] <= 0.1
     assert got["b"] == 2
     # A box that has no bfloat16 in it.
-    assert radazo.box(0.1, 0.1)(params["a"])[0] == jnp.bfloat16(0.1)
+    assert radazo.projections.box(0.1, 0.1)(params["a"])[0] == jnp.bfloat16(0.1)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -254,9 +254,27 @@ ORDER = "have lower ≤ upper everywhere"
 BOX = "be numbers or have the structure and the shapes of `params`"
 PAIR = {"a": jnp.zeros(2)}
 MISTAKES = {
-    "no ball": (lambda: radazo.l2_ball(0), V, "l2_ball(scale", "0.", SIZE_OF),
-    "a turned ball": (lambda: radazo.l1_ball(-1), V, "l1_ball(scale", "-1.", SIZE_OF),
-    "no mass": (lambda: radazo.simplex(0.0), V, "simplex(scale", "0.0.", SIZE_OF),
+    "no ball": (
+        lambda: radazo.projections.l2_ball(0),
+        V,
+        "l2_ball(scale",
+        "0.",
+        SIZE_OF,
+    ),
+    "a turned ball": (
+        lambda: radazo.projections.l1_ball(-1),
+        V,
+        "l1_ball(scale",
+        "-1.",
+        SIZE_OF,
+    ),
+    "no mass": (
+        lambda: radazo.projections.simplex(0.0),
+        V,
+        "simplex(scale",
+        "0.0.",
+        SIZE_OF,
+    ),
 }
 
 
@@ -270,24 +288,36 @@ def test_a_size_that_is_none_is_explained(mistake):
 @pytest.mark.parametrize(
     ("call", "name", "rule", "got", "way_out"),
     [
-        (lambda: radazo.box(1, 0), "upper", ORDER, "(1, 0).", "Give them as"),
-        (lambda: radazo.box("low", 0), "lower", BOX, "'low'.", "a leaf may be"),
         (
-            lambda: radazo.box({"b": 0}, 1)(PAIR),
+            lambda: radazo.projections.box(1, 0),
+            "upper",
+            ORDER,
+            "(1, 0).",
+            "Give them as",
+        ),
+        (
+            lambda: radazo.projections.box("low", 0),
+            "lower",
+            BOX,
+            "'low'.",
+            "a leaf may be",
+        ),
+        (
+            lambda: radazo.projections.box({"b": 0}, 1)(PAIR),
             "lower",
             BOX,
             "{'b': 0}.",
             "Its shapes are {'a': (2,)}",
         ),
         (
-            lambda: radazo.box(0, np.zeros(3))(PAIR["a"]),
+            lambda: radazo.projections.box(0, np.zeros(3))(PAIR["a"]),
             "upper",
             BOX,
             "array([0., 0., 0.]).",
             "Its shapes are (2,)",
         ),
         (
-            lambda: radazo.box({"a": np.ones(2)}, 0)(PAIR),
+            lambda: radazo.projections.box({"a": np.ones(2)}, 0)(PAIR),
             "upper",
             ORDER,
             "({'a': array([1., 1.])}, 0).",

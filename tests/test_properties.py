@@ -16,12 +16,12 @@ import radazo
 # Every new shape and every new estimator compiles: few of each, the same at every run.
 SHAPES = [(), (0,), (3,), (2, 2)]
 FLOATS = ["float16", "bfloat16", "float32"]
-DISTRIBUTIONS = {
-    "sphere": radazo.sphere,
-    "gaussian": radazo.gaussian,
-    "rademacher": radazo.rademacher,
-    "coordinate": radazo.coordinate,
-    "orthogonal": radazo.orthogonal,
+SAMPLERS = {
+    "sphere": radazo.directions.sphere,
+    "gaussian": radazo.directions.gaussian,
+    "rademacher": radazo.directions.rademacher,
+    "coordinate": radazo.directions.coordinate,
+    "orthogonal": radazo.directions.orthogonal,
 }
 # Without shrinking: it would compile for minutes to make a small example smaller.
 properties = settings(
@@ -195,7 +195,9 @@ def test_an_estimator_made_again_gives_the_same_estimate(params, name, seed):
 
 
 def directions_of(params, name, seed):
-    return radazo.sample_directions(seed, params, DISTRIBUTIONS[name], num_directions=2)
+    return radazo.directions.sample_directions(
+        seed, params, SAMPLERS[name], num_directions=2
+    )
 
 
 @costly

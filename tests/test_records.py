@@ -11,7 +11,7 @@ from radazo.journal import file_format
 
 HEADER = file_format.JournalHeader(
     file_format.FORMAT,
-    radazo.KEY_CONTRACT_VERSION,
+    radazo.random.KEY_CONTRACT_VERSION,
     num_directions=2,
     float_bytes=4,
     key_data=(7, 2**32 - 1),
@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back_bit_for_bit(num_directions, float_bytes):
     found = parsed(written(header, wanted))
     assert found.header == header
     assert same(found.entries, wanted)
-    assert (found.ignored, found.end) == (0, 9)
+    assert (found.num_trailing_bytes, found.end) == (0, 9)
 
 
 def test_a_step_along_one_direction_takes_19_bytes():
@@ -94,7 +94,7 @@ def test_each_bit_that_is_flipped_is_noticed():
                     parsed(bytes(flipped))
             else:
                 found = parsed(bytes(flipped))
-                assert found.ignored == RECORD_BYTES
+                assert found.num_trailing_bytes == RECORD_BYTES
                 assert same(found.entries, first(NUM - 1, wanted))
 
 
@@ -107,7 +107,7 @@ def test_a_journal_cut_anywhere_is_what_is_whole_of_it_or_none():
             continue
         found = parsed(data[:size])
         whole, part = divmod(size - file_format.HEADER_BYTES, RECORD_BYTES)
-        assert found.ignored == part
+        assert found.num_trailing_bytes == part
         assert same(found.entries, first(whole, wanted))
 
 
@@ -129,7 +129,7 @@ def test_whatever_is_done_to_a_journal_nothing_false_is_read():
         num = len(found.entries.count)
         assert same(found.entries, first(num, wanted))
         assert (
-            num * RECORD_BYTES + found.ignored
+            num * RECORD_BYTES + found.num_trailing_bytes
             == len(damaged) - file_format.HEADER_BYTES
         )
     assert refused > 1000
@@ -145,7 +145,7 @@ def test_a_bad_record_in_the_middle_is_named():
 def test_zeros_at_the_end_are_a_write_that_was_not_finished():
     """What some file systems leave when a machine loses its power."""
     found = parsed(written() + bytes(3 * RECORD_BYTES + 1))
-    assert found.ignored == 3 * RECORD_BYTES + 1
+    assert found.num_trailing_bytes == 3 * RECORD_BYTES + 1
     assert same(found.entries, entries())
 
 
@@ -185,7 +185,7 @@ def test_a_header_with_a_good_crc_is_not_trusted_either(change):
 def test_a_header_that_promises_much_takes_no_memory():
     header = HEADER._replace(num_directions=file_format.MAX_DIRECTIONS, float_bytes=8)
     found = parsed(file_format.sealed_header(header)[0] + b"few")
-    assert (len(found.entries.count), found.ignored) == (0, 3)
+    assert (len(found.entries.count), found.num_trailing_bytes) == (0, 3)
 
 
 FALSE = {
@@ -209,7 +209,7 @@ def test_a_record_with_a_good_crc_is_not_trusted_either(change):
 @pytest.mark.parametrize("change", [{"format": 1}, {"key_contract": 99}], ids=str)
 def test_another_version_is_refused_by_its_number(change):
     data = written(HEADER._replace(**change))
-    rule = f"be of format 2 and key contract {radazo.KEY_CONTRACT_VERSION}"
+    rule = f"be of format 2 and key contract {radazo.random.KEY_CONTRACT_VERSION}"
     number = next(iter(change.values()))
     with raises(
         ValueError, rule, str(number), "Use the version of radazo that wrote it."
@@ -232,4 +232,4 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
         path = f"{tmp_path}/{name}"
         way_out = "No step was written yet" if name == "empty" else "Give the path"
         with raises(ValueError, f"`read_journal(path=...)` must {rule}; got", way_out):
-            radazo.read_journal(path)
+            radazo.journal.read_journal(path)

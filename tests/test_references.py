@@ -112,7 +112,7 @@ def directions_of_steps(seed):
     """(T, K, d): the directions of step t are drawn with fold_in(key, t)."""
 
     def of_step(t):
-        return radazo.sample_directions(
+        return radazo.directions.sample_directions(
             jax.random.fold_in(jax.random.key(seed), t), jnp.zeros(D), num_directions=K
         )
 
@@ -181,7 +181,9 @@ def replay(gradients):
 
     def estimate(key, value_fn, params, state, *, has_aux=False):
         gradient = jax.tree.map(lambda x: x[state], gradients)
-        info = radazo.EstimateInfo(jnp.zeros(1), jnp.ones(1, bool), jnp.int32(1))
+        info = radazo.estimators.EstimateInfo(
+            jnp.zeros(1), jnp.ones(1, bool), jnp.int32(1)
+        )
         return jnp.float32(0), gradient, state + 1, info
 
     return radazo.Estimator(lambda params: jnp.int32(0), estimate)

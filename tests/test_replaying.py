@@ -59,7 +59,7 @@ OPTIMIZERS = {
 def test_a_replay_is_the_run_bit_for_bit(how, path):
     result = minimized(path, optimizer=how)
     assert bits(replayed(path, how=how)) == bits((result.params, result.state))
-    entries = radazo.read_journal(path).entries
+    entries = radazo.journal.read_journal(path).entries
     dropped = np.isnan(entries.slopes)
     assert result.state.num_dropped == dropped.sum() > 0
     assert result.state.num_skipped == dropped.all(axis=1).sum() > 0
@@ -77,7 +77,7 @@ def test_guards_answer_in_a_replay_as_they_did_in_the_run(path):
     assert optax.tree.get(result.state, "num_rolled_back") > 0
     assert optax.tree.get(result.state, "num_outliers") > 0
     # What the function showed is kept of a step that was skipped, too.
-    dropped = np.isnan(radazo.read_journal(path).entries.slopes)
+    dropped = np.isnan(radazo.journal.read_journal(path).entries.slopes)
     assert dropped.sum() < optax.tree.get(result.state, "num_dropped")
 
 
@@ -85,9 +85,9 @@ def test_float64_is_kept_and_the_steps_are_those_without_a_journal(path, x64):
     how = radazo.zo_sgd(0.1, radazo.gaussian_estimator(num_directions=2), key=0)
     start = jnp.ones(3, jnp.float64)
     result = radazo.minimize(lambda x: jnp.sum(x**4), start, how, 5, journal=path)
-    again = radazo.replay(path, how, start)
+    again = radazo.journal.replay(path, how, start)
     assert bits(again) == bits((result.params, result.state))
-    assert radazo.read_journal(path).entries.slopes.dtype == np.float64
+    assert radazo.journal.read_journal(path).entries.slopes.dtype == np.float64
     without = radazo.minimize(lambda x: jnp.sum(x**4), start, how, 5)
     np.testing.assert_allclose(result.params, without.params, rtol=1e-9)
 
@@ -103,7 +103,7 @@ def test_bounds_and_a_stop_are_part_of_the_run(path):
     how = options["optimizer"]
     again = replayed(path, how=how, bounds=(-0.5, 0.7))
     assert bits(again) == bits((result.params, result.state))
-    entries = radazo.read_journal(path).entries
+    entries = radazo.journal.read_journal(path).entries
     assert entries.stopped.tolist() == [False] * (result.num_steps - 1) + [True]
     before, _ = replayed(path, how=how, count=result.num_steps - 1, bounds=(-0.5, 0.7))
     assert bits(before) == bits(result.params)
@@ -157,7 +157,7 @@ def test_a_branch_has_a_journal_that_begins_where_it_leaves(run, path):
     half, state = replayed(trunk, count=20)
     other = optimizer(learning_rate=0.1)
     result = minimized(path, 15, params=half, state=state, optimizer=other)
-    assert radazo.read_journal(path).header.first == 20
+    assert radazo.journal.read_journal(path).header.first == 20
     again = replayed(path, half, state, how=other)
     assert bits(again) == bits((result.params, result.state))
     with raises(ValueError, "be of step 20 to 35", "one of step 0", "an earlier"):
@@ -167,16 +167,16 @@ def test_a_branch_has_a_journal_that_begins_where_it_leaves(run, path):
 def test_a_loop_of_ones_own_is_replayed_and_is_the_run_of_minimize(path):
     """Entries one by one and stacked make the same file."""
     how, params = optimizer(), {k: jnp.asarray(PARAMS[k]) for k in ("w", "half")}
-    step, entries = radazo.recorded_step(how, value_fn), []
+    step, entries = radazo.journal.recorded_step(how, value_fn), []
     here = jax.tree.map(jnp.copy, (params, how.init(params)))
-    with radazo.open_journal(path, *here) as journal:
+    with radazo.journal.open_journal(path, *here) as journal:
         for i in range(20):
             *here, entry = step(*here, batch=of_step(np.int32(i)))
             entries.append(entry)
             journal.append(entry)
     assert bits(replayed(path, params, how=how)) == bits(here)
     stacked = path.with_suffix(".stacked")
-    with radazo.open_journal(stacked, params, how.init(params)) as journal:
+    with radazo.journal.open_journal(stacked, params, how.init(params)) as journal:
         journal.append(jax.tree.map(lambda *x: np.stack(x), *entries))
     assert path.read_bytes() == stacked.read_bytes()
     result = minimized(path.with_suffix(".whole"), 20, params=params)
@@ -186,13 +186,13 @@ def test_a_loop_of_ones_own_is_replayed_and_is_the_run_of_minimize(path):
 def test_an_optimizer_in_place_is_replayed_with_its_moments(path):
     how = radazo.in_place(optax.sgd(0.02), key=0, num_directions=2, b1=0.5)
     params = {"w": PARAMS["w"], "half": PARAMS["half"]}
-    step = radazo.recorded_step(how, value_fn)
+    step = radazo.journal.recorded_step(how, value_fn)
     here = jax.tree.map(jnp.copy, (params, how.init(params)))
-    with radazo.open_journal(path, *here) as journal:
+    with radazo.journal.open_journal(path, *here) as journal:
         for i in range(20):
             *here, entry = step(*here, batch=np.float32(1.7 * i))
             journal.append(entry)
-    assert bits(radazo.replay(path, how, params)) == bits(here)
+    assert bits(radazo.journal.replay(path, how, params)) == bits(here)
 
 
 def other_law(law):
@@ -257,9 +257,9 @@ def test_what_differs_far_from_the_start_is_found_where_it_does(path):
     radazo.minimize(lambda x: jnp.sum(x**2), start, how(-1), 300, journal=path)
     for at in (0, 200, 298):
         with raises(ValueError, "replay(optimizer", f"before step {at + 1}; got"):
-            radazo.replay(path, how(at), start)
-    radazo.replay(path, how(200), start, count=200)
-    radazo.replay(path, how(299), start)
+            radazo.journal.replay(path, how(at), start)
+    radazo.journal.replay(path, how(200), start, count=200)
+    radazo.journal.replay(path, how(299), start)
 
 
 def test_an_optimizer_in_place_that_is_another_is_refused(path):
@@ -267,26 +267,26 @@ def test_an_optimizer_in_place_that_is_another_is_refused(path):
         return radazo.in_place(optax.sgd(rate), key=0, num_directions=2, **options)
 
     params = {"w": PARAMS["w"], "half": PARAMS["half"]}
-    step = radazo.recorded_step(how(0.02), value_fn)
+    step = radazo.journal.recorded_step(how(0.02), value_fn)
     here = jax.tree.map(jnp.copy, (params, how(0.02).init(params)))
-    with radazo.open_journal(path, *here) as journal:
+    with radazo.journal.open_journal(path, *here) as journal:
         for i in range(10):
             *here, entry = step(*here, batch=np.float32(1.7 * i))
             journal.append(entry)
-    others = how(0.03), how(0.02, distribution=radazo.rademacher)
+    others = how(0.03), how(0.02, sampler=radazo.directions.rademacher)
     for other in others:
         with raises(ValueError, "replay(optimizer", "the run had before step"):
-            radazo.replay(path, other, params)
-    half = radazo.replay(path, how(0.02), params, count=5)
+            radazo.journal.replay(path, other, params)
+    half = radazo.journal.replay(path, how(0.02), params, count=5)
     moved = half[0] | {"w": half[0]["w"] + 1}
     with raises(ValueError, "replay(params", "before step 5; got others"):
-        radazo.replay(path, how(0.02), moved, half[1])
+        radazo.journal.replay(path, how(0.02), moved, half[1])
 
 
 def test_a_fingerprint_is_the_same_over_devices_and_in_a_compiled_step(run):
     _, path, _ = run
     params, _ = replayed(path, count=20)
-    wanted = radazo.read_journal(path).entries.fingerprint[20]
+    wanted = radazo.journal.read_journal(path).entries.fingerprint[20]
     assert wanted.dtype == np.uint16
     arrays = partition.split(params)[0]
     assert replicas.short_fingerprint(arrays) == wanted

@@ -33,7 +33,9 @@ def test_a_step_is_the_process_of_all_points_looked_at(x64, chunk_size):
     init, estimate = stepper(
         wavy, num_directions=3, num_points=9, length_scale=0.7, chunk_size=chunk_size
     )
-    draw = quick_jit(functools.partial(radazo.sample_directions, num_directions=3))
+    draw = quick_jit(
+        functools.partial(radazo.directions.sample_directions, num_directions=3)
+    )
     looked_at, state = [], init(jnp.zeros(2))
     for key in range(3):
         x = jnp.array([0.1, -0.2]) * key
@@ -72,7 +74,7 @@ def cosines(estimator, value_fn, dim, num_steps):
             _, gradient, state, _ = estimator.estimate(key, value_fn, x, state)
             exact = jax.grad(value_fn)(x)
             updates, moments = rule.update(gradient, moments)
-            cosine = radazo.cosine_similarity(gradient, exact)
+            cosine = radazo.diagnostics.cosine_similarity(gradient, exact)
             ratio = jnp.linalg.norm(gradient) / jnp.linalg.norm(exact)
             return (x + updates, state, moments), (cosine, ratio)
 
@@ -218,7 +220,7 @@ MISTAKES = {
         f"{TRAJECTORY}(kernel",
         "be a Kernel",
         "'rbf'.",
-        "Pass `radazo.matern` or `radazo.rbf`",
+        "Pass `radazo.estimators.matern` or `radazo.estimators.rbf`",
     ),
     "no direction": Mistake(
         trajectory(num_directions=0),
@@ -277,12 +279,12 @@ MISTAKES = {
         "1 takes one direction after the other",
     ),
     "no law": Mistake(
-        trajectory(distribution=None),
+        trajectory(sampler=None),
         TypeError,
-        f"{TRAJECTORY}(distribution",
-        "be a Distribution",
+        f"{TRAJECTORY}(sampler",
+        "be a DirectionSampler",
         "None.",
-        "Pass `radazo.sphere`, say",
+        "Pass a sampler, e.g. `radazo.directions.sphere`",
     ),
 }
 

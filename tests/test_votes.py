@@ -13,7 +13,7 @@ D, K, SMOOTHING = 5, 7, 0.1
 SLOPE = np.array([1.0, -2.0, 0.5, 3.0, 0.0])
 START = {"a": np.array([1.0, -2.0, 0.5]), "b": np.array([[0.3, -0.7]])}
 LAWS = {
-    name: getattr(radazo, name)
+    name: getattr(radazo.directions, name)
     for name in ("sphere", "gaussian", "rademacher", "coordinate", "orthogonal")
 }
 
@@ -41,12 +41,12 @@ def estimated(estimator, params, fn=value_fn):
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.usefixtures("x64")
 def test_a_vote_is_counted_as_written(law):
-    num = 4 if law is radazo.orthogonal else K
+    num = 4 if law is radazo.directions.orthogonal else K
     estimator = radazo.majority_vote_estimator(
         law, num_directions=num, smoothing=SMOOTHING, chunk_size=3
     )
     value, gradient, state, info = estimated(estimator, start())
-    us = radazo.sample_directions(4, jnp.zeros(D), law, num_directions=num)
+    us = radazo.directions.sample_directions(4, jnp.zeros(D), law, num_directions=num)
     x, lead = flat_of(START), np.zeros(D)
     for u in np.asarray(us):
         difference = value_fn(x + SMOOTHING * u) - value_fn(x)
@@ -59,7 +59,7 @@ def test_a_vote_is_counted_as_written(law):
     assert int(state.count) == 1
 
 
-@pytest.mark.parametrize("law", [radazo.sphere, radazo.gaussian])
+@pytest.mark.parametrize("law", [radazo.directions.sphere, radazo.directions.gaussian])
 def test_the_mean_vote_is_an_arcsine(law):
     # Of two normals correlated as aᵢ / ‖a‖, the mean product of signs.
     num = 20_000
@@ -90,7 +90,7 @@ def test_sign_descent_by_votes_is_the_sign_of_the_sum_of_signs():
     ours, x = run(), flat_of(START)
     for t in range(5):
         key = jax.random.fold_in(jax.random.key(9), t)
-        us = radazo.sample_directions(key, jnp.zeros(D), num_directions=K)
+        us = radazo.directions.sample_directions(key, jnp.zeros(D), num_directions=K)
         signs = [
             np.sign((value_fn(x + SMOOTHING * u) - value_fn(x)) * u)
             for u in np.asarray(us)
@@ -129,9 +129,9 @@ def test_a_distribution_by_name_is_explained():
         Mistake(
             lambda: radazo.majority_vote_estimator("sphere"),
             TypeError,
-            "majority_vote_estimator(distribution",
-            "be a Distribution",
+            "majority_vote_estimator(sampler",
+            "be a DirectionSampler",
             "'sphere'.",
-            "Pass `radazo.sphere`, say, or a `radazo.Distribution` of your own.",
+            "Pass a sampler, e.g. `radazo.directions.sphere`.",
         )
     )

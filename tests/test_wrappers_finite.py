@@ -116,7 +116,7 @@ def of_ones_own(bad):
         factor = jnp.where(jnp.isin(state, jnp.asarray(bad)), jnp.nan, 1.0)
         gradient = jax.tree.map(lambda g: factor * g, gradient)
         ones = jnp.ones(1)
-        info = radazo.EstimateInfo(ones, ones > 0, jnp.int32(1))
+        info = radazo.estimators.EstimateInfo(ones, ones > 0, jnp.int32(1))
         return value, gradient, state + 1, info
 
     return radazo.Estimator(lambda params: jnp.zeros((), jnp.int32), estimate)

@@ -3,7 +3,7 @@
 Two values are kept at some 40 counts of function values:
 
   current   f at the point that the package would return then: for evolution strategies
-            the mean of the distribution, for nevergrad its recommendation
+            the mean of the sampler, for nevergrad its recommendation
   best      the lowest value that the run has seen, `current` among them
 
 `best` is what methods are tuned and compared by: no rule of return is then at a

@@ -1,1 +1,8 @@
-"""Suggest a first smoothing distance and learning rate."""
+"""Calibration: suggest a first smoothing distance and learning rate."""
+
+from radazo.calibration.calibrate import Calibration, calibrate
+
+__all__ = [
+    "Calibration",
+    "calibrate",
+]

@@ -81,7 +81,7 @@ def calibrate(
     value_fn: core.ValueFn,
     params: core.Params,
     *,
-    distribution: directions.Distribution = directions.sphere,
+    sampler: directions.DirectionSampler = directions.sphere,
     num_directions: int = 10,
     difference: differences.Difference = differences.forward,
     num_steps: int | None = None,
@@ -139,7 +139,7 @@ def calibrate(
       value_fn: `value_fn(params) -> scalar`, of JAX or not. It is called as it is, so
         put `jax.jit` around one of JAX.
       params: Where to look: the start of a run, or where it is now.
-      distribution, num_directions, difference, mask: As the estimator will have them,
+      sampler, num_directions, difference, mask: As the estimator will have them,
         the difference `forward` or `central`.
       num_steps: Steps of the run, if known: longer ones get a lower rate.
     Returns:
@@ -170,7 +170,7 @@ def calibrate(
       stochastic optimization, 1998 (gains from the first slopes).
     """
     where = "calibrate"
-    _check(where, value_fn, distribution, num_directions, difference, num_steps)
+    _check(where, value_fn, sampler, num_directions, difference, num_steps)
     layout = flat.layout(where, params, mask)
     words = random.key_data(where, key)
     if not layout.dim:
@@ -189,7 +189,7 @@ def calibrate(
     pairs = far | _close(value_at, seen, far, 8 * eps * size * norm)
     view = _rungs(seen, pairs)
     reach, shortest, distance, longest = _chosen(view, seen, min(far))
-    units = math.sqrt(layout.dim / distribution.factor(layout.dim))
+    units = math.sqrt(layout.dim / sampler.factor(layout.dim))
     num_values = line_probes.STENCIL + sum(x.size for x in pairs.values())
     told = _told(view, seen, distance)
     _check_told(where, told, noise, distance, reach * norm)
@@ -227,14 +227,14 @@ def calibrate(
 def _check(
     where: str,
     value_fn: Any,
-    distribution: Any,
+    sampler: Any,
     num_directions: Any,
     difference: Any,
     num_steps: Any,
 ) -> None:
     way_out = "It takes the parameters, and returns what is to be minimized."
     validation.function(where, "value_fn", value_fn, way_out)
-    directions.check(where, distribution)
+    directions.check(where, sampler)
     way_out = "It is that of the estimator; 10 is a good start."
     validation.integer(where, "num_directions", num_directions, 1, way_out)
     if difference not in (differences.forward, differences.central):

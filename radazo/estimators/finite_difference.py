@@ -11,7 +11,7 @@ from radazo.estimators import mean
 
 
 def finite_difference_estimator(
-    distribution: directions.Distribution,
+    sampler: directions.DirectionSampler,
     *,
     num_directions: int | None = 10,
     smoothing: core.Schedule | float = 5e-3,
@@ -33,17 +33,17 @@ def finite_difference_estimator(
 
     `kept` are the directions whose values are finite. If there is none, g is zero.
     Any rule goes behind it: with `scale_by_radazo` it is R-AdaZO. `one_point` is so
-    noisy that no rule helps; `exact` sees nothing of a staircase.
+    noisy that no rule helps; `forward_mode` sees nothing of a staircase.
 
     Args:
-      distribution: Law of the directions, as `sphere`; see `distribution_from`.
+      sampler: Law of the directions, as `sphere`; see `sampler_from`.
       num_directions: K, at least 1, or None for d, as many as there are perturbed
         elements. The variance of the estimate falls as 1/K.
       smoothing: Distance moved along a direction, in units of ‖u‖; greater than 0, or
         a schedule of the number of estimates so far. Larger is more bias (in smoothing
         for forward, in smoothing² for central) and less rounding.
-      difference: `forward`, `central`, `one_point`, `exact`, or a `Difference` of your
-        own.
+      difference: `forward`, `central`, `one_point`, `forward_mode`, or a `Difference`
+        of your own.
       chunk_size: Directions evaluated in one batch, at least 1.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective,
         and differences are taken term by term: one to two digits more in float32.
@@ -56,24 +56,28 @@ def finite_difference_estimator(
         are sharded. One number a value goes over the wire; each device draws all
         directions again for the mean. Directions are the same on any number of
         devices; so, where it was tried (CPUs, `chunk_size=1`), are all bits. Not for
-        `exact`.
+        `forward_mode`.
     Returns:
-      An `Estimator`. Its value is f(x) for `forward` and `exact`, for `central` and
-      `one_point` the mean of the values taken. With `has_aux`, `info.aux` is that of
-      f(x) for `forward` and `exact`, and for the others of the first point beside it,
+      An `Estimator`. Its value is f(x) for `forward` and `forward_mode`, for `central`
+      and      `one_point` the mean of the values taken. With `has_aux`, `info.aux` is
+      that of
+      f(x) for `forward` and `forward_mode`, and for the others of the first point
+      beside it,
       f(x + smoothing · u₀); all but `forward` hold the aux of all points on the way.
     Raises:
       TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
-        real number, or has no derivative in forward mode for `exact`.
+        real number, or has no derivative in forward mode for `forward_mode`.
       ValueError: If an argument is out of its range, `value_fn` returns an array where
         `terms` is False, or nothing in the parameters can be perturbed.
     Cost:
-      K + 1 function values (`forward`), 2K (`central`) or K (`one_point`; and `exact`,
-      each with a derivative, two to three values' time) per step. Beside the gradient
+      K + 1 function values (`forward`), 2K (`central`) or K (`one_point`; and
+      `forward_mode`, each with a derivative) per step. Beside the gradient
       a direction and a perturbed point, one to three copies of the parameters, for each
       of the `chunk_size` directions in work; more where many leaves are batched.
     Example:
-      >>> estimator = finite_difference_estimator(radazo.orthogonal, num_directions=3)
+      >>> estimator = finite_difference_estimator(
+      ...     radazo.directions.orthogonal, num_directions=3
+      ... )
       >>> value_and_grad = radazo.value_and_grad(lambda x: 2 * x.sum(), estimator)
       >>> _, gradient = value_and_grad(0, jnp.zeros(3))  # K = d: exact
       >>> print(jnp.round(gradient, 2))
@@ -84,9 +88,9 @@ def finite_difference_estimator(
       arXiv:2502.01014, equation 2.
     """
     where = "finite_difference_estimator"
-    directions.check(where, distribution)
+    directions.check(where, sampler)
     options = mean.Options(
-        distribution,
+        sampler,
         num_directions,
         smoothing,
         difference,
@@ -294,9 +298,9 @@ def coordinate_estimator(
     each coordinate once: the ordinary gradient by differences, which no key changes.
 
     Args:
-      num_directions: K, at least 1, of `radazo.coordinate`; None takes each coordinate
-        once, K = d, of `radazo.basis`. If a value is not finite, its coordinate gets 0
-        and the others are multiplied by d / |kept|, as always.
+      num_directions: K, at least 1, of `radazo.directions.coordinate`; None takes each
+        coordinate once, K = d, of `radazo.directions.basis`. If a value is not finite,
+        its coordinate gets 0 and the others are multiplied by d / |kept|, as always.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:

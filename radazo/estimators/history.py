@@ -48,7 +48,7 @@ _Weigh = Callable[
 
 def history_reuse_estimator(
     *,
-    distribution: directions.Distribution = directions.gaussian,
+    sampler: directions.DirectionSampler = directions.gaussian,
     num_directions: int = 10,
     num_past: int = 5,
     smoothing: core.Schedule | float = 5e-2,
@@ -74,7 +74,7 @@ def history_reuse_estimator(
     total variance is (d + 1) ‖a‖² / (n − 1).
 
     Args:
-      distribution: Law of the directions, which must be independent of each other.
+      sampler: Law of the directions, which must be independent of each other.
       num_directions: K, at least 1; at least 2 where no past step is used.
       num_past: N, past steps that are used again, at least 0.
       smoothing: As in `finite_difference_estimator`, but ten times as large.
@@ -90,7 +90,7 @@ def history_reuse_estimator(
       `has_aux`, `info.aux` is that of the first point.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`; and if the directions of
-        `distribution` depend on each other, or n could never be 2.
+        `sampler` depend on each other, or n could never be 2.
     Cost:
       K function values per step; directions are drawn (N + 2) · K times. The state is
       N + 1 keys and (N + 1) · K values, no copy of the parameters; beside the gradient
@@ -120,28 +120,28 @@ def history_reuse_estimator(
         1 if num_past else 2,
         "A value is compared with the mean of all: with `num_past=0` take 2 or more.",
     )
-    _check_law(where, distribution)
-    if not distribution.independent:
+    _check_law(where, sampler)
+    if not sampler.independent:
         validation.fail(
             where,
-            "distribution",
+            "sampler",
             "have directions that are independent of each other",
-            repr(distribution),
+            repr(sampler),
             "The mean of the values is no base value for others: take "
-            "`radazo.gaussian`, or `history_mean_estimator`.",
+            "`radazo.directions.gaussian`, or `history_mean_estimator`.",
         )
     values = differences.Difference(
         lambda evaluate, params: None, _value, lambda k: k, (1.0,)
     )
     options = mean.Options(
-        distribution, num_directions, smoothing, values, chunk_size, terms, mask
+        sampler, num_directions, smoothing, values, chunk_size, terms, mask
     )
     return _estimator(where, options, num_past, _about_the_mean)
 
 
 def history_mean_estimator(
     *,
-    distribution: directions.Distribution = directions.gaussian,
+    sampler: directions.DirectionSampler = directions.gaussian,
     num_directions: int = 10,
     num_past: int = 5,
     smoothing: core.Schedule | float = 5e-3,
@@ -164,7 +164,7 @@ def history_mean_estimator(
     (d + 1) ‖a‖² / ((N + 1) K).
 
     Args:
-      distribution: Law of the directions, as `gaussian`; see `Distribution`.
+      sampler: Law of the directions, as `gaussian`; see `DirectionSampler`.
       num_directions, smoothing, difference, chunk_size, terms, mask: As in
         `finite_difference_estimator`.
       num_past: N, past estimates in the mean, at least 0.
@@ -198,9 +198,9 @@ def history_mean_estimator(
     where = "history_mean_estimator"
     validation.integer(where, "num_past", num_past, 0, "0 uses the present step alone.")
     validation.integer(where, "num_directions", num_directions, 1, "One or more.")
-    _check_law(where, distribution)
+    _check_law(where, sampler)
     options = mean.Options(
-        distribution, num_directions, smoothing, difference, chunk_size, terms, mask
+        sampler, num_directions, smoothing, difference, chunk_size, terms, mask
     )
     return _estimator(where, options, num_past, _mean_of_estimates)
 
@@ -239,13 +239,13 @@ def _estimator(
     return build.estimator(where, settings, fresh, estimate)
 
 
-def _check_law(where: str, distribution: Any) -> None:
+def _check_law(where: str, sampler: Any) -> None:
     validation.instance(
         where,
-        "distribution",
-        distribution,
-        directions.Distribution,
-        "Pass `radazo.gaussian`, say, or a `radazo.Distribution` of your own.",
+        "sampler",
+        sampler,
+        directions.DirectionSampler,
+        "Pass a sampler, e.g. `radazo.directions.gaussian`.",
     )
 
 
@@ -319,7 +319,7 @@ def _redrawn(
     weights: jax.Array,
 ) -> jax.Array:
     """Σ weight · direction over all steps, each direction drawn from its key again."""
-    law, dim, dtype = options.distribution, layout.dim, layout.dtype
+    law, dim, dtype = options.sampler, layout.dim, layout.dtype
     num_steps, num_directions = weights.shape
     chunk_size = min(options.chunk_size, num_directions)
     weights = weights.astype(dtype)

@@ -39,7 +39,7 @@ def interpolation_estimator(
     smoothing: core.Schedule | float = 5e-3,
     reuse_distance: float = 2.0,
     max_reuse: float = 0.5,
-    distribution: directions.Distribution = directions.sphere,
+    sampler: directions.DirectionSampler = directions.sphere,
     terms: bool = False,
     mask: core.Mask = None,
 ) -> core.Estimator:
@@ -66,7 +66,7 @@ def interpolation_estimator(
 
     In the inverse, combinations of directions that depend on each other but for the
     rounding of U Uᵀ do not count. In float32 that is one of N = d random directions in
-    some runs of a hundred; take a few directions more, or `radazo.orthogonal`.
+    some runs of a hundred; take a few directions more, or the `orthogonal` sampler.
 
     A value is reused as it was: `value_fn` must be the same function from step to step,
     not one of changing batches.
@@ -78,7 +78,7 @@ def interpolation_estimator(
       reuse_distance: How near a point must be to be reused, at least 0, in distances of
         a new point. Larger reuses more, with a bias that grows in proportion to it.
       max_reuse: Largest share of the N points that may be reused, from 0 (none) to 1.
-      distribution: Law of the new directions, as `sphere`.
+      sampler: Law of the new directions, as `sphere`.
       terms, mask: As in `finite_difference_estimator`. Differences to reused points are
         those of the sums of their terms.
     Returns:
@@ -107,7 +107,7 @@ def interpolation_estimator(
       optimization, 2024.
     """
     where = "interpolation_estimator"
-    _check(where, num_directions, reuse_distance, max_reuse, distribution)
+    _check(where, num_directions, reuse_distance, max_reuse, sampler)
     # A product such as 0.29 · 100 lies below the integer that it stands for.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
@@ -125,11 +125,11 @@ def interpolation_estimator(
         centre = flat.ravel(layout, step.params)
         start, aux = step.evaluate(step.params)
         value = jnp.sum(start)
-        spread = math.sqrt(layout.dim / distribution.factor(max(layout.dim, 1)))
+        spread = math.sqrt(layout.dim / sampler.factor(max(layout.dim, 1)))
         limit = step.smoothing * reuse_distance * spread
         order, num_reused = _nearest(state, centre, limit, most)
         points, values, differences = _points(
-            step, state, distribution, start, order[:num_directions], num_reused
+            step, state, sampler, start, order[:num_directions], num_reused
         )
         gradient, slopes, kept = _interpolant(points - centre[None], differences)
         num_values = 1 + num_directions - num_reused
@@ -152,7 +152,7 @@ def _check(
     num_directions: Any,
     reuse_distance: Any,
     max_reuse: Any,
-    distribution: Any,
+    sampler: Any,
 ) -> None:
     validation.integer(
         where,
@@ -171,7 +171,7 @@ def _check(
     validation.non_negative(where, "max_reuse", max_reuse, way_out)
     if max_reuse > 1:
         validation.fail(where, "max_reuse", "be at most 1", repr(max_reuse), way_out)
-    directions.check(where, distribution)
+    directions.check(where, sampler)
 
 
 def _nearest(
@@ -188,7 +188,7 @@ def _nearest(
 def _points(
     step: build.Step,
     state: InterpolationState,
-    distribution: directions.Distribution,
+    sampler: directions.DirectionSampler,
     start: jax.Array,
     order: jax.Array,
     num_reused: jax.Array,
@@ -197,7 +197,7 @@ def _points(
     only those behind the reused ones are evaluated."""
     key, layout, evaluate, _, smoothing, _ = step
     num_directions = order.size
-    prepared = distribution.prepare(key, num_directions, layout.dim, layout.dtype)
+    prepared = sampler.prepare(key, num_directions, layout.dim, layout.dtype)
 
     def reused(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         value = state.values[order[k]]
@@ -205,7 +205,7 @@ def _points(
         return state.points[order[k]], value, difference
 
     def new(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        u = directions.direction(distribution, prepared, k, layout.dim, layout.dtype)
+        u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
         point = step.moved(smoothing * u, k)
         moved, _ = evaluate(point)
         value = jnp.sum(moved).astype(state.values.dtype)

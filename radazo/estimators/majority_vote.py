@@ -12,7 +12,7 @@ from radazo.estimators import mean
 
 
 def majority_vote_estimator(
-    distribution: directions.Distribution = directions.sphere,
+    sampler: directions.DirectionSampler = directions.sphere,
     *,
     num_directions: int | None = 10,
     smoothing: core.Schedule | float = 5e-3,
@@ -35,7 +35,7 @@ def majority_vote_estimator(
     high dimension that is proportional to a, and K < d votes are mostly noise.
 
     Args:
-      distribution, num_directions, smoothing, difference: As in
+      sampler, num_directions, smoothing, difference: As in
         `finite_difference_estimator`.
       chunk_size, terms, mask, sharding: As there.
     Returns:
@@ -57,9 +57,9 @@ def majority_vote_estimator(
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
     where = "majority_vote_estimator"
-    directions.check(where, distribution)
+    directions.check(where, sampler)
     options = mean.Options(
-        distribution._replace(factor=lambda dim: 1.0),
+        sampler._replace(factor=lambda dim: 1.0),
         num_directions,
         smoothing,
         difference,

@@ -49,7 +49,7 @@ class Options(NamedTuple):
     `num_directions` may be None for as many as there are dimensions.
     """
 
-    distribution: directions.Distribution
+    sampler: directions.DirectionSampler
     num_directions: int | None
     smoothing: Any
     difference: differences.Difference
@@ -112,7 +112,7 @@ def _check_steps(where: str, difference: differences.Difference) -> None:
             where,
             "difference",
             "say in its `steps` where along a direction it takes values",
-            "one that does not, as `radazo.exact`",
+            "one that does not, as `radazo.forward_mode`",
             "Take `radazo.forward`, `radazo.central` or `radazo.one_point`.",
         )
 
@@ -122,12 +122,12 @@ def mean(
 ) -> tuple[jax.Array, jax.Array, jax.Array, core.EstimateInfo]:
     """The value, the mean over kept directions, chunks done, and what was seen."""
     layout, params = step.layout, step.params
-    distribution = options.distribution
+    sampler = options.sampler
     num_directions = options.num_directions or max(layout.dim, 1)
-    prepared = distribution.prepare(step.key, num_directions, layout.dim, layout.dtype)
+    prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
     def draw(k: jax.Array) -> jax.Array:
-        return distribution.draw(prepared, k, layout.dim, layout.dtype)
+        return sampler.draw(prepared, k, layout.dim, layout.dtype)
 
     chunk_size = options.chunk_size
     if options.sharding is not None:
@@ -142,7 +142,7 @@ def mean(
         of = _over_the_mesh(step, options, draw, num_directions)
 
     def one(drawn: jax.Array, k: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
-        scale = _scale(distribution, drawn)
+        scale = _scale(sampler, drawn)
         slope, value, aux = of.slope(
             k,
             step.evaluate,
@@ -288,7 +288,7 @@ def _point(
         layout,
         step.params,
         drawn,
-        distances[which] * _scale(options.distribution, drawn),
+        distances[which] * _scale(options.sampler, drawn),
         index,
     )
     if not num_shared:
@@ -311,7 +311,7 @@ def noted(
     return jnp.asarray(given.value) if isinstance(given, answers.Replayed) else value
 
 
-def _scale(law: directions.Distribution, drawn: jax.Array) -> jax.Array:
+def _scale(law: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
     """What multiplies what was drawn."""
     return jnp.ones((), drawn.dtype) if law.scale is None else law.scale(drawn)
 
@@ -323,7 +323,7 @@ def kept_slope(
     leaves each element of the gradient finite."""
     num_directions = options.num_directions or max(layout.dim, 1)
     # An element of u is below 16.
-    share = 16 * num_directions * max(options.distribution.factor(layout.dim), 1.0)
+    share = 16 * num_directions * max(options.sampler.factor(layout.dim), 1.0)
     largest = min(float(jnp.finfo(x).max) for x in (slope.dtype, layout.dtype))
     kept = jnp.abs(slope) <= largest / share
     return jnp.where(kept, slope, jnp.zeros_like(slope)), kept
@@ -337,7 +337,7 @@ def told(
     slopes, kept, values, auxs = seen
     num_values = options.difference.num_values(slopes.size)
     value, aux = _value(start, values, kept, auxs)
-    law = _constants(options.distribution, layout.dim, slopes.dtype)
+    law = _constants(options.sampler, layout.dim, slopes.dtype)
     num_values = jnp.asarray(num_values, jnp.int32)
     return value, core.EstimateInfo(slopes, kept, num_values, aux, *law)
 
@@ -346,7 +346,7 @@ def share_of_each(
     options: Options, layout: flat.Layout, info: core.EstimateInfo
 ) -> jax.Array:
     """What multiplies slope times direction in the mean over those that are kept."""
-    factor = options.distribution.factor(layout.dim)
+    factor = options.sampler.factor(layout.dim)
     return factor / num_kept(info.kept, layout.dtype)
 
 
@@ -369,7 +369,7 @@ def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(kept), mean_kept, values[0])
 
 
-def _constants(law: directions.Distribution, dim: int, dtype: Any) -> Any:
+def _constants(law: directions.DirectionSampler, dim: int, dtype: Any) -> Any:
     """The factor of the law, and its mean of ‖u‖²."""
     factor = law.factor(dim)
     squared_norm = dim / factor if law.independent and dim else math.nan

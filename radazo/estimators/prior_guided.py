@@ -43,7 +43,7 @@ last_step = Prior(
 """What the parameters did, whatever made them: xₜ − xₜ₋₁."""
 
 
-def momentum(b1: float) -> Prior:
+def momentum_prior(b1: float) -> Prior:
     """The average of past estimates as a guess of the next.
 
       memory ← b1 · memory + (1 − b1) · g
@@ -57,11 +57,11 @@ def momentum(b1: float) -> Prior:
     Cost:
       As any `Prior`: one copy of the parameters.
     Example:
-      >>> estimator = radazo.prior_guided_estimator(prior=momentum(0.9))
+      >>> estimator = radazo.prior_guided_estimator(prior=momentum_prior(0.9))
       >>> print(estimator.init(jnp.ones(3)).memory.vector)
       [0. 0. 0.]
     """
-    validation.decay("momentum", "b1", b1)
+    validation.decay("momentum_prior", "b1", b1)
 
     def remember(memory: jax.Array, point: jax.Array, gradient: jax.Array) -> jax.Array:
         del point
@@ -125,7 +125,8 @@ def prior_guided_estimator(
 
     Args:
       num_directions: K, the guess among them: at least 2 and at most d.
-      prior: `last_estimate`, `last_step`, `momentum(b1)`, or a `Prior` of your own.
+      prior: `last_estimate`, `last_step`, `momentum_prior(b1)`, or a `Prior` of your
+        own.
         `last_step` sees what a projection or an adaptive rule made of the estimates.
       smoothing, difference, chunk_size, terms, mask: As in
         `finite_difference_estimator`.
@@ -205,7 +206,7 @@ class Projection(NamedTuple):
 
 def check_prior(where: str, prior: Any) -> None:
     """`prior` is a `Prior`."""
-    way_out = "Pass `radazo.last_estimate` or `radazo.momentum(0.9)`, say."
+    way_out = "Pass a prior, e.g. `radazo.estimators.last_estimate`."
     validation.instance(where, "prior", prior, Prior, way_out)
 
 
@@ -236,7 +237,7 @@ def projection(
     law = directions.orthogonal._replace(
         prepare=lambda *_: rows, factor=lambda _: float(num_directions)
     )
-    options = options._replace(distribution=law)
+    options = options._replace(sampler=law)
     value, gradient, turn, info = mean.mean(step, options)
     # A sum over those kept, and no mean: reweighted, it would be longer than ∇f.
     num_kept = mean.num_kept(info.kept, layout.dtype)

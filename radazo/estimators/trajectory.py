@@ -40,7 +40,7 @@ class _Options(NamedTuple):
     max_virtual_steps: int
     max_uncertainty: float
     chunk_size: int
-    distribution: directions.Distribution
+    sampler: directions.DirectionSampler
 
 
 def trajectory_estimator(
@@ -53,7 +53,7 @@ def trajectory_estimator(
     jitter: float = 1e-6,
     max_virtual_steps: int = 0,
     max_uncertainty: float = 0.35,
-    distribution: directions.Distribution = directions.sphere,
+    sampler: directions.DirectionSampler = directions.sphere,
     chunk_size: int = 1,
     terms: bool = False,
     mask: core.Mask = None,
@@ -105,7 +105,7 @@ def trajectory_estimator(
         2e-5 in float32, since less than this is lost in the decomposition.
       max_virtual_steps: Virtual steps in a row, at least 0.
       max_uncertainty: Below which uncertainty a step is virtual, greater than 0.
-      distribution: Law of the directions.
+      sampler: Law of the directions.
       chunk_size: Directions evaluated in one batch, at least 1.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
         The buffer holds sums, so that it gains no digit here.
@@ -146,7 +146,7 @@ def trajectory_estimator(
         max_virtual_steps,
         max_uncertainty,
         chunk_size,
-        distribution,
+        sampler,
     )
     _check(where, options)
 
@@ -167,11 +167,11 @@ def trajectory_estimator(
 
 def _check(where: str, options: _Options) -> None:
     """Say what is wrong with the options."""
-    way_out = "Pass `radazo.matern` or `radazo.rbf`, or a `radazo.Kernel` of your own."
+    way_out = "Pass a kernel, e.g. `radazo.estimators.matern`."
     validation.instance(
         where, "kernel", options.kernel, gaussian_process.Kernel, way_out
     )
-    directions.check(where, options.distribution)
+    directions.check(where, options.sampler)
     number = options.num_directions
     way_out = "A step looks at the parameters and at so many points around them."
     validation.integer(where, "num_directions", number, 1, way_out)
@@ -271,7 +271,7 @@ def _look_around(
     step: build.Step, options: _Options, turn: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """(K, dim) points around the parameters, and the (K,) values there."""
-    layout, law = step.layout, options.distribution
+    layout, law = step.layout, options.sampler
     number = options.num_directions
     prepared = law.prepare(step.key, number, layout.dim, layout.dtype)
 

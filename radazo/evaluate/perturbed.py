@@ -11,9 +11,9 @@ from radazo import core, directions, flat, offsets, random, validation
 from radazo.evaluate import lazy
 
 
-def perturbed(
+def perturbed_value_fn(
     value_fn: Callable[..., Any],
-    distribution: directions.Distribution = directions.gaussian,
+    sampler: directions.DirectionSampler = directions.gaussian,
     *,
     mask: core.Mask = None,
 ) -> Callable[..., Any]:
@@ -27,7 +27,7 @@ def perturbed(
 
     Args:
       value_fn: `value_fn(params, *args, **kwargs)`, whatever it returns.
-      distribution: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
+      sampler: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
         drawn in parts.
       mask: Which leaves are perturbed, as in `finite_difference_estimator`.
     Returns:
@@ -49,19 +49,19 @@ def perturbed(
       Malladi et al., Fine-tuning language models with just forward passes, 2023.
       arXiv:2305.17333 (which moves the parameters there and back).
     """
-    where = "perturbed"
+    where = "perturbed_value_fn"
     validation.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    directions.check(where, distribution)
-    directions.check_parts(where, distribution)
+    directions.check(where, sampler)
+    directions.check_parts(where, sampler)
 
     def value(
         key: core.Key, params: core.Params, distance: Any, *args: Any, **kwargs: Any
     ) -> Any:
         layout = flat.layout(where, params, mask, in_parts=True)
         own = random.fold_in(random.key_data(where, key), 0)
-        scale = scale_of(distribution, own, layout)
+        scale = scale_of(sampler, own, layout)
         moved = jnp.asarray(distance, layout.dtype) * scale
-        noise = noise_along(distribution, own, layout, moved)
+        noise = noise_along(sampler, own, layout, moved)
         return lazy.evaluate(
             lambda params: value_fn(params, *args, **kwargs), params, layout, noise
         )
@@ -70,7 +70,7 @@ def perturbed(
 
 
 def noise_along(
-    law: directions.Distribution,
+    law: directions.DirectionSampler,
     key: jax.Array,
     layout: flat.Layout,
     distance: jax.Array,
@@ -83,7 +83,7 @@ def noise_along(
 
 
 def scale_of(
-    law: directions.Distribution, key: jax.Array, layout: flat.Layout
+    law: directions.DirectionSampler, key: jax.Array, layout: flat.Layout
 ) -> jax.Array:
     """By how much what is drawn has to be multiplied, which depends on its norm."""
     if law.scale is None:

@@ -187,7 +187,7 @@ def fzoos(
       parameters while a round lasts, shared by all clients.
     Example:
       >>> targets = jnp.array([[-1.0], [3.0]])  # Their mean is 1.
-      >>> run = radazo.federated(
+      >>> run = radazo.federated.federated(
       ...     lambda x, client: jnp.sum((x - targets[client]) ** 2),
       ...     radazo.trajectory_estimator(num_points=20, num_directions=2),
       ...     optax.sgd(0.1),

@@ -345,7 +345,9 @@ def _check(where: str, client_value_fn: Any, estimator: Any, correction: Any) ->
     validation.function(where, "client_value_fn", client_value_fn, way_out)
     way_out = "Pass `radazo.trajectory_estimator()`, say: a call, not the function."
     validation.instance(where, "estimator", estimator, core.Estimator, way_out)
-    way_out = "Pass `radazo.scaffold`, say, or `radazo.fzoos()`: a call."
+    way_out = (
+        "Pass `radazo.federated.scaffold`, say, or `radazo.federated.fzoos()`: a call."
+    )
     validation.instance(
         where, "correction", correction, corrections.Correction, way_out
     )

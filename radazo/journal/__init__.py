@@ -1,1 +1,17 @@
-"""Keep the slopes of a run in a file, and replay the run from them."""
+"""Journals: the slopes of a run in a file, from which `replay` repeats the run."""
+
+from radazo.journal.file import Journal, open_journal, read_journal
+from radazo.journal.file_format import JournalContents, JournalEntry, JournalHeader
+from radazo.journal.record import recorded_step
+from radazo.journal.replay import replay
+
+__all__ = [
+    "Journal",
+    "JournalContents",
+    "JournalEntry",
+    "JournalHeader",
+    "open_journal",
+    "read_journal",
+    "recorded_step",
+    "replay",
+]

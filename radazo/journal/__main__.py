@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from radazo import validation
-from radazo.journal import file_format, replay
+from radazo.journal import file_format
+from radazo.journal.replay import replay
 
 _NAME = "python -m radazo.journal"
 _SHOWN = 3
@@ -95,8 +96,8 @@ def _show(options: Any) -> int:
         lines.append(f"{'not finite':16}{value.size - finite.size:,} values")
     if stopped.any():
         lines.append(f"{'stopped at':16}{', '.join(map(str, count[stopped]))}")
-    if journal.ignored:
-        text = f"{journal.ignored:,} bytes of a write that was not finished"
+    if journal.num_trailing_bytes:
+        text = f"{journal.num_trailing_bytes:,} bytes of a write that was not finished"
         lines.append(f"{'ignored':16}{text}")
     lines += ["", f"{'step':>12}  {'params':>6}  {'value':>13}  slopes"]
     shown = [*range(min(_SHOWN, len(count)))]
@@ -183,7 +184,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 def _replay(options: Any) -> int:
     names = ("optimizer", "params", "bounds")
     given = {x: _imported(x, getattr(options, x)) for x in names}
-    params, state = replay.replay(options.file, count=options.to, **given)
+    params, state = replay(options.file, count=options.to, **given)
     arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         {"params": params, "state": state}

@@ -20,7 +20,9 @@ _WHERE = "open_journal"
 _BINARY = getattr(os, "O_BINARY", 0)
 _MAKE_ROOM = "What was written is as it was: make room, or see to the rights."
 _NO_FOLDER = "The file is made, but not the folder that it is to be in: make it first."
-_NEXT = "Append what `radazo.recorded_step` gives, once for each step and in order."
+_NEXT = (
+    "Append what `radazo.journal.recorded_step` gives, once for each step and in order."
+)
 
 
 class Journal(NamedTuple):
@@ -107,13 +109,14 @@ def open_journal(
       >>> folder = tempfile.TemporaryDirectory()
       >>> path = folder.name + "/run.journal"
       >>> optimizer = radazo.radazo(0.02, key=0)
-      >>> step = radazo.recorded_step(optimizer, lambda x: jnp.sum((x - 1) ** 2))
+      >>> value_fn = lambda x: jnp.sum((x - 1) ** 2)
+      >>> step = radazo.journal.recorded_step(optimizer, value_fn)
       >>> x, state = jnp.zeros(5), optimizer.init(jnp.zeros(5))
       >>> with open_journal(path, x, state) as journal:
       ...     for _ in range(100):
       ...         x, state, entry = step(x, state)
       ...         journal.append(entry)
-      >>> again, state = radazo.replay(path, optimizer, jnp.zeros(5))
+      >>> again, state = radazo.journal.replay(path, optimizer, jnp.zeros(5))
       >>> print(jnp.all(again == x), state.num_values)
       True 1100
       >>> folder.cleanup()
@@ -163,7 +166,7 @@ class _File:
             return
         journal = file_format.parsed(_WHERE, self.path, data)
         run_id.check(_WHERE, self.path, journal, self.run)
-        self.cut(len(data) - journal.ignored)
+        self.cut(len(data) - journal.num_trailing_bytes)
         self.header, position = journal.header, self.run.count - journal.header.first
         before, ahead = (
             file_format.JournalEntry(*(x[part] for x in journal.entries))

@@ -92,12 +92,12 @@ class JournalContents(NamedTuple):
     Attributes:
       header: What it says of its run.
       entries: A `JournalEntry` of NumPy arrays, with an axis of steps in front.
-      ignored: Bytes at the end, of a write that was not finished.
+      num_trailing_bytes: Bytes of an incomplete record at the end, which are ignored.
     """
 
     header: JournalHeader
     entries: JournalEntry
-    ignored: int
+    num_trailing_bytes: int
 
     @property
     def end(self) -> int:

@@ -1,1 +1,76 @@
-"""Complete optimizers and the transformations they are made of."""
+"""Complete optimizers, and the `optax` transformations that they are made of."""
+
+from radazo.optimizers.combinators import (
+    WithEstimatorState,
+    estimate_gradient,
+    value_and_grad,
+    with_estimator,
+)
+from radazo.optimizers.in_place import InPlace, PastSlopes, in_place
+from radazo.optimizers.pars import ParsState, pars
+from radazo.optimizers.presets import (
+    meazo,
+    radazo,
+    zo_adamm,
+    zo_rmsprop,
+    zo_sgd,
+    zo_signsgd,
+)
+from radazo.optimizers.projected import projected, projected_zo_adamm, zo_psgd
+from radazo.optimizers.roll_back import RollBackState, roll_back
+from radazo.optimizers.second_moments import (
+    Granularity,
+    RowsAndColumns,
+    factored,
+    per_coordinate,
+    per_leaf,
+    scalar,
+)
+from radazo.optimizers.transforms import (
+    ScaleByRadazoState,
+    ScaleBySecondMomentState,
+    ScaleByZoAdammState,
+    first_moment,
+    scale_by_radazo,
+    scale_by_second_moment,
+    scale_by_zo_adamm,
+)
+from radazo.optimizers.zo_adamu import ZoAdamuState, zo_adamu
+
+__all__ = [
+    "Granularity",
+    "InPlace",
+    "ParsState",
+    "PastSlopes",
+    "RollBackState",
+    "RowsAndColumns",
+    "ScaleByRadazoState",
+    "ScaleBySecondMomentState",
+    "ScaleByZoAdammState",
+    "WithEstimatorState",
+    "ZoAdamuState",
+    "estimate_gradient",
+    "factored",
+    "first_moment",
+    "in_place",
+    "meazo",
+    "pars",
+    "per_coordinate",
+    "per_leaf",
+    "projected",
+    "projected_zo_adamm",
+    "radazo",
+    "roll_back",
+    "scalar",
+    "scale_by_radazo",
+    "scale_by_second_moment",
+    "scale_by_zo_adamm",
+    "value_and_grad",
+    "with_estimator",
+    "zo_adamm",
+    "zo_adamu",
+    "zo_psgd",
+    "zo_rmsprop",
+    "zo_sgd",
+    "zo_signsgd",
+]

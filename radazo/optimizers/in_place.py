@@ -53,7 +53,7 @@ def in_place(
     optimizer: optax.GradientTransformation,
     *,
     key: core.Key,
-    distribution: directions.Distribution = directions.gaussian,
+    sampler: directions.DirectionSampler = directions.gaussian,
     num_directions: int = 1,
     smoothing: core.Schedule | float = 1e-3,
     difference: differences.Difference = differences.central,
@@ -100,12 +100,12 @@ def in_place(
       optimizer: Any `optax.GradientTransformation` that takes a gradient, its learning
         rate included.
       key: Typed key or integer seed of the run.
-      distribution: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
+      sampler: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
         drawn in parts.
       num_directions: K, at least 1.
       smoothing: Distance moved along a direction, greater than 0, or a schedule of the
         number of steps so far; in units of ‖u‖, √d but for `sphere`.
-      difference: `forward`, `central`, `one_point` or `exact`.
+      difference: `forward`, `central`, `one_point` or `forward_mode`.
       b1: Decay rate of a first moment that is not stored but drawn again, in [0, 1).
       num_steps: Steps of which it is made; None for as many as b1^num_steps ≤ 0.01
         needs, 44 for 0.9. What is older counts as 0.
@@ -141,7 +141,7 @@ def in_place(
     where = "in_place"
     num_steps = _checked(where, optimizer, b1, num_steps, moment_dtype)
     options = mean.Options(
-        distribution, num_directions, smoothing, difference, 1, terms, mask
+        sampler, num_directions, smoothing, difference, 1, terms, mask
     )
     _check_options(where, options)
     rule = partwise.Rule(optimizer, moment_dtype)
@@ -173,7 +173,7 @@ def in_place(
         value, weights, info = _looked(here, options)
         seen = jnp.any(info.kept)
         past = _remembered(state.estimator, state.count, weights, seen)
-        mean = _mean(state.key_data, past, distribution, b1)
+        mean = _mean(state.key_data, past, sampler, b1)
         params, states = partwise.move(
             rule, mean, own, params, state.optimizer, layout, seen
         )
@@ -212,7 +212,7 @@ def _check_takes_a_gradient(where: str, states: Any) -> None:
 
 
 def _check_options(where: str, options: mean.Options) -> None:
-    law = options.distribution
+    law = options.sampler
     directions.check(where, law)
     directions.check_parts(where, law)
     way_out = "Each is drawn again for the update; 1 is a good start."
@@ -225,7 +225,7 @@ def _looked(
     step: build.Step, options: mean.Options
 ) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
     """The value, what multiplies each direction in the gradient, and what was seen."""
-    law, layout, params = options.distribution, step.layout, step.params
+    law, layout, params = options.sampler, step.layout, step.params
     num_directions = options.num_directions or 1
     of = mean.source(step, options, num_directions)
     at_once: list[tuple[int, int]] = []
@@ -279,7 +279,7 @@ def _remembered(
 
 
 def _mean(
-    key: jax.Array, past: PastSlopes, law: directions.Distribution, b1: Any
+    key: jax.Array, past: PastSlopes, law: directions.DirectionSampler, b1: Any
 ) -> partwise.WeightedSum:
     """The first moment of the remembered estimates, still to be drawn."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)

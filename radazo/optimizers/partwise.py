@@ -32,12 +32,12 @@ class WeightedSum(NamedTuple):
     """A sum of weight times direction, over directions of one step or of several.
 
     Attributes:
-      distribution: The law of the directions; it has a `part`.
+      sampler: The law of the directions; it has a `part`.
       keys: (num_directions, 2) uint32, the words of the key of each direction.
       weights: (num_directions,).
     """
 
-    distribution: directions.Distribution
+    sampler: directions.DirectionSampler
     keys: jax.Array
     weights: jax.Array
 
@@ -46,7 +46,7 @@ class WeightedSum(NamedTuple):
         dtype = self.weights.dtype
 
         def add(i: Any, total: jax.Array) -> jax.Array:
-            drawn = self.distribution.part(self.keys[i], size, dtype, offset)
+            drawn = self.sampler.part(self.keys[i], size, dtype, offset)
             return total + self.weights[i] * drawn
 
         total = jnp.zeros(size, dtype)

@@ -54,7 +54,8 @@ def projected(
       No function values; one copy of the parameters, and those of the projection, while
       it runs; no state.
     Example:
-      >>> optimizer = projected(radazo.radazo(0.1, key=0), radazo.box(-1.0, 1.0))
+      >>> box = radazo.projections.box(-1.0, 1.0)
+      >>> optimizer = projected(radazo.radazo(0.1, key=0), box)
       >>> params = jnp.array([0.5, -0.95])
       >>> updates, state = optimizer.update(
       ...     None, optimizer.init(params), params, value_fn=lambda x: x[1] - x[0]
@@ -124,7 +125,7 @@ def zo_psgd(
       K + 1 function values per step by default; no copy of the parameters in the state,
       and one more than `zo_sgd` while a step runs.
     Example:
-      >>> optimizer = zo_psgd(0.5, radazo.simplex(), key=0)
+      >>> optimizer = zo_psgd(0.5, radazo.projections.simplex(), key=0)
       >>> params = jnp.array([0.5, 0.5])
       >>> updates, state = optimizer.update(
       ...     None, optimizer.init(params), params, value_fn=lambda x: 9 * x[0]
@@ -182,7 +183,7 @@ def projected_zo_adamm(
       K + 1 function values per step by default; three copies of the parameters in the
       state, and those of the projection while a step runs.
     Example:
-      >>> optimizer = projected_zo_adamm(0.5, radazo.l2_ball(1.0), key=0)
+      >>> optimizer = projected_zo_adamm(0.5, radazo.projections.l2_ball(1.0), key=0)
       >>> params = jnp.array([0.6, 0.8])
       >>> updates, state = optimizer.update(
       ...     None, optimizer.init(params), params, value_fn=lambda x: -9 * x[1]
@@ -207,7 +208,7 @@ def projected_zo_adamm(
 
 
 def _check_projection(where: str, projection: Any) -> None:
-    way_out = "Pass `radazo.box(-1.0, 1.0)`, say, or a function of the parameters."
+    way_out = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
     validation.function(where, "projection", projection, way_out)
 
 

@@ -49,7 +49,9 @@ class RowsAndColumns(NamedTuple):
 
 def check(where: str, granularity: Any) -> None:
     """`granularity` is one."""
-    way_out = "Pass `radazo.per_coordinate`, `radazo.scalar`, say."
+    way_out = (
+        "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say."
+    )
     validation.instance(where, "granularity", granularity, Granularity, way_out)
 
 

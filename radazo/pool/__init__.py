@@ -1,1 +1,10 @@
-"""Evaluate a function in workers that may fail."""
+"""Pools: evaluate a function in workers that may fail."""
+
+from radazo.pool.pool import EvaluationPool, evaluation_pool
+from radazo.pool.stats import PoolStats
+
+__all__ = [
+    "EvaluationPool",
+    "PoolStats",
+    "evaluation_pool",
+]

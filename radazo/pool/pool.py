@@ -42,12 +42,12 @@ class EvaluationPool(NamedTuple):
         and repeats the calls of one step at most; for the others, set how often it
         saves by `open_checkpoints`. The ledger and the budget are those of the pool. If
         no call gives a value from the start on, there is a ValueError.
-      ledger: `ledger() -> Ledger`, the counts so far.
+      ledger: `ledger() -> PoolStats`, the counts so far.
     """
 
     evaluate: Callable[[Iterable[tuple[Any, core.Params]]], Iterator[tuple[Any, float]]]
     minimize: Callable[..., results.MinimizeResult]
-    ledger: Callable[[], stats.Ledger]
+    ledger: Callable[[], stats.PoolStats]
 
 
 def evaluation_pool(

@@ -41,7 +41,7 @@ class Dispatch(NamedTuple):
     """A loop, as the functions that its pool calls."""
 
     run: Callable[[Iterator[Any]], Iterator[_Value]]
-    counts: Callable[[], stats.Ledger]
+    counts: Callable[[], stats.PoolStats]
     num_left: Callable[[], int | None]
     close: Callable[[], None]
 
@@ -357,11 +357,11 @@ class _Loop:
 
     # -- The end --
 
-    def ledger(self) -> stats.Ledger:
+    def ledger(self) -> stats.PoolStats:
         kinds = {kind: self.counts[kind] for kind in (*_ANSWERS, *_NO_ANSWERS)}
         going_on = list(self.under_way.values())
         begun = [call for call in going_on if self._begun_by(call)]
-        return stats.Ledger(
+        return stats.PoolStats(
             calls=sum(kinds.values()) + len(begun),
             under_way=len(begun),
             retries=self.counts["retries"],

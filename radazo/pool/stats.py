@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Ledger(NamedTuple):
+class PoolStats(NamedTuple):
     """Exact counts of a pool, from its beginning.
 
       calls = values + invalid + exceptions + timeouts + lost + under_way

@@ -1,1 +1,17 @@
-"""Run an optimizer: compiled loops, checkpoints, `ask` and `tell`."""
+"""Runs: `minimize`, checkpoints, and the loop of your own with `ask` and `tell`."""
+
+from radazo.run.ask_tell import Queries, QueryId, ask, tell
+from radazo.run.checkpointing import Checkpoints, open_checkpoints
+from radazo.run.minimize import minimize
+from radazo.run.results import MinimizeResult
+
+__all__ = [
+    "Checkpoints",
+    "MinimizeResult",
+    "Queries",
+    "QueryId",
+    "ask",
+    "minimize",
+    "open_checkpoints",
+    "tell",
+]

@@ -51,7 +51,7 @@ def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Que
     Args:
       optimizer: A complete ZO optimizer, as `radazo`, or any that has an estimator in
         it which looks along directions: all of `finite_difference_estimator`'s kind
-        but for `exact`, majority votes, `prior_guided_estimator` and the two of
+        but for `forward_mode`, majority votes, `prior_guided_estimator` and the two of
         history.
       params: The parameters of this step.
       state: Its state, of `optimizer.init(params)` or of `tell`.

@@ -151,7 +151,7 @@ def opened(
             "checkpoints",
             "be a folder or `Checkpoints`",
             repr(checkpoints)[:200],
-            "For another interval: `with radazo.open_checkpoints(...) as checkpoints`.",
+            "For another interval, pass `radazo.run.open_checkpoints(...)`.",
             TypeError,
         )
     return open_checkpoints(checkpoints)
