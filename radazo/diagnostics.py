@@ -160,9 +160,9 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
         **extra: Any,
     ) -> tuple[Any, Any]:
         del params, extra
-        where = "monitor_estimate(...).update"
+        api_name = "monitor_estimate(...).update"
         estimate = updates if grad is None else grad
-        seen = jnp.stack(_moments(where, estimate, estimate_info))
+        seen = jnp.stack(_moments(api_name, estimate, estimate_info))
         known = jnp.isfinite(seen)
         seen = jnp.where(known, seen, jnp.zeros_like(seen))
         averages, shares = (
@@ -176,12 +176,12 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
 
 
 def _moments(
-    where: str, gradient: core.Params, info: Any
+    api_name: str, gradient: core.Params, info: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The squared length of the gradient, the variance, and the signal."""
     validation.instance(
-        where,
-        "estimate_info" if where.endswith("update") else "info",
+        api_name,
+        "estimate_info" if api_name.endswith("update") else "info",
         info,
         core.EstimateInfo,
         "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` hands "
@@ -255,12 +255,12 @@ def second_moment_error(second_moment: core.Params, reference: core.Params) -> A
     return jnp.sqrt(off) / jnp.sqrt(whole)
 
 
-def _pairs(where: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
+def _pairs(api_name: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
     """The floating-point leaves of both, in the widest type of them all."""
     mine, other = (jax.tree.map(jnp.shape, x) for x in (tree, reference))
     if mine != other or jax.tree.structure(tree) != jax.tree.structure(reference):
         validation.fail(
-            where,
+            api_name,
             "reference",
             f"have the structure and the shapes {mine}",
             str(other),

@@ -90,7 +90,7 @@ def _forward_mode_slope(
 
 
 def derivative(
-    where: str, function: Any, point: jax.Array
+    api_name: str, function: Any, point: jax.Array
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Value, derivative and aux of `function(number) -> (value, aux)` at a number."""
     try:
@@ -99,8 +99,8 @@ def derivative(
         jax.eval_shape(function, point)  # An error that has to do with no derivative.
         got = f"one that has none ({str(error).splitlines()[0]})"
         rule = "have a derivative in forward mode"
-        way_out = "Only functions written in JAX have one."
-        return validation.fail(where, "value_fn", rule, got, way_out, TypeError)
+        hint = "Only functions written in JAX have one."
+        return validation.fail(api_name, "value_fn", rule, got, hint, TypeError)
 
 
 forward = Difference(
@@ -136,24 +136,24 @@ taken in the types of the parameters."""
 
 
 def evaluation(
-    where: str, value_fn: core.ValueFn, *, terms: bool, has_aux: bool
+    api_name: str, value_fn: core.ValueFn, *, terms: bool, has_aux: bool
 ) -> Evaluate:
     """`value_fn` as a function to (terms in float32 or wider, aux), checked."""
 
     def evaluate(params: core.Params) -> tuple[jax.Array, Any]:
-        with validation.traceable(where):
+        with validation.traceable(api_name):
             out = value_fn(params)
-        value, aux = _with_aux(where, out) if has_aux else (out, None)
-        return _checked(where, value, terms), aux
+        value, aux = _with_aux(api_name, out) if has_aux else (out, None)
+        return _checked(api_name, value, terms), aux
 
     # Traced once however often it stands in the program of a step.
     return jax.jit(evaluate)
 
 
-def _with_aux(where: str, out: Any) -> tuple[Any, Any]:
+def _with_aux(api_name: str, out: Any) -> tuple[Any, Any]:
     if not (isinstance(out, tuple) and len(out) == 2):
         validation.fail(
-            where,
+            api_name,
             "value_fn",
             "return a pair (value, aux), since `has_aux=True`",
             f"a {type(out).__name__}",
@@ -169,7 +169,7 @@ def _named(value: Any) -> str:
     return f"a {type(value).__name__} {value!r}"[:200]
 
 
-def _checked(where: str, value: Any, terms: bool) -> jax.Array:
+def _checked(api_name: str, value: Any, terms: bool) -> jax.Array:
     try:
         value = jnp.asarray(value)
         real = not jnp.issubdtype(value.dtype, jnp.complexfloating)
@@ -178,7 +178,7 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
         numeric = False
     if not numeric:
         validation.fail(
-            where,
+            api_name,
             "value_fn",
             "return a real number",
             _named(value),
@@ -187,7 +187,7 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
         )
     if value.ndim and not terms:
         validation.fail(
-            where,
+            api_name,
             "value_fn",
             "return a scalar",
             f"shape {value.shape}",
@@ -195,3 +195,11 @@ def _checked(where: str, value: Any, terms: bool) -> jax.Array:
             "give the estimator `terms=True`.",
         )
     return value.astype(core.wide(value.dtype))
+
+
+validation.declare(
+    validation.instance,
+    "difference",
+    of=Difference,
+    hint="Pass `radazo.forward` or `radazo.central`.",
+)

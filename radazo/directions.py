@@ -117,7 +117,7 @@ def _draw_basis(prepared: None, k: jax.Array, dim: int, dtype: Any) -> jax.Array
 
 
 def orthonormal_rows(
-    where: str,
+    api_name: str,
     key: jax.Array,
     num_directions: int,
     dim: int,
@@ -130,7 +130,7 @@ def orthonormal_rows(
     """
     if num_directions > dim:
         validation.fail(
-            where,
+            api_name,
             "num_directions",
             f"be at most the number of perturbed elements, {dim}",
             num_directions,
@@ -221,26 +221,26 @@ def sampler_from(
       >>> print(jnp.round(value_and_grad(0, jnp.zeros(1))[1], 2))
       [3.]
     """
-    where = "sampler_from"
-    validation.function(where, "draw", draw, "It takes a key and a dimension.")
-    way_out = "It is the inverse of the mean square of an element, or a function of d."
+    api_name = "sampler_from"
+    validation.function(api_name, "draw", draw, "It takes a key and a dimension.")
+    hint = "It is the inverse of the mean square of an element, or a function of d."
     if not callable(factor):
-        validation.positive(where, "factor", factor, way_out)
+        validation.positive(api_name, "factor", factor, hint)
 
     def drawn(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
         own = random.typed(random.fold_in(key, k))
-        vector = _real_vector(where, draw(own, dim), dim).astype(dtype)
+        vector = _real_vector(api_name, draw(own, dim), dim).astype(dtype)
         return jnp.where(jnp.isfinite(vector), vector, jnp.zeros_like(vector))
 
     def inverse_mean_square(dim: int) -> float:
         number = factor(dim) if callable(factor) else factor
-        validation.positive(where, "factor", number, way_out)
+        validation.positive(api_name, "factor", number, hint)
         return float(number)
 
     return DirectionSampler(_step_key, drawn, inverse_mean_square)
 
 
-def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
+def _real_vector(api_name: str, drawn: Any, dim: int) -> jax.Array:
     named = f"a {type(drawn).__name__}"
     if isinstance(drawn, jax.Array | np.ndarray):
         vector = jnp.asarray(drawn)
@@ -250,7 +250,7 @@ def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
             return vector
         named = f"an array of type {vector.dtype} and shape {vector.shape}"
     return validation.fail(
-        where,
+        api_name,
         "draw",
         f"return a real array of shape ({dim},)",
         named,
@@ -259,17 +259,11 @@ def _real_vector(where: str, drawn: Any, dim: int) -> jax.Array:
     )
 
 
-def check(where: str, sampler: Any) -> None:
-    """`sampler` is a law of directions."""
-    way_out = "Pass a sampler, e.g. `radazo.directions.sphere`."
-    validation.instance(where, "sampler", sampler, DirectionSampler, way_out)
-
-
-def check_parts(where: str, sampler: DirectionSampler) -> None:
+def check_parts(api_name: str, sampler: DirectionSampler) -> None:
     """The directions of this law can be drawn in parts."""
     if _only_whole in (sampler.part, sampler.at):
         validation.fail(
-            where,
+            api_name,
             "sampler",
             "have a `part` and an `at`",
             "a law that draws its directions as a whole",
@@ -324,20 +318,14 @@ def sample_directions(
     References:
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011 (random).
     """
-    where = "sample_directions"
+    api_name = "sample_directions"
     validation.integer(
-        where, "num_directions", num_directions, 1, "One direction or more."
+        api_name, "num_directions", num_directions, 1, "One direction or more."
     )
-    validation.instance(
-        where,
-        "sampler",
-        sampler,
-        DirectionSampler,
-        "Pass a sampler, e.g. `radazo.directions.sphere`.",
-    )
-    layout = flat.layout(where, params, mask)
+    validation.check(api_name, sampler=sampler)
+    layout = flat.layout(api_name, params, mask)
     prepared = sampler.prepare(
-        random.key_data(where, key), num_directions, layout.dim, layout.dtype
+        random.key_data(api_name, key), num_directions, layout.dim, layout.dtype
     )
 
     def draw(k: jax.Array) -> core.Params:
@@ -345,3 +333,11 @@ def sample_directions(
         return flat.unravel(layout, params, u, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))
+
+
+validation.declare(
+    validation.instance,
+    "sampler",
+    of=DirectionSampler,
+    hint="Pass a sampler, e.g. `radazo.directions.sphere`.",
+)

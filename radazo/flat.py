@@ -38,16 +38,20 @@ class Layout(NamedTuple):
 
 
 def layout(
-    where: str, params: core.Params, mask: core.Mask = None, *, in_parts: bool = False
+    api_name: str,
+    params: core.Params,
+    mask: core.Mask = None,
+    *,
+    in_parts: bool = False,
 ) -> Layout:
     """Read the layout of `params`, or say what in them cannot be perturbed.
 
     `in_parts`: a direction is not drawn as a whole, so that there may be more of it."""
-    _no_masked_node(where, params)
+    _no_masked_node(api_name, params)
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    chosen = [True] * len(paths) if mask is None else _chosen(where, params, mask)
+    chosen = [True] * len(paths) if mask is None else _chosen(api_name, params, mask)
     active = tuple(
-        _is_floating(where, path, leaf) and choice
+        _is_floating(api_name, path, leaf) and choice
         for (path, leaf), choice in zip(paths, chosen, strict=True)
     )
     leaves = [leaf for _, leaf in paths]
@@ -56,7 +60,7 @@ def layout(
     )
     if leaves and not any(active):
         validation.fail(
-            where,
+            api_name,
             "params",
             "have a floating-point leaf to perturb",
             "none" if mask is None else "none where the mask is True",
@@ -65,13 +69,13 @@ def layout(
         )
     dim = sum(sizes)
     if dim >= (_MAX_IN_PARTS if in_parts else _MAX_DIM):
-        way_out = "Freeze some leaves with `mask`"
+        hint = "Freeze some leaves with `mask`"
         validation.fail(
-            where,
+            api_name,
             "params",
             f"have fewer than {'2³⁷' if in_parts else '2³²'} perturbed elements",
             dim,
-            f"{way_out}." if in_parts else f"{way_out}, or take `radazo.in_place`.",
+            f"{hint}." if in_parts else f"{hint}, or take `radazo.in_place`.",
         )
     dtypes = [leaf.dtype for leaf, on in zip(leaves, active, strict=True) if on]
     return Layout(active, sizes, dim, core.wide(*dtypes))
@@ -167,14 +171,14 @@ def _zeros(leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
-def _is_floating(where: str, path: Any, leaf: Any) -> bool:
+def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
     """Whether `leaf` can be perturbed; an error if it has no place in parameters."""
     if isinstance(leaf, bool | int | float) and not isinstance(leaf, np.generic):
         return False
     name = jax.tree_util.keystr(path) or "params itself"
     if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
         validation.fail(
-            where,
+            api_name,
             "params",
             "have arrays for leaves",
             f"a {type(leaf).__name__} at {name}",
@@ -184,7 +188,7 @@ def _is_floating(where: str, path: Any, leaf: Any) -> bool:
         )
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         validation.fail(
-            where,
+            api_name,
             "params",
             "have real leaves",
             f"{leaf.dtype} at {name}",
@@ -194,11 +198,11 @@ def _is_floating(where: str, path: Any, leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def _no_masked_node(where: str, params: core.Params) -> None:
+def _no_masked_node(api_name: str, params: core.Params) -> None:
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         validation.fail(
-            where,
+            api_name,
             "params",
             "be the whole of the parameters",
             "parameters with an optax.MaskedNode in them",
@@ -215,7 +219,7 @@ def is_tree_like(mask: core.Mask, params: core.Params) -> bool:
     return structure == jax.tree.structure(params) and structure != leaf
 
 
-def _chosen(where: str, params: core.Params, mask: core.Mask) -> list[bool]:
+def _chosen(api_name: str, params: core.Params, mask: core.Mask) -> list[bool]:
     """One bool a leaf, from a mask that is a function, a pytree or a prefix of one."""
     # A model may be a function and a pytree, and so may a mask made from it.
     if callable(mask) and not is_tree_like(mask, params):
@@ -226,7 +230,7 @@ def _chosen(where: str, params: core.Params, mask: core.Mask) -> list[bool]:
         )
     except (ValueError, TypeError):
         validation.fail(
-            where,
+            api_name,
             "mask",
             "be a pytree of bools like `params` or a prefix of it",
             f"{jax.tree.structure(mask)} for parameters {jax.tree.structure(params)}",
@@ -236,7 +240,7 @@ def _chosen(where: str, params: core.Params, mask: core.Mask) -> list[bool]:
     for choice in chosen:
         if not isinstance(choice, bool | np.bool_):
             validation.fail(
-                where,
+                api_name,
                 "mask",
                 "have bools for leaves",
                 repr(choice),

@@ -165,14 +165,14 @@ def simplex(scale: Any = 1.0) -> Projection:
 
 
 def clipping(
-    where: str,
+    api_name: str,
     params: core.Params,
     bounds: Any,
     names: tuple[str, str] = ("bounds", "bounds"),
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
     """The projection of a list of arrays on a box, checked against the parameters;
     `names` are those of the arguments that its messages speak of."""
-    pairs = sides(where, params, bounds, names)
+    pairs = sides(api_name, params, bounds, names)
     return lambda arrays: [
         _clip(x, *pair) if core.is_floating(x) else x
         for x, pair in zip(arrays, pairs, strict=True)
@@ -180,7 +180,7 @@ def clipping(
 
 
 def sides(
-    where: str,
+    api_name: str,
     params: core.Params,
     bounds: Any,
     names: tuple[str, str] = ("bounds", "bounds"),
@@ -188,7 +188,7 @@ def sides(
     """(lower, upper) for each array of the parameters, or for all of its elements."""
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
         validation.fail(
-            where,
+            api_name,
             "bounds",
             "be a pair (lower, upper)",
             f"{bounds!r}"[:200],
@@ -210,7 +210,7 @@ def sides(
         pairs = zip(full, shapes, strict=fits)
         if not (fits and all(b.shape in ((), shape) for b, shape in pairs)):
             validation.fail(
-                where,
+                api_name,
                 name,
                 "be numbers or have the structure and the shapes of `params`",
                 f"{bound!r}"[:200],
@@ -222,7 +222,7 @@ def sides(
     lower, upper = side(names[0], bounds[0]), side(names[1], bounds[1])
     if not all(np.all(low <= up) for low, up in zip(lower, upper, strict=True)):
         validation.fail(
-            where,
+            api_name,
             names[1],
             "have lower ≤ upper everywhere",
             f"{bounds!r}"[:200],

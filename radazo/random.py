@@ -38,21 +38,21 @@ _PARITY = 0x1BD11BDA
 _SIGN_PARTS = 4
 
 
-def key_data(where: str, key: Any) -> jax.Array:
+def key_data(api_name: str, key: Any) -> jax.Array:
     """The two uint32 words of `key`: a typed threefry key, or an integer seed."""
-    way_out = "Pass `jax.random.key(seed)` or the seed itself."
+    hint = "Pass `jax.random.key(seed)` or the seed itself."
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**63:
             rule = "be a key or an integer seed of at most 64 bits"
-            validation.fail(where, "key", rule, repr(key), way_out)
+            validation.fail(api_name, "key", rule, repr(key), hint)
         return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
     if not isinstance(key, jax.Array | np.ndarray):
         rule = "be a key or an integer seed"
-        validation.fail(where, "key", rule, repr(key), way_out, TypeError)
+        validation.fail(api_name, "key", rule, repr(key), hint, TypeError)
     if key.ndim:
         rule = "be one key, a scalar"
         validation.fail(
-            where,
+            api_name,
             "key",
             rule,
             f"an array of shape {key.shape} and type {key.dtype}",
@@ -65,11 +65,11 @@ def key_data(where: str, key: Any) -> jax.Array:
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         got = f"a scalar of type {key.dtype}"
         validation.fail(
-            where, "key", "be a key or an integer seed", got, way_out, TypeError
+            api_name, "key", "be a key or an integer seed", got, hint, TypeError
         )
     if str(jax.random.key_impl(key)) != "threefry2x32":
         validation.fail(
-            where,
+            api_name,
             "key",
             "be a threefry2x32 key",
             f"a {jax.random.key_impl(key)} key",

@@ -11,7 +11,7 @@ from radazo import core, differences, directions, flat, random, validation
 
 # Of the quadrature along a line: exact for polynomials up to degree 15.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_LAW_WAY_OUT = "Pass a sampler, e.g. `radazo.directions.sphere`."
+_SAMPLER_HINT = "Pass a sampler, e.g. `radazo.directions.sphere`."
 
 
 class SlopeErrors(NamedTuple):
@@ -82,28 +82,30 @@ def slope_errors(
       False
       True
     """
-    where = "slope_errors"
-    validation.function(where, "value_fn", value_fn, "It takes the parameters.")
+    api_name = "slope_errors"
+    validation.function(api_name, "value_fn", value_fn, "It takes the parameters.")
     validation.integer(
-        where, "num_directions", num_directions, 1, "One direction or more."
+        api_name, "num_directions", num_directions, 1, "One direction or more."
     )
-    validation.positive(where, "smoothing", smoothing, "Pass that of your estimator.")
-    validation.instance(
-        where, "terms", terms, bool, "As you give it to your estimator."
+    validation.positive(
+        api_name, "smoothing", smoothing, "Pass that of your estimator."
     )
     validation.instance(
-        where, "sampler", sampler, directions.DirectionSampler, _LAW_WAY_OUT
+        api_name, "terms", terms, bool, "As you give it to your estimator."
+    )
+    validation.instance(
+        api_name, "sampler", sampler, directions.DirectionSampler, _SAMPLER_HINT
     )
     if difference not in (differences.forward, differences.central):
         validation.fail(
-            where,
+            api_name,
             "difference",
             "be one whose interval is known",
             repr(difference),
             "Pass `radazo.forward` or `radazo.central`.",
         )
-    layout = flat.layout(where, params, mask)
-    evaluate = differences.evaluation(where, value_fn, terms=terms, has_aux=False)
+    layout = flat.layout(api_name, params, mask)
+    evaluate = differences.evaluation(api_name, value_fn, terms=terms, has_aux=False)
     step = jnp.asarray(smoothing, layout.dtype)
     start = difference.start(evaluate, params)
     wide = jax.tree.map(lambda x: _widened(x, layout.dtype), params)
@@ -111,7 +113,7 @@ def slope_errors(
     points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
     weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)
     prepared = sampler.prepare(
-        random.key_data(where, key), num_directions, layout.dim, layout.dtype
+        random.key_data(api_name, key), num_directions, layout.dim, layout.dtype
     )
 
     def errors(k: jax.Array) -> SlopeErrors:
@@ -128,7 +130,7 @@ def slope_errors(
         )
 
         def derivative(s: jax.Array) -> jax.Array:
-            return differences.derivative(where, value, s)[1]
+            return differences.derivative(api_name, value, s)[1]
 
         exact = derivative(jnp.zeros_like(step))
         mean = weights @ lax.map(derivative, points)

@@ -19,15 +19,15 @@ from jax.core import Tracer
 
 
 def fail(
-    where: str,
+    api_name: str,
     argument: str,
     rule: str,
     got: Any,
-    way_out: str,
+    hint: str,
     kind: type[Exception] = ValueError,
 ) -> NoReturn:
     """Raise `kind` with the message that all of radazo's errors share."""
-    raise kind(f"`{where}({argument}=...)` must {rule}; got {got}. {way_out}")
+    raise kind(f"`{api_name}({argument}=...)` must {rule}; got {got}. {hint}")
 
 
 def _is_number(value: Any) -> bool:
@@ -46,21 +46,21 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def integer(where: str, argument: str, value: Any, minimum: int, way_out: str) -> None:
+def integer(api_name: str, argument: str, value: Any, minimum: int, hint: str) -> None:
     """`value` is a Python or NumPy integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        fail(where, argument, "be an integer", repr(value), way_out, TypeError)
+        fail(api_name, argument, "be an integer", repr(value), hint, TypeError)
     if value < minimum:
-        fail(where, argument, f"be at least {minimum}", repr(value), way_out)
+        fail(api_name, argument, f"be at least {minimum}", repr(value), hint)
 
 
 def _number(
-    where: str,
+    api_name: str,
     argument: str,
     value: Any,
     rule: str,
     holds: Callable[[float], bool],
-    way_out: str,
+    hint: str,
     *,
     schedule: bool = False,
 ) -> None:
@@ -69,45 +69,45 @@ def _number(
         return
     if not _is_number(value):
         kind = "a number or a schedule" if schedule else "a number"
-        fail(where, argument, f"be {kind}", repr(value), way_out, TypeError)
+        fail(api_name, argument, f"be {kind}", repr(value), hint, TypeError)
     if not (math.isfinite(float(value)) and holds(float(value))):
-        fail(where, argument, rule, repr(value), way_out)
+        fail(api_name, argument, rule, repr(value), hint)
 
 
 def positive(
-    where: str, argument: str, value: Any, way_out: str, *, schedule: bool = False
+    api_name: str, argument: str, value: Any, hint: str, *, schedule: bool = False
 ) -> None:
     """`value` is greater than 0."""
     _number(
-        where,
+        api_name,
         argument,
         value,
         "be finite and greater than 0",
         lambda x: x > 0,
-        way_out,
+        hint,
         schedule=schedule,
     )
 
 
 def non_negative(
-    where: str, argument: str, value: Any, way_out: str, *, schedule: bool = False
+    api_name: str, argument: str, value: Any, hint: str, *, schedule: bool = False
 ) -> None:
     """`value` is 0 or greater."""
     _number(
-        where,
+        api_name,
         argument,
         value,
         "be finite and at least 0",
         lambda x: x >= 0,
-        way_out,
+        hint,
         schedule=schedule,
     )
 
 
-def decay(where: str, argument: str, value: Any) -> None:
+def decay(api_name: str, argument: str, value: Any) -> None:
     """`value` is a decay rate, in [0, 1)."""
     _number(
-        where,
+        api_name,
         argument,
         value,
         "be in [0, 1)",
@@ -116,24 +116,24 @@ def decay(where: str, argument: str, value: Any) -> None:
     )
 
 
-def share(where: str, argument: str, value: Any, way_out: str) -> None:
+def share(api_name: str, argument: str, value: Any, hint: str) -> None:
     """`value` is a share, in [0, 1]."""
-    _number(where, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, way_out)
+    _number(api_name, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, hint)
 
 
 def moments(
-    where: str, b1: Any, b2: Any, eps: Any, eps_root: Any, mu_dtype: Any = None
+    api_name: str, b1: Any, b2: Any, eps: Any, eps_root: Any, mu_dtype: Any = None
 ) -> None:
     """The constants of a rule made of moments."""
-    decay(where, "b1", b1)
-    decay(where, "b2", b2)
+    decay(api_name, "b1", b1)
+    decay(api_name, "b2", b2)
     for argument, value in (("eps", eps), ("eps_root", eps_root)):
-        way_out = "It keeps the division from overflowing."
-        non_negative(where, argument, value, way_out)
-    floating(where, "mu_dtype", mu_dtype)
+        hint = "It keeps the division from overflowing."
+        non_negative(api_name, argument, value, hint)
+    floating(api_name, "mu_dtype", mu_dtype)
 
 
-def floating(where: str, argument: str, value: Any) -> None:
+def floating(api_name: str, argument: str, value: Any) -> None:
     """`value` is None or names a floating-point type."""
     try:
         fits = value is None or jnp.issubdtype(value, jnp.floating)
@@ -141,32 +141,39 @@ def floating(where: str, argument: str, value: Any) -> None:
         fits = False
     if not fits:
         rule = "be None or a floating-point type"
-        fail(where, argument, rule, repr(value), "Pass `jnp.bfloat16`, say.", TypeError)
+        fail(
+            api_name,
+            argument,
+            rule,
+            repr(value),
+            "Pass `jnp.bfloat16`, say.",
+            TypeError,
+        )
 
 
-def function(where: str, argument: str, value: Any, way_out: str) -> None:
+def function(api_name: str, argument: str, value: Any, hint: str) -> None:
     """`value` can be called."""
     if not callable(value):
-        fail(where, argument, "be a function", repr(value), way_out, TypeError)
+        fail(api_name, argument, "be a function", repr(value), hint, TypeError)
 
 
-def transformation(where: str, optimizer: Any, way_out: str) -> None:
+def transformation(api_name: str, optimizer: Any, hint: str) -> None:
     """`optimizer` has the two functions of an `optax.GradientTransformation`."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         rule = "be an optax.GradientTransformation"
-        fail(where, "optimizer", rule, repr(optimizer), way_out, TypeError)
+        fail(api_name, "optimizer", rule, repr(optimizer), hint, TypeError)
 
 
-def current_params(where: str, params: Any, way_out: str) -> None:
+def current_params(api_name: str, params: Any, hint: str) -> None:
     """An `update` was given the parameters, which optax lets one leave out."""
     if params is None:
-        fail(where, "params", "be the current parameters", "None", way_out)
+        fail(api_name, "params", "be the current parameters", "None", hint)
 
 
-def instance(where: str, argument: str, value: Any, of: type, way_out: str) -> None:
+def instance(api_name: str, argument: str, value: Any, of: type, hint: str) -> None:
     """`value` is an `of`."""
     if not isinstance(value, of):
-        fail(where, argument, f"be {_article(of)}", repr(value), way_out, TypeError)
+        fail(api_name, argument, f"be {_article(of)}", repr(value), hint, TypeError)
 
 
 def real(returned: Any) -> float:
@@ -185,8 +192,37 @@ def real(returned: Any) -> float:
     return math.nan
 
 
+def check(api_name: str, **arguments: Any) -> None:
+    """Check each argument by the rule that `declare` gave to its name."""
+    for name, value in arguments.items():
+        _RULES[name](api_name, name, value)
+
+
+def declare(rule: Callable[..., None], *names: str, **options: Any) -> None:
+    """Declare the rule for the arguments of these names, the same in every function."""
+    for name in names:
+        _RULES[name] = lambda api_name, argument, value: rule(
+            api_name, argument, value, **options
+        )
+
+
+def _optional(rule: Callable[..., None]) -> Callable[..., None]:
+    """The rule for an argument that may be None."""
+
+    def check_unless_none(
+        api_name: str, argument: str, value: Any, **options: Any
+    ) -> None:
+        if value is not None:
+            rule(api_name, argument, value, **options)
+
+    return check_unless_none
+
+
+_RULES: dict[str, Callable[[str, str, Any], None]] = {}
+
+
 @contextmanager
-def traceable(where: str) -> Iterator[None]:
+def traceable(api_name: str) -> Iterator[None]:
     """Add the way out to JAX's own error about a `value_fn` that it cannot trace."""
     try:
         yield
@@ -195,7 +231,7 @@ def traceable(where: str) -> Iterator[None]:
         jax.errors.ConcretizationTypeError,
     ) as error:
         error.add_note(
-            f"`{where}(value_fn=...)` must be traceable by JAX. Wrap a function of "
+            f"`{api_name}(value_fn=...)` must be traceable by JAX. Wrap a function of "
             "NumPy or plain Python in `jax.pure_callback`."
         )
         raise
@@ -223,3 +259,34 @@ class Caught(NamedTuple):
             return False
         self.tell(error)
         return True
+
+
+declare(
+    positive,
+    "smoothing",
+    hint="It is the distance moved along a direction, or a schedule of it: "
+    "for float32 and a function of order one, 1e-3 is a good start.",
+    schedule=True,
+)
+declare(
+    _optional(integer),
+    "num_directions",
+    minimum=1,
+    hint="The variance of the estimate falls as one over it; 10 is a good start.",
+)
+declare(
+    integer,
+    "chunk_size",
+    minimum=1,
+    hint="1 takes one direction after the other, `num_directions` all at once.",
+)
+declare(
+    instance,
+    "terms",
+    of=bool,
+    hint="True says that `value_fn` returns terms whose sum is the objective.",
+)
+declare(function, "value_fn", hint="It takes the parameters first.")
+declare(decay, "b1", "b2")
+declare(non_negative, "eps", "eps_root", hint="It keeps the division from overflowing.")
+declare(floating, "mu_dtype", "moment_dtype")

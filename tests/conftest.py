@@ -115,16 +115,16 @@ class Mistake(NamedTuple):
 
     call: Callable[[], Any]
     kind: type[Exception]
-    where: str  # function(argument
+    api_name: str  # function(argument
     rule: str  # what comes behind "must"
     got: str
-    way_out: str
+    hint: str
 
 
 def explained(mistake):
     """The mistake raises one message of four parts and nothing around it; its text."""
-    head = f"`{mistake.where}=...)` must {mistake.rule}; got {mistake.got}"
-    with raises(mistake.kind, head, mistake.way_out) as caught:
+    head = f"`{mistake.api_name}=...)` must {mistake.rule}; got {mistake.got}"
+    with raises(mistake.kind, head, mistake.hint) as caught:
         mistake.call()
     text = str(caught.value)
     assert re.fullmatch(r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)]", text)

@@ -1,6 +1,7 @@
 """The house rules: functions from a module's source to what breaks the rule in it."""
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -45,7 +46,12 @@ class Module(NamedTuple):
 
     @property
     def tree(self):
-        return ast.parse(self.source)
+        return parse(self.source)
+
+
+@functools.cache
+def parse(source):
+    return ast.parse(source)
 
 
 def read_package():
@@ -75,7 +81,7 @@ def exports(package):
     """Module by name that some public module has in its `__all__`."""
     found = {}
     for module, source in package.items():
-        tree = ast.parse(source)
+        tree = parse(source)
         names = listed(tree)
         found |= {name: module for name in names if public_module(module)}
         found |= {
@@ -88,7 +94,7 @@ def exports(package):
     defined = {
         node.name: module
         for module, source in package.items()
-        for node in ast.parse(source).body
+        for node in parse(source).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     modules = {name.partition(".")[0] for name in package}

@@ -297,6 +297,6 @@ WAYS_OUT = {
 @pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_explained(case):
     args, options, kind, argument, rule, got = case
-    where = f"zo_adamu({argument}"
+    api_name = f"zo_adamu({argument}"
     call = adamu(*args, **options)
-    explained(Mistake(call, kind, where, rule, got, WAYS_OUT[argument]))
+    explained(Mistake(call, kind, api_name, rule, got, WAYS_OUT[argument]))

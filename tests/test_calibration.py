@@ -352,10 +352,10 @@ OF_CALLS = {
 
 @pytest.mark.parametrize("name", OF_CALLS)
 def test_a_mistake_is_explained(name):
-    options, kind, argument, rule, got, way_out = OF_CALLS[name]
+    options, kind, argument, rule, got, hint = OF_CALLS[name]
     given = {"value_fn": quadratic, "key": 0, "params": START, **options}
     call = lambda: radazo.calibrate(**given)
-    explained(Mistake(call, kind, f"calibrate({argument}", rule, got, way_out))
+    explained(Mistake(call, kind, f"calibrate({argument}", rule, got, hint))
 
 
 def test_a_jitted_function_that_jax_cannot_trace_is_explained():

@@ -84,16 +84,16 @@ def test_the_variance_of_the_value_is_the_one_that_is_taken_off():
 def test_what_noise_or_curvature_drowns_is_refused(value_fn, distance, dtype, x64):
     call = lambda: radazo.calibrate(0, value_fn, at_one(distance, dtype))
     rule = "have slopes that stand out from noise before they change"
-    way_out = "Little is left to gain here; or take the mean of several values."
+    hint = "Little is left to gain here; or take the mean of several values."
     got = "slopes of "
-    explained(Mistake(call, ValueError, "calibrate(value_fn", rule, got, way_out))
+    explained(Mistake(call, ValueError, "calibrate(value_fn", rule, got, hint))
 
 
 def refused_as_level(value_fn, params, key=0):
     rule, got = "have slopes that stand out from noise", "values near "
-    way_out = "Start where f is not level, or take the mean of several values."
+    hint = "Start where f is not level, or take the mean of several values."
     call = lambda: radazo.calibrate(key, value_fn, params)
-    explained(Mistake(call, ValueError, "calibrate(value_fn", rule, got, way_out))
+    explained(Mistake(call, ValueError, "calibrate(value_fn", rule, got, hint))
 
 
 @pytest.mark.parametrize("key", range(12))
@@ -191,9 +191,9 @@ def test_real_numbers_of_all_kinds_are_taken(returned):
 def test_what_is_no_real_number_is_refused(value):
     """A bool is none: it is what a comparison returns, and has no slopes."""
     call = lambda: radazo.calibrate(0, lambda x: value, START)
-    got, way_out = f"a {type(value).__name__}: {value!r}", "Return a scalar; leave"
+    got, hint = f"a {type(value).__name__}: {value!r}", "Return a scalar; leave"
     rule = "return a real number"
-    explained(Mistake(call, TypeError, "calibrate(value_fn", rule, got, way_out))
+    explained(Mistake(call, TypeError, "calibrate(value_fn", rule, got, hint))
 
 
 def test_a_penalty_without_a_square_is_as_good_as_infinity():

@@ -103,8 +103,7 @@ def test_every_exported_function_has_an_example_that_is_run():
         name
         for name, module in exported.items()
         if any(
-            node.name == name
-            for node in house.functions(house.ast.parse(package[module]))
+            node.name == name for node in house.functions(house.parse(package[module]))
         )
     }
     assert functions - named == set()

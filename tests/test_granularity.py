@@ -292,12 +292,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("where", "make"), WRONG.items(), ids=WRONG)
-def test_a_granularity_by_name_is_explained(where, make):
+def test_a_granularity_by_name_is_explained(api_name, make):
     explained(
         Mistake(
             lambda: make(granularity="scalar"),
             TypeError,
-            f"{where}(granularity",
+            f"{api_name}(granularity",
             "be a Granularity",
             "'scalar'.",
             "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say.",

@@ -197,8 +197,8 @@ def test_the_rule_rejects_what_breaks_it(rule, name, source):
 def test_every_rule_is_held_and_has_something_to_reject():
     helpers = {"exports", "imports", "functions", "arguments", "public"}
     helpers |= {"fields", "sections", "read_package", "floor", "short", "listed"}
-    helpers |= {"public_module"}
-    defined = {n.name for n in house.ast.parse(source_of("house")).body if is_def(n)}
+    helpers |= {"public_module", "parse"}
+    defined = {n.name for n in house.parse(source_of("house")).body if is_def(n)}
     assert defined - helpers == {*RULES}
     assert all(REJECTED.values())
 
@@ -226,16 +226,14 @@ def test_nothing_is_silenced_outside_of_the_package_either(folder):
 def test_benchmarks_use_what_is_public_and_their_problems_nothing_of_radazo():
     package = MODULES["__init__"].package
     public = {
-        name.removesuffix("__init__").strip("."): {
-            *house.listed(house.ast.parse(source))
-        }
+        name.removesuffix("__init__").strip("."): {*house.listed(house.parse(source))}
         for name, source in package.items()
         if house.public_module(name)
     }
     broken = []
     for path in sorted((house.ROOT / "benchmarks").rglob("*.py")):
         source = path.read_text(encoding="utf-8")
-        tree = house.ast.parse(source)
+        tree = house.parse(source)
         inner = [name for first, name, _ in house.imports(tree) if first == "radazo"]
         if path.parent.name == "problems":
             broken += [f"{path.name} imports radazo" for _ in inner]

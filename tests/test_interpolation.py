@@ -363,6 +363,6 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_explained(mistake):
-    name, got, kind, rule, way_out = mistake
+    name, got, kind, rule, hint = mistake
     call = lambda: radazo.interpolation_estimator(**{name: got})
-    explained(Mistake(call, kind, f"{WHERE}({name}", rule, repr(got), way_out))
+    explained(Mistake(call, kind, f"{WHERE}({name}", rule, repr(got), hint))

@@ -347,9 +347,9 @@ def test_every_optimizer_needs_a_learning_rate_of_zero_or_more(name, rate):
     kind, rule = ValueError, "be finite and at least 0"
     if rate == "0.1":
         kind, rule = TypeError, "be a number or a schedule"
-    where = f"{name}(learning_rate"
+    api_name = f"{name}(learning_rate"
     call = lambda: OPTIMIZERS[name](rate, key=0)
-    explained(Mistake(call, kind, where, rule, f"{rate!r}.", STEP))
+    explained(Mistake(call, kind, api_name, rule, f"{rate!r}.", STEP))
 
 
 def test_every_optimizer_needs_an_estimator_that_was_called(make_optimizer):

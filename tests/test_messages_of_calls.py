@@ -40,8 +40,8 @@ def sample(key=0, *law, num_directions=1):
     )
 
 
-def case(kind, call, where, rule, got, way_out):
-    return Mistake(call, kind, where, rule, got, way_out)
+def case(kind, call, api_name, rule, got, hint):
+    return Mistake(call, kind, api_name, rule, got, hint)
 
 
 V, T = ValueError, TypeError
@@ -219,8 +219,8 @@ UPDATES = {
 }
 
 
-def run(kind, argument, rule, got, way_out, call):
-    return Mistake(call, kind, f"minimize({argument}", rule, got, way_out)
+def run(kind, argument, rule, got, hint, call):
+    return Mistake(call, kind, f"minimize({argument}", rule, got, hint)
 
 
 STEPS, BETWEEN = "It is the number of steps.", "steps between two calls of `callback`."

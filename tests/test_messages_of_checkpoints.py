@@ -241,14 +241,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_explained(tmp_path, mistake):
-    kind, where, rule, got, way_out, call = mistake
+    kind, api_name, rule, got, hint, call = mistake
     got = got.replace("FOLDER", str(tmp_path))
-    explained(Mistake(lambda: call(tmp_path), kind, where, rule, got, way_out))
+    explained(Mistake(lambda: call(tmp_path), kind, api_name, rule, got, hint))
 
 
-def refused(rule, got, way_out, call):
+def refused(rule, got, hint, call):
     """The folder is refused, with this message."""
-    explained(Mistake(call, V, "open_checkpoints(folder", rule, got, way_out))
+    explained(Mistake(call, V, "open_checkpoints(folder", rule, got, hint))
 
 
 WRITE, ROOM = "be a folder that can be written", "What is kept there is as it was:"
@@ -386,8 +386,8 @@ def test_another_version_is_refused(tmp_path, kept, name):
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    rule, way_out = "be given in a run of one process", "agree on when to save."
-    refused(rule, "2 processes.", way_out, lambda: opened(tmp_path))
+    rule, hint = "be given in a run of one process", "agree on when to save."
+    refused(rule, "2 processes.", hint, lambda: opened(tmp_path))
 
 
 def test_orbax_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):

@@ -31,12 +31,12 @@ OF_OUTLIERS = [
 
 @pytest.mark.parametrize("row", OF_OUTLIERS, ids=[", ".join(x[0]) for x in OF_OUTLIERS])
 def test_a_mistake_about_outliers_is_explained(guard, row):
-    options, kind, rule, way_out = row
+    options, kind, rule, hint = row
     ((argument, got),) = options.items()
     got = "<function" if callable(got) else f"{got!r}."
     given = {"estimator": SPHERE} | options
-    where = f"{guard.__name__}({argument}"
-    explained(Mistake(lambda: guard(**given), kind, where, rule, got, way_out))
+    api_name = f"{guard.__name__}({argument}"
+    explained(Mistake(lambda: guard(**given), kind, api_name, rule, got, hint))
 
 
 def test_a_guard_is_refused_where_no_state_is_carried(guard):
@@ -74,12 +74,12 @@ MISTAKES = [
 
 @pytest.mark.parametrize("row", MISTAKES, ids=[", ".join(x[0]) for x in MISTAKES])
 def test_a_mistake_about_going_back_is_explained(row):
-    options, kind, rule, way_out = row
+    options, kind, rule, hint = row
     ((argument, got),) = options.items()
     got = "Estimator(" if got is SPHERE else f"{got!r}."
     given = {"optimizer": SIMPLE} | options
     call = lambda: radazo.roll_back(**given)
-    explained(Mistake(call, kind, f"roll_back({argument}", rule, got, way_out))
+    explained(Mistake(call, kind, f"roll_back({argument}", rule, got, hint))
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,9 @@ MISTAKES = [
 
 @pytest.mark.parametrize("row", MISTAKES, ids=[f"{x[0]}-{x[3]}" for x in MISTAKES])
 def test_a_mistake_about_the_past_is_explained(row):
-    maker, options, kind, argument, rule, got, way_out = row
+    maker, options, kind, argument, rule, got, hint = row
     call = lambda: getattr(radazo, maker)(**options)
-    explained(Mistake(call, kind, f"{maker}({argument}", rule, got, way_out))
+    explained(Mistake(call, kind, f"{maker}({argument}", rule, got, hint))
 
 
 PLAIN = radazo.sphere_estimator()
@@ -152,6 +152,6 @@ OF_SNAPSHOTS = {
 
 @pytest.mark.parametrize("name", OF_SNAPSHOTS)
 def test_a_mistake_around_a_snapshot_is_explained(name):
-    estimator, full, options, kind, argument, rule, got, way_out = OF_SNAPSHOTS[name]
+    estimator, full, options, kind, argument, rule, got, hint = OF_SNAPSHOTS[name]
     call = lambda: radazo.svrg_estimator(estimator, full, **options)
-    explained(Mistake(call, kind, f"svrg_estimator({argument}", rule, got, way_out))
+    explained(Mistake(call, kind, f"svrg_estimator({argument}", rule, got, hint))

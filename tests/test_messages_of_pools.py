@@ -235,8 +235,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_explained(case):
-    call, kind, where, argument, rule, got, *way_out = case
-    explained(Mistake(call, kind, f"{where}({argument}", rule, got, *(way_out or [""])))
+    call, kind, api_name, argument, rule, got, *hint = case
+    explained(Mistake(call, kind, f"{api_name}({argument}", rule, got, *(hint or [""])))
 
 
 def test_a_bar_that_is_asked_for_needs_tqdm(monkeypatch):
@@ -246,8 +246,8 @@ def test_a_bar_that_is_asked_for_needs_tqdm(monkeypatch):
         with pool(progress=True)():
             pass
 
-    rule, way_out = "be None or False without tqdm", "Install tqdm: `pip install tqdm`."
-    explained(Mistake(call, ValueError, f"{POOL}(progress", rule, "True.", way_out))
+    rule, hint = "be None or False without tqdm", "Install tqdm: `pip install tqdm`."
+    explained(Mistake(call, ValueError, f"{POOL}(progress", rule, "True.", hint))
 
 
 def test_points_of_any_objects_can_be_evaluated_without_a_cache():

@@ -157,8 +157,8 @@ def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
 def test_what_is_drawn_as_a_whole_has_fewer_than_one_word():
     large = jax.eval_shape(lambda: {"x": jnp.zeros((WORD // 64, 64))})
     optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(), key=0)
-    way_out = "Freeze some leaves with `mask`, or take `radazo.in_place`."
-    with raises(ValueError, "have fewer than 2³² perturbed elements", way_out):
+    hint = "Freeze some leaves with `mask`, or take `radazo.in_place`."
+    with raises(ValueError, "have fewer than 2³² perturbed elements", hint):
         jax.eval_shape(
             lambda p: optimizer.update(
                 None, optimizer.init(p), p, value_fn=lambda p: jnp.sum(p["x"])

@@ -350,8 +350,8 @@ def test_threads_that_hang_keep_their_place_in_an_executor_given_as_it_is(hangin
             assert values[1:] == [value_of(point) for point in points(6)]
             asked = enumerate([*points(1, -2), *points(2, 10)])
             arrived = []
-            way_out = r"(?s)must be a function that makes executors where calls may.*2"
-            with pytest.raises(RuntimeError, match=way_out):
+            hint = r"(?s)must be a function that makes executors where calls may.*2"
+            with pytest.raises(RuntimeError, match=hint):
                 arrived.extend(pool.evaluate(asked))
             assert np.isnan(arrived[0][1])
             end.set()  # Their calls end, and their places are free again.

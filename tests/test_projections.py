@@ -280,9 +280,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_size_that_is_none_is_explained(mistake):
-    call, kind, where, got, way_out = mistake
+    call, kind, api_name, got, hint = mistake
     rule = "be finite and greater than 0"
-    explained(Mistake(call, kind, where, rule, got, way_out))
+    explained(Mistake(call, kind, api_name, rule, got, hint))
 
 
 @pytest.mark.parametrize(
@@ -325,5 +325,5 @@ def test_a_size_that_is_none_is_explained(mistake):
         ),
     ],
 )
-def test_bounds_that_do_not_fit_are_explained(call, name, rule, got, way_out):
-    explained(Mistake(call, V, f"box({name}", rule, got, way_out))
+def test_bounds_that_do_not_fit_are_explained(call, name, rule, got, hint):
+    explained(Mistake(call, V, f"box({name}", rule, got, hint))

@@ -66,11 +66,11 @@ def next_coordinates(step, state, num_directions):
 
 def turns_estimator(*, num_directions=10, smoothing=5e-3, terms=False, mask=None):
     """Finite differences along K coordinates, then along the next K."""
-    where, way_out = "turns_estimator", "So many coordinates have their turn in a step."
-    validation.integer(where, "num_directions", num_directions, 1, way_out)
+    api_name, hint = "turns_estimator", "So many coordinates have their turn in a step."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
     settings = build.Settings(smoothing, terms, mask)
     estimate = lambda step, state: next_coordinates(step, state, num_directions)
-    return build.estimator(where, settings, fresh, estimate)
+    return build.estimator(api_name, settings, fresh, estimate)
 
 
 # 4  The rows

@@ -230,6 +230,6 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
         "\0": "be a file that can be read",
     }.items():
         path = f"{tmp_path}/{name}"
-        way_out = "No step was written yet" if name == "empty" else "Give the path"
-        with raises(ValueError, f"`read_journal(path=...)` must {rule}; got", way_out):
+        hint = "No step was written yet" if name == "empty" else "Give the path"
+        with raises(ValueError, f"`read_journal(path=...)` must {rule}; got", hint):
             radazo.journal.read_journal(path)

@@ -169,30 +169,30 @@ def calibrate(
       differences). Spall, Implementation of the simultaneous perturbation algorithm for
       stochastic optimization, 1998 (gains from the first slopes).
     """
-    where = "calibrate"
-    _check(where, value_fn, sampler, num_directions, difference, num_steps)
-    layout = flat.layout(where, params, mask)
-    words = random.key_data(where, key)
+    api_name = "calibrate"
+    _check(api_name, value_fn, sampler, num_directions, difference, num_steps)
+    layout = flat.layout(api_name, params, mask)
+    words = random.key_data(api_name, key)
     if not layout.dim:
-        way_out = "Pass arrays of floating point, and a mask that lets some be moved."
+        hint = "Pass arrays of floating point, and a mask that lets some be moved."
         rule, got = "have elements to move", "none among the leaves"
-        validation.fail(where, "params", rule, got, way_out)
-    value_at = line_probes.value_oracle(where, value_fn, params, layout, words)
+        validation.fail(api_name, "params", rule, got, hint)
+    value_at = line_probes.value_oracle(api_name, value_fn, params, layout, words)
     size, eps = line_probes.size(layout, params), line_probes.eps(layout, params)
     norm = math.sqrt(layout.dim)
     value, noise = line_probes.value_and_noise(
-        where, value_at, size * norm * math.sqrt(eps)
+        api_name, value_at, size * norm * math.sqrt(eps)
     )
     forward = difference is differences.forward
     seen = _Seen(layout.dim, num_directions, forward, num_steps, value, noise)
-    far = _far(where, value_at, seen, size)
+    far = _far(api_name, value_at, seen, size)
     pairs = far | _close(value_at, seen, far, 8 * eps * size * norm)
     view = _rungs(seen, pairs)
     reach, shortest, distance, longest = _chosen(view, seen, min(far))
     units = math.sqrt(layout.dim / sampler.factor(layout.dim))
     num_values = line_probes.STENCIL + sum(x.size for x in pairs.values())
     told = _told(view, seen, distance)
-    _check_told(where, told, noise, distance, reach * norm)
+    _check_told(api_name, told, noise, distance, reach * norm)
     lasting = math.hypot(1 + told.variance, 2 / (1 - _B1))
     share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * lasting))
     greedy = reach / lasting
@@ -225,40 +225,40 @@ def calibrate(
 
 
 def _check(
-    where: str,
+    api_name: str,
     value_fn: Any,
     sampler: Any,
     num_directions: Any,
     difference: Any,
     num_steps: Any,
 ) -> None:
-    way_out = "It takes the parameters, and returns what is to be minimized."
-    validation.function(where, "value_fn", value_fn, way_out)
-    directions.check(where, sampler)
-    way_out = "It is that of the estimator; 10 is a good start."
-    validation.integer(where, "num_directions", num_directions, 1, way_out)
+    hint = "It takes the parameters, and returns what is to be minimized."
+    validation.function(api_name, "value_fn", value_fn, hint)
+    validation.check(api_name, sampler=sampler)
+    hint = "It is that of the estimator; 10 is a good start."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
     if difference not in (differences.forward, differences.central):
         validation.fail(
-            where,
+            api_name,
             "difference",
             "be `radazo.forward` or `radazo.central`",
             repr(difference)[:200],
             "For other differences the smoothing is a matter of their own.",
         )
     if num_steps is not None:
-        way_out = "It is the number of steps of the run; leave it out if unknown."
-        validation.integer(where, "num_steps", num_steps, 1, way_out)
+        hint = "It is the number of steps of the run; leave it out if unknown."
+        validation.integer(api_name, "num_steps", num_steps, 1, hint)
 
 
 def _check_told(
-    where: str, told: "_Told", noise: float, distance: float, within: float
+    api_name: str, told: "_Told", noise: float, distance: float, within: float
 ) -> None:
     """Slopes are told where noise is at most twice their mean square. Where that is a
     hundred times as much, or slopes have changed `within` less than was looked at, what
     was told is of other places: by it one would step blindly, or next to nowhere."""
     if told.noise_share > _DROWNED or distance > 2 * within:
         validation.fail(
-            where,
+            api_name,
             "value_fn",
             "have slopes that stand out from noise before they change",
             f"slopes of {math.sqrt(told.power):.2g} that have changed within "
@@ -293,7 +293,7 @@ def _rungs(seen: _Seen, pairs: dict[float, np.ndarray]) -> line_probes.Rungs:
 
 
 def _far(
-    where: str, value_at: line_probes.ValueAt, seen: _Seen, size: float
+    api_name: str, value_at: line_probes.ValueAt, seen: _Seen, size: float
 ) -> dict[float, np.ndarray]:
     """Pairs of values by distance: of the size of the parameters, and where these
     point to."""
@@ -310,7 +310,7 @@ def _far(
     if not _rungs(seen, pairs).seen:
         # A constant, noise alone, or a point from which both ways look the same.
         validation.fail(
-            where,
+            api_name,
             "value_fn",
             "have slopes that stand out from noise",
             f"values near {seen.value:.6g} with a noise of {seen.noise:.2g}, and no "

@@ -125,7 +125,7 @@ def _active(layout: flat.Layout, params: core.Params) -> list[Any]:
 
 
 def value_oracle(
-    where: str,
+    api_name: str,
     value_fn: core.ValueFn,
     params: core.Params,
     layout: flat.Layout,
@@ -146,8 +146,8 @@ def value_oracle(
         left = iter(moved)
         pairs = zip(all_leaves, layout.active, strict=True)
         point = treedef.unflatten(next(left) if on else leaf for leaf, on in pairs)
-        with validation.traceable(where):
-            return _number(where, value_fn(point))
+        with validation.traceable(api_name):
+            return _number(api_name, value_fn(point))
 
     return value_at
 
@@ -176,7 +176,7 @@ def _alone(layout: flat.Layout) -> flat.Layout:
     return layout._replace(active=(True,) * len(sizes), sizes=sizes)
 
 
-def _number(where: str, value: Any) -> Any:
+def _number(api_name: str, value: Any) -> Any:
     """The value as a scalar of NumPy, in the type in which it was returned."""
     try:
         array = np.asarray(value)
@@ -187,9 +187,9 @@ def _number(where: str, value: Any) -> Any:
         array = np.asarray(validation.real(value))  # A fraction, or of many digits.
     if array.ndim or not jnp.isdtype(array.dtype, ("integral", "real floating")):
         got = f"a {type(value).__name__}: {value!r}"[:200]
-        way_out = "Return a scalar; leave `aux` and terms out."
+        hint = "Return a scalar; leave `aux` and terms out."
         validation.fail(
-            where, "value_fn", "return a real number", got, way_out, TypeError
+            api_name, "value_fn", "return a real number", got, hint, TypeError
         )
     return array[()]
 
@@ -201,7 +201,7 @@ def _rounding(value: Any) -> float:
     return (max(unit, 1.0) if whole else unit) / math.sqrt(12)
 
 
-def value_and_noise(where: str, value_at: ValueAt, spacing: float) -> Any:
+def value_and_noise(api_name: str, value_at: ValueAt, spacing: float) -> Any:
     """f(x), and the standard deviation of one value, rounding at least.
 
     A mean of values around x is f(x) and what curvature adds, which near an optimum is
@@ -213,8 +213,8 @@ def value_and_noise(where: str, value_at: ValueAt, spacing: float) -> Any:
     taken = [value_at(0, place) for place in places]
     values = np.array(taken, np.float64)
     if not math.isfinite(values[middle]):
-        got, way_out = repr(float(values[middle])), "Start where f has a value."
-        validation.fail(where, "value_fn", "be finite at `params`", got, way_out)
+        got, hint = repr(float(values[middle])), "Start where f has a value."
+        validation.fail(api_name, "value_fn", "be finite at `params`", got, hint)
     if not np.isfinite(values).all():
         return float(values[middle]), _rounding(taken[middle])
     value = values[middle] + 5 / 231 * np.diff(values, STENCIL - 1)[0]

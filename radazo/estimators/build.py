@@ -37,11 +37,6 @@ from jax.core import Tracer
 from radazo import core, differences, flat, random, validation
 from radazo.evaluate import answers
 
-_SMOOTHING_WAY_OUT = (
-    "It is the distance moved along a direction, or a schedule of it: "
-    "for float32 and a function of order one, 1e-3 is a good start."
-)
-
 
 class Step(NamedTuple):
     """What there is to work with in one step.
@@ -94,24 +89,15 @@ class Settings(NamedTuple):
     mask: core.Mask = None
 
 
-def check(where: str, settings: Settings) -> None:
+def check(api_name: str, settings: Settings) -> None:
     """Say what is wrong with the arguments that all estimators have."""
-    validation.positive(
-        where, "smoothing", settings.smoothing, _SMOOTHING_WAY_OUT, schedule=True
-    )
-    validation.instance(
-        where,
-        "terms",
-        settings.terms,
-        bool,
-        "True says that `value_fn` returns terms whose sum is the objective.",
-    )
+    validation.check(api_name, smoothing=settings.smoothing, terms=settings.terms)
 
 
-def check_estimator(where: str, estimator: Any) -> None:
+def check_estimator(api_name: str, estimator: Any) -> None:
     """`estimator` is an `Estimator`, and not the function that makes one."""
-    way_out = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-    validation.instance(where, "estimator", estimator, core.Estimator, way_out)
+    hint = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
+    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
 
 
 def smoothing_at(
@@ -123,7 +109,7 @@ def smoothing_at(
 
 
 def estimator(
-    where: str,
+    api_name: str,
     settings: Settings,
     fresh: Callable[[flat.Layout, core.Params], Any],
     estimate: Callable[[Step, Any], Estimated],
@@ -131,10 +117,10 @@ def estimator(
     memoryless: bool = False,
 ) -> core.Estimator:
     """The estimator made of `fresh` and `estimate`, whose messages say `where`."""
-    check(where, settings)
+    check(api_name, settings)
 
     def init(params: core.Params) -> Any:
-        return fresh(flat.layout(where, params, settings.mask), params)
+        return fresh(flat.layout(api_name, params, settings.mask), params)
 
     def whole_estimate(
         key: core.Key,
@@ -144,8 +130,8 @@ def estimator(
         *,
         has_aux: bool = False,
     ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        layout = flat.layout(where, params, settings.mask)
-        words = random.key_data(where, key)
+        layout = flat.layout(api_name, params, settings.mask)
+        words = random.key_data(api_name, key)
         inputs = jax.tree.leaves((words, params, state))
         traced = any(isinstance(x, Tracer) for x in inputs)
         config: Any = jax.config  # Its flags are not in its type.
@@ -160,7 +146,7 @@ def estimator(
         # would take longer, and compiled once they would freeze what `value_fn` reads.
         with contextlib.nullcontext() if traced else jax.disable_jit():
             evaluate = differences.evaluation(
-                where, called, terms=settings.terms, has_aux=has_aux
+                api_name, called, terms=settings.terms, has_aux=has_aux
             )
             given = answers.of(value_fn)
             step = Step(words, layout, evaluate, params, smoothing, given)

@@ -6,7 +6,7 @@ estimators apart is the law of directions, and with it what `smoothing` means.
 
 from jax.sharding import NamedSharding
 
-from radazo import core, differences, directions
+from radazo import core, differences, directions, validation
 from radazo.estimators import mean
 
 
@@ -87,8 +87,8 @@ def finite_difference_estimator(
       2017. Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, equation 2.
     """
-    where = "finite_difference_estimator"
-    directions.check(where, sampler)
+    api_name = "finite_difference_estimator"
+    validation.check(api_name, sampler=sampler)
     options = mean.Options(
         sampler,
         num_directions,
@@ -99,7 +99,7 @@ def finite_difference_estimator(
         mask,
         sharding=sharding,
     )
-    return mean.estimator(where, options)
+    return mean.estimator(api_name, options)
 
 
 def sphere_estimator(

@@ -111,19 +111,21 @@ def history_reuse_estimator(
       Qiu et al., Zeroth-order optimization is secretly single-step policy optimization,
       2025. arXiv:2506.14460.
     """
-    where = "history_reuse_estimator"
-    validation.integer(where, "num_past", num_past, 0, "0 uses the present step alone.")
+    api_name = "history_reuse_estimator"
     validation.integer(
-        where,
+        api_name, "num_past", num_past, 0, "0 uses the present step alone."
+    )
+    validation.integer(
+        api_name,
         "num_directions",
         num_directions,
         1 if num_past else 2,
         "A value is compared with the mean of all: with `num_past=0` take 2 or more.",
     )
-    _check_law(where, sampler)
+    _check_law(api_name, sampler)
     if not sampler.independent:
         validation.fail(
-            where,
+            api_name,
             "sampler",
             "have directions that are independent of each other",
             repr(sampler),
@@ -136,7 +138,7 @@ def history_reuse_estimator(
     options = mean.Options(
         sampler, num_directions, smoothing, values, chunk_size, terms, mask
     )
-    return _estimator(where, options, num_past, _about_the_mean)
+    return _estimator(api_name, options, num_past, _about_the_mean)
 
 
 def history_mean_estimator(
@@ -195,21 +197,23 @@ def history_mean_estimator(
       Qiu et al., Zeroth-order optimization is secretly single-step policy optimization,
       2025, arXiv:2506.14460, whose experiments compare with it.
     """
-    where = "history_mean_estimator"
-    validation.integer(where, "num_past", num_past, 0, "0 uses the present step alone.")
-    validation.integer(where, "num_directions", num_directions, 1, "One or more.")
-    _check_law(where, sampler)
+    api_name = "history_mean_estimator"
+    validation.integer(
+        api_name, "num_past", num_past, 0, "0 uses the present step alone."
+    )
+    validation.integer(api_name, "num_directions", num_directions, 1, "One or more.")
+    _check_law(api_name, sampler)
     options = mean.Options(
         sampler, num_directions, smoothing, difference, chunk_size, terms, mask
     )
-    return _estimator(where, options, num_past, _mean_of_estimates)
+    return _estimator(api_name, options, num_past, _mean_of_estimates)
 
 
 def _estimator(
-    where: str, options: mean.Options, num_past: int, weigh: _Weigh
+    api_name: str, options: mean.Options, num_past: int, weigh: _Weigh
 ) -> core.Estimator:
     """The estimator that draws its last steps again, each direction at its weight."""
-    mean.check(where, options)
+    mean.check(api_name, options)
     # What is drawn first is evaluated alone, since its weight is not known yet.
     options = options._replace(
         weigh=lambda slope, scale, drawn: (jnp.zeros_like(scale), drawn)
@@ -236,12 +240,12 @@ def _estimator(
         return build.Estimated(value, gradient, state, info, turn)
 
     settings = build.Settings(options.smoothing, options.terms, options.mask)
-    return build.estimator(where, settings, fresh, estimate)
+    return build.estimator(api_name, settings, fresh, estimate)
 
 
-def _check_law(where: str, sampler: Any) -> None:
+def _check_law(api_name: str, sampler: Any) -> None:
     validation.instance(
-        where,
+        api_name,
         "sampler",
         sampler,
         directions.DirectionSampler,

@@ -106,8 +106,8 @@ def interpolation_estimator(
       Wang et al., ReLIZO: sample reusable linear interpolation-based zeroth-order
       optimization, 2024.
     """
-    where = "interpolation_estimator"
-    _check(where, num_directions, reuse_distance, max_reuse, sampler)
+    api_name = "interpolation_estimator"
+    _check(api_name, num_directions, reuse_distance, max_reuse, sampler)
     # A product such as 0.29 · 100 lies below the integer that it stands for.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
@@ -144,34 +144,34 @@ def interpolation_estimator(
         )
 
     settings = build.Settings(smoothing, terms, mask)
-    return build.estimator(where, settings, fresh, estimate)
+    return build.estimator(api_name, settings, fresh, estimate)
 
 
 def _check(
-    where: str,
+    api_name: str,
     num_directions: Any,
     reuse_distance: Any,
     max_reuse: Any,
     sampler: Any,
 ) -> None:
     validation.integer(
-        where,
+        api_name,
         "num_directions",
         num_directions,
         1,
         "The estimate explains that many differences; 10 is a good start.",
     )
     validation.non_negative(
-        where,
+        api_name,
         "reuse_distance",
         reuse_distance,
         "It is in distances of a new point; 0 reuses none.",
     )
-    way_out = "It is the share of points that may be reused; 0 reuses none."
-    validation.non_negative(where, "max_reuse", max_reuse, way_out)
+    hint = "It is the share of points that may be reused; 0 reuses none."
+    validation.non_negative(api_name, "max_reuse", max_reuse, hint)
     if max_reuse > 1:
-        validation.fail(where, "max_reuse", "be at most 1", repr(max_reuse), way_out)
-    directions.check(where, sampler)
+        validation.fail(api_name, "max_reuse", "be at most 1", repr(max_reuse), hint)
+    validation.check(api_name, sampler=sampler)
 
 
 def _nearest(

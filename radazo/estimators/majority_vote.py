@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from radazo import core, differences, directions
+from radazo import core, differences, directions, validation
 from radazo.estimators import mean
 
 
@@ -56,8 +56,8 @@ def majority_vote_estimator(
     References:
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
-    where = "majority_vote_estimator"
-    directions.check(where, sampler)
+    api_name = "majority_vote_estimator"
+    validation.check(api_name, sampler=sampler)
     options = mean.Options(
         sampler._replace(factor=lambda dim: 1.0),
         num_directions,
@@ -69,7 +69,7 @@ def majority_vote_estimator(
         _vote,
         sharding,
     )
-    voting = mean.estimator(where, options)
+    voting = mean.estimator(api_name, options)
 
     def estimate(
         key: core.Key,

@@ -60,9 +60,9 @@ class Options(NamedTuple):
     sharding: NamedSharding | None = None
 
 
-def estimator(where: str, options: Options) -> core.Estimator:
+def estimator(api_name: str, options: Options) -> core.Estimator:
     """The estimator of these options, whose messages say `where`."""
-    check(where, options)
+    check(api_name, options)
 
     def fresh(layout: flat.Layout, params: core.Params) -> EstimatorState:
         del layout, params
@@ -73,43 +73,27 @@ def estimator(where: str, options: Options) -> core.Estimator:
         return build.Estimated(value, gradient, state, info, turn)
 
     settings = build.Settings(options.smoothing, options.terms, options.mask)
-    return build.estimator(where, settings, fresh, estimate, memoryless=True)
+    return build.estimator(api_name, settings, fresh, estimate, memoryless=True)
 
 
-def check(where: str, options: Options) -> None:
+def check(api_name: str, options: Options) -> None:
     """Say what is wrong with the options that `steps.estimator` does not know."""
-    if options.num_directions is not None:
-        validation.integer(
-            where,
-            "num_directions",
-            options.num_directions,
-            1,
-            "The variance of the estimate falls as one over it; 10 is a good start.",
-        )
-    validation.instance(
-        where,
-        "difference",
-        options.difference,
-        differences.Difference,
-        "Pass `radazo.forward` or `radazo.central`.",
+    validation.check(
+        api_name,
+        num_directions=options.num_directions,
+        difference=options.difference,
+        chunk_size=options.chunk_size,
     )
-    validation.integer(
-        where,
-        "chunk_size",
-        options.chunk_size,
-        1,
-        "1 takes one direction after the other, `num_directions` all at once.",
-    )
-    sharded.check(where, options.sharding)
+    sharded.check(api_name, options.sharding)
     if options.sharding is not None:
-        _check_steps(where, options.difference)
+        _check_steps(api_name, options.difference)
 
 
-def _check_steps(where: str, difference: differences.Difference) -> None:
+def _check_steps(api_name: str, difference: differences.Difference) -> None:
     """The points of this difference are known before the step."""
     if not difference.steps:
         validation.fail(
-            where,
+            api_name,
             "difference",
             "say in its `steps` where along a direction it takes values",
             "one that does not, as `radazo.forward_mode`",

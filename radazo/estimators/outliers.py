@@ -152,7 +152,7 @@ def clip_outliers(
 
 
 def _guarded(
-    where: str,
+    api_name: str,
     estimator: core.Estimator,
     quantile: float,
     window: int,
@@ -160,13 +160,13 @@ def _guarded(
     answer: _Answer,
 ) -> core.Estimator:
     """The estimator with the slopes of outliers multiplied by the answer."""
-    build.check_estimator(where, estimator)
-    way_out = "It is the share of recent steps that lie below; 0.5 is the median."
-    validation.share(where, "quantile", quantile, way_out)
-    way_out = "It is the number of recent steps that are remembered."
-    validation.integer(where, "window", window, 1, way_out)
-    way_out = "It is how many times the quantile of recent slopes one may be."
-    validation.positive(where, "factor", factor, way_out)
+    build.check_estimator(api_name, estimator)
+    hint = "It is the share of recent steps that lie below; 0.5 is the median."
+    validation.share(api_name, "quantile", quantile, hint)
+    hint = "It is the number of recent steps that are remembered."
+    validation.integer(api_name, "window", window, 1, hint)
+    hint = "It is how many times the quantile of recent slopes one may be."
+    validation.positive(api_name, "factor", factor, hint)
 
     def init(params: core.Params) -> OutlierState:
         return OutlierState(

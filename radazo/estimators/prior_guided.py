@@ -151,15 +151,15 @@ def prior_guided_estimator(
       Cheng et al., On the convergence of prior-guided zeroth-order optimization
       algorithms, 2021. arXiv:2107.10110, History-PRGF.
     """
-    where = "prior_guided_estimator"
+    api_name = "prior_guided_estimator"
     validation.integer(
-        where,
+        api_name,
         "num_directions",
         num_directions,
         2,
         "One is the guess, and one at least must look elsewhere; 10 is a good start.",
     )
-    check_prior(where, prior)
+    check_prior(api_name, prior)
     options = mean.Options(
         directions.orthogonal,
         num_directions,
@@ -169,19 +169,19 @@ def prior_guided_estimator(
         terms,
         mask,
     )
-    mean.check(where, options)
+    mean.check(api_name, options)
 
     def fresh(layout: flat.Layout, params: core.Params) -> PriorGuidedState:
         del params
         return PriorGuidedState(jnp.zeros((), jnp.int32), nothing(layout))
 
     def estimate(step: build.Step, state: PriorGuidedState) -> build.Estimated:
-        seen = projection(where, step, options, prior, state.memory)
+        seen = projection(api_name, step, options, prior, state.memory)
         new = state._replace(memory=seen.memory)
         return build.Estimated(seen.value, seen.gradient, new, seen.info, seen.turn)
 
     settings = build.Settings(smoothing, terms, mask)
-    return build.estimator(where, settings, fresh, estimate)
+    return build.estimator(api_name, settings, fresh, estimate)
 
 
 class Projection(NamedTuple):
@@ -204,10 +204,10 @@ class Projection(NamedTuple):
     turn: jax.Array
 
 
-def check_prior(where: str, prior: Any) -> None:
+def check_prior(api_name: str, prior: Any) -> None:
     """`prior` is a `Prior`."""
-    way_out = "Pass a prior, e.g. `radazo.estimators.last_estimate`."
-    validation.instance(where, "prior", prior, Prior, way_out)
+    hint = "Pass a prior, e.g. `radazo.estimators.last_estimate`."
+    validation.instance(api_name, "prior", prior, Prior, hint)
 
 
 def nothing(layout: flat.Layout) -> Memory:
@@ -216,7 +216,7 @@ def nothing(layout: flat.Layout) -> Memory:
 
 
 def projection(
-    where: str,
+    api_name: str,
     step: build.Step,
     options: mean.Options,
     prior: Prior,
@@ -227,7 +227,7 @@ def projection(
     point = flat.ravel(layout, step.params)
     guess = prior.guess(memory.vector, point)
     rows = directions.orthonormal_rows(
-        where,
+        api_name,
         step.key,
         num_directions,
         layout.dim,

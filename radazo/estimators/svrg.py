@@ -108,8 +108,8 @@ def svrg_estimator(
       Liu et al., Zeroth-order stochastic variance reduction for nonconvex optimization,
       2018. arXiv:1805.10367, algorithm 2.
     """
-    where = "svrg_estimator"
-    _check(where, estimator, full_value_fn, num_inner_steps, share_directions)
+    api_name = "svrg_estimator"
+    _check(api_name, estimator, full_value_fn, num_inner_steps, share_directions)
 
     def init(params: core.Params) -> SvrgState:
         estimator.init(params)  # It says what in them cannot be perturbed.
@@ -131,7 +131,7 @@ def svrg_estimator(
         *,
         has_aux: bool = False,
     ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        words = random.key_data(where, key)
+        words = random.key_data(api_name, key)
         due = (state.age < 0) | (state.age >= num_inner_steps)
         state, num_full = _if(
             due,
@@ -163,16 +163,16 @@ def svrg_estimator(
 
 
 def _check(
-    where: str,
+    api_name: str,
     estimator: Any,
     full_value_fn: Any,
     num_inner_steps: Any,
     share_directions: Any,
 ) -> None:
-    build.check_estimator(where, estimator)
+    build.check_estimator(api_name, estimator)
     if not estimator.memoryless:
         validation.fail(
-            where,
+            api_name,
             "estimator",
             "be memoryless",
             "one whose `memoryless` is False (it uses past steps, or a `smoothing` "
@@ -180,12 +180,12 @@ def _check(
             "Three estimates of a step share it: take `radazo.sphere_estimator()`, "
             "say, with a number for its `smoothing`.",
         )
-    way_out = "It takes the parameters alone and returns the whole objective."
-    validation.function(where, "full_value_fn", full_value_fn, way_out)
-    way_out = "It is the number of steps between two snapshots; 50 is a good start."
-    validation.integer(where, "num_inner_steps", num_inner_steps, 1, way_out)
-    way_out = "True draws the same directions at the parameters and at the snapshot."
-    validation.instance(where, "share_directions", share_directions, bool, way_out)
+    hint = "It takes the parameters alone and returns the whole objective."
+    validation.function(api_name, "full_value_fn", full_value_fn, hint)
+    hint = "It is the number of steps between two snapshots; 50 is a good start."
+    validation.integer(api_name, "num_inner_steps", num_inner_steps, 1, hint)
+    hint = "True draws the same directions at the parameters and at the snapshot."
+    validation.instance(api_name, "share_directions", share_directions, bool, hint)
 
 
 def _at(

@@ -136,7 +136,7 @@ def trajectory_estimator(
       random points; the surrogate is fitted to the nearest points, not to the last; and
       the first step after a look is taken whatever its uncertainty.
     """
-    where = "trajectory_estimator"
+    api_name = "trajectory_estimator"
     options = _Options(
         kernel,
         num_directions,
@@ -148,7 +148,7 @@ def trajectory_estimator(
         chunk_size,
         sampler,
     )
-    _check(where, options)
+    _check(api_name, options)
 
     def fresh(layout: flat.Layout, params: core.Params) -> TrajectoryState:
         del params
@@ -162,33 +162,33 @@ def trajectory_estimator(
         return _look_or_trust(step, state, options)
 
     settings = build.Settings(smoothing, terms, mask)
-    return build.estimator(where, settings, fresh, estimate)
+    return build.estimator(api_name, settings, fresh, estimate)
 
 
-def _check(where: str, options: _Options) -> None:
+def _check(api_name: str, options: _Options) -> None:
     """Say what is wrong with the options."""
-    way_out = "Pass a kernel, e.g. `radazo.estimators.matern`."
+    hint = "Pass a kernel, e.g. `radazo.estimators.matern`."
     validation.instance(
-        where, "kernel", options.kernel, gaussian_process.Kernel, way_out
+        api_name, "kernel", options.kernel, gaussian_process.Kernel, hint
     )
-    directions.check(where, options.sampler)
+    validation.check(api_name, sampler=options.sampler)
     number = options.num_directions
-    way_out = "A step looks at the parameters and at so many points around them."
-    validation.integer(where, "num_directions", number, 1, way_out)
-    way_out = "It holds the points of a step, num_directions + 1, and those before."
-    validation.integer(where, "num_points", options.num_points, number + 1, way_out)
+    hint = "A step looks at the parameters and at so many points around them."
+    validation.integer(api_name, "num_directions", number, 1, hint)
+    hint = "It holds the points of a step, num_directions + 1, and those before."
+    validation.integer(api_name, "num_points", options.num_points, number + 1, hint)
     if options.length_scale is not None:
-        way_out = "It is a distance between parameters; None finds one at each step."
-        validation.positive(where, "length_scale", options.length_scale, way_out)
-    way_out = "It is the share of noise in the variance of the values."
-    validation.non_negative(where, "jitter", options.jitter, way_out)
-    way_out = "0 looks at every step; 10 takes up to ten steps on one look."
+        hint = "It is a distance between parameters; None finds one at each step."
+        validation.positive(api_name, "length_scale", options.length_scale, hint)
+    hint = "It is the share of noise in the variance of the values."
+    validation.non_negative(api_name, "jitter", options.jitter, hint)
+    hint = "0 looks at every step; 10 takes up to ten steps on one look."
     steps_in_a_row = options.max_virtual_steps
-    validation.integer(where, "max_virtual_steps", steps_in_a_row, 0, way_out)
-    way_out = "At 1 the gradient is unknown, at 0 it is known."
-    validation.positive(where, "max_uncertainty", options.max_uncertainty, way_out)
-    way_out = "1 takes one direction after the other, `num_directions` all at once."
-    validation.integer(where, "chunk_size", options.chunk_size, 1, way_out)
+    validation.integer(api_name, "max_virtual_steps", steps_in_a_row, 0, hint)
+    hint = "At 1 the gradient is unknown, at 0 it is known."
+    validation.positive(api_name, "max_uncertainty", options.max_uncertainty, hint)
+    hint = "1 takes one direction after the other, `num_directions` all at once."
+    validation.integer(api_name, "chunk_size", options.chunk_size, 1, hint)
 
 
 def _look_or_trust(

@@ -192,13 +192,13 @@ def slopes(replayed: Replayed, num_directions: int) -> jax.Array:
     return jnp.where(kept, slopes.astype(_wide("Replayed", "slopes", slopes)), jnp.nan)
 
 
-def _wide(where: str, argument: str, array: jax.Array) -> Any:
+def _wide(api_name: str, argument: str, array: jax.Array) -> Any:
     if not (
         jnp.issubdtype(array.dtype, jnp.floating)
         or jnp.issubdtype(array.dtype, jnp.integer)
     ):
-        way_out = "Pass an array of numbers."
-        validation.fail(where, argument, "be real", array.dtype, way_out, TypeError)
+        hint = "Pass an array of numbers."
+        validation.fail(api_name, argument, "be real", array.dtype, hint, TypeError)
     return core.wide(array.dtype)
 
 

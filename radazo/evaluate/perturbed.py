@@ -49,16 +49,18 @@ def perturbed_value_fn(
       Malladi et al., Fine-tuning language models with just forward passes, 2023.
       arXiv:2305.17333 (which moves the parameters there and back).
     """
-    where = "perturbed_value_fn"
-    validation.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    directions.check(where, sampler)
-    directions.check_parts(where, sampler)
+    api_name = "perturbed_value_fn"
+    validation.function(
+        api_name, "value_fn", value_fn, "It takes the parameters first."
+    )
+    validation.check(api_name, sampler=sampler)
+    directions.check_parts(api_name, sampler)
 
     def value(
         key: core.Key, params: core.Params, distance: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        layout = flat.layout(where, params, mask, in_parts=True)
-        own = random.fold_in(random.key_data(where, key), 0)
+        layout = flat.layout(api_name, params, mask, in_parts=True)
+        own = random.fold_in(random.key_data(api_name, key), 0)
         scale = scale_of(sampler, own, layout)
         moved = jnp.asarray(distance, layout.dtype) * scale
         noise = noise_along(sampler, own, layout, moved)

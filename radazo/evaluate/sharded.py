@@ -16,23 +16,23 @@ from jax.sharding import AxisType, NamedSharding
 from radazo import validation
 
 
-def check(where: str, sharding: Any) -> None:
+def check(api_name: str, sharding: Any) -> None:
     """`sharding` is None, or says over which axes of a mesh directions are shared."""
-    way_out = "Pass `NamedSharding(mesh, PartitionSpec('directions'))`, or None."
+    hint = "Pass `NamedSharding(mesh, PartitionSpec('directions'))`, or None."
     if sharding is None:
         return
-    validation.instance(where, "sharding", sharding, NamedSharding, way_out)
+    validation.instance(api_name, "sharding", sharding, NamedSharding, hint)
     if len(sharding.spec) != 1 or sharding.spec[0] is None:
         validation.fail(
-            where,
+            api_name,
             "sharding",
             "shard one axis, that of the directions",
             sharding.spec,
-            way_out,
+            hint,
         )
     if any(kind != AxisType.Auto for kind in sharding.mesh.axis_types):
         validation.fail(
-            where,
+            api_name,
             "sharding",
             "have a mesh whose axes are `AxisType.Auto`",
             sharding.mesh.axis_types,

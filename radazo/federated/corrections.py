@@ -117,8 +117,8 @@ def fed_prox(strength: float) -> Correction:
       Li et al., Federated optimization in heterogeneous networks, 2020.
       arXiv:1812.06127. The gradient of its proximal term.
     """
-    way_out = "It is by what the way from the server is multiplied."
-    validation.non_negative("fed_prox", "strength", strength, way_out)
+    hint = "It is by what the way from the server is multiplied."
+    validation.non_negative("fed_prox", "strength", strength, hint)
 
     def term(
         prepared: Any, own: Any, mean_own: Any, start: Any, params: Any, count: Any
@@ -209,31 +209,31 @@ def fzoos(
       parameters where the mean did not improve. Here it looks around itself in each
       local step, and that is all.
     """
-    where = "fzoos"
-    way_out = "The surrogate is a sum of so many waves; 1000 is a good start."
-    validation.integer(where, "num_features", num_features, 1, way_out)
-    way_out = "It is the distance between parameters over which the functions change."
-    validation.positive(where, "length_scale", length_scale, way_out)
-    way_out = "It is the share of noise in the variance of the values."
-    validation.non_negative(where, "jitter", jitter, way_out)
+    api_name = "fzoos"
+    hint = "The surrogate is a sum of so many waves; 1000 is a good start."
+    validation.integer(api_name, "num_features", num_features, 1, hint)
+    hint = "It is the distance between parameters over which the functions change."
+    validation.positive(api_name, "length_scale", length_scale, hint)
+    hint = "It is the share of noise in the variance of the values."
+    validation.non_negative(api_name, "jitter", jitter, hint)
 
     def init(params: core.Params, estimator_state: Any) -> jax.Array:
-        way_out = "Its buffer is what the surrogate is fitted to."
+        hint = "Its buffer is what the surrogate is fitted to."
         if not isinstance(estimator_state, trajectory.TrajectoryState):
             got = f"the state {type(estimator_state).__name__}"
             rule = "be a `trajectory_estimator`"
-            validation.fail("federated", "estimator", rule, got, way_out, TypeError)
-        layout = flat.layout(where, params, mask)
+            validation.fail("federated", "estimator", rule, got, hint, TypeError)
+        layout = flat.layout(api_name, params, mask)
         dim = estimator_state.buffer.points.shape[1]
         if dim != layout.dim:
             rule = "be that of the estimator"
             got = f"one of {layout.dim} elements for points of {dim}"
-            way_out = "Give both the same mask."
-            validation.fail(where, "mask", rule, got, way_out)
+            hint = "Give both the same mask."
+            validation.fail(api_name, "mask", rule, got, hint)
         return jnp.zeros(num_features, layout.dtype)
 
     def prepare(key_data: jax.Array, params: core.Params) -> _Features:
-        layout = flat.layout(where, params, mask)
+        layout = flat.layout(api_name, params, mask)
         words = random.fold_in(key_data, jnp.uint32(_FEATURES))
         size, dtype = num_features * layout.dim, layout.dtype
         normal = random.normal(random.fold_in(words, 0), size, dtype)
@@ -251,7 +251,7 @@ def fzoos(
         count: jax.Array,
     ) -> Arrays:
         del start
-        layout = flat.layout(where, params, mask)
+        layout = flat.layout(api_name, params, mask)
         x = flat.ravel(layout, params)
         gradient = prepared.gradient(mean_own - own, x)
         gradient = gradient / (count + 1).astype(layout.dtype)

@@ -137,29 +137,29 @@ def federated(
       `fzoos`: Shu et al., Federated zeroth-order optimization using
       trajectory-informed surrogate gradients, 2023. arXiv:2308.04077.
     """
-    where = "federated"
-    _check(where, client_value_fn, estimator, correction)
-    way_out = "Clients are numbered from 0 on."
-    validation.integer(where, "num_clients", num_clients, 1, way_out)
-    way_out = "A client takes so many steps of its own in a round."
-    validation.integer(where, "num_local_steps", num_local_steps, 1, way_out)
-    way_out = "1 takes the mean of the parameters that clients reached."
-    validation.positive(where, "learning_rate", learning_rate, way_out)
+    api_name = "federated"
+    _check(api_name, client_value_fn, estimator, correction)
+    hint = "Clients are numbered from 0 on."
+    validation.integer(api_name, "num_clients", num_clients, 1, hint)
+    hint = "A client takes so many steps of its own in a round."
+    validation.integer(api_name, "num_local_steps", num_local_steps, 1, hint)
+    hint = "1 takes the mean of the parameters that clients reached."
+    validation.positive(api_name, "learning_rate", learning_rate, hint)
     options = _Options(
         estimator,
         optax.adam(0.01) if local_optimizer is None else local_optimizer,
         num_local_steps,
         correction,
         learning_rate,
-        _normalized(where, shares, num_clients),
+        _normalized(api_name, shares, num_clients),
     )
-    words = random.key_data(where, key)
+    words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> FederatedState:
         def for_each(x: Any) -> jax.Array:
             return jnp.stack([jnp.asarray(x)] * num_clients)
 
-        _check_arrays(where, params)
+        _check_arrays(api_name, params)
         first = estimator.init(params)
         return FederatedState(
             count=jnp.zeros((), jnp.int32),
@@ -340,29 +340,31 @@ def _averaged(
     return params, jnp.sqrt(squares)
 
 
-def _check(where: str, client_value_fn: Any, estimator: Any, correction: Any) -> None:
-    way_out = "It takes the parameters and the number of a client."
-    validation.function(where, "client_value_fn", client_value_fn, way_out)
-    way_out = "Pass `radazo.trajectory_estimator()`, say: a call, not the function."
-    validation.instance(where, "estimator", estimator, core.Estimator, way_out)
-    way_out = (
+def _check(
+    api_name: str, client_value_fn: Any, estimator: Any, correction: Any
+) -> None:
+    hint = "It takes the parameters and the number of a client."
+    validation.function(api_name, "client_value_fn", client_value_fn, hint)
+    hint = "Pass `radazo.trajectory_estimator()`, say: a call, not the function."
+    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
+    hint = (
         "Pass `radazo.federated.scaffold`, say, or `radazo.federated.fzoos()`: a call."
     )
     validation.instance(
-        where, "correction", correction, corrections.Correction, way_out
+        api_name, "correction", correction, corrections.Correction, hint
     )
 
 
-def _check_arrays(where: str, params: core.Params) -> None:
+def _check_arrays(api_name: str, params: core.Params) -> None:
     """All leaves are arrays: the state is traced as a whole."""
     others = [x for x in jax.tree.leaves(params) if not partition.split(x)[0]]
     if others:
         got = repr(others[0])[:200]
-        way_out = "Close over what is constant, or make it an array."
-        validation.fail(where, "params", "be arrays", got, way_out, TypeError)
+        hint = "Close over what is constant, or make it an array."
+        validation.fail(api_name, "params", "be arrays", got, hint, TypeError)
 
 
-def _normalized(where: str, shares: Any, num_clients: int) -> np.ndarray:
+def _normalized(api_name: str, shares: Any, num_clients: int) -> np.ndarray:
     """The weights of the clients, whose sum is 1."""
     try:
         weights = np.ones(num_clients) if shares is None else np.asarray(shares, float)
@@ -371,7 +373,7 @@ def _normalized(where: str, shares: Any, num_clients: int) -> np.ndarray:
     fits = weights.shape == (num_clients,) and np.all(weights >= 0)
     if not (fits and 0 < np.sum(weights) < np.inf):
         validation.fail(
-            where,
+            api_name,
             "shares",
             f"be {num_clients} numbers of at least 0, one a client, not all 0",
             repr(shares),

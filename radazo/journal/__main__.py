@@ -168,8 +168,8 @@ def _parting(
     i = int(np.argmax(differs))
     lines = [f"equal from step {first:,} to {first + i:,}"] * (i > 0)
     lines.append(f"step {first + i:,} differs, as do {differs.sum():,} in all")
-    for name, x, y, where in zip(old._fields, old, new, places, strict=True):
-        for place in np.argwhere(where[i])[:_SHOWN]:
+    for name, x, y, api_name in zip(old._fields, old, new, places, strict=True):
+        for place in np.argwhere(api_name[i])[:_SHOWN]:
             pair = x[i][tuple(place)], y[i][tuple(place)]
             index = "".join(f"[{k}]" for k in place)
             lines.append(f"  {name}{index}: {pair[0]} and {pair[1]}")

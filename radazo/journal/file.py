@@ -64,9 +64,9 @@ def read_journal(path: str | os.PathLike[str]) -> file_format.JournalContents:
       (50, 10) True
       >>> folder.cleanup()
     """
-    where = "read_journal"
-    file_format.checked_path(where, path)
-    return file_format.read(where, path)
+    api_name = "read_journal"
+    file_format.checked_path(api_name, path)
+    return file_format.read(api_name, path)
 
 
 @contextlib.contextmanager
@@ -121,9 +121,9 @@ def open_journal(
       True 1100
       >>> folder.cleanup()
     """
-    where = _WHERE
-    file_format.checked_path(where, path)
-    run = run_id.of(where, params, state, bounds)
+    api_name = _WHERE
+    file_format.checked_path(api_name, path)
+    run = run_id.of(api_name, params, state, bounds)
     with contextlib.closing(_File(os.fspath(path), run)) as file:
         yield Journal(file.path, file.append, file.sync)
         file.sync()
@@ -294,11 +294,11 @@ def _explained(path: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         got = f"{path!r}, with {type(error).__name__}: {error}"
         missing = isinstance(error, FileNotFoundError)
-        way_out = _NO_FOLDER if missing else _MAKE_ROOM
-        _refuse("be a file that can be written", got, way_out)
+        hint = _NO_FOLDER if missing else _MAKE_ROOM
+        _refuse("be a file that can be written", got, hint)
 
 
 def _refuse(
-    rule: str, got: str, way_out: str, where: str = _WHERE, argument: str = "path"
+    rule: str, got: str, hint: str, api_name: str = _WHERE, argument: str = "path"
 ) -> NoReturn:
-    validation.fail(where, argument, rule, got, way_out)
+    validation.fail(api_name, argument, rule, got, hint)

@@ -105,32 +105,32 @@ class JournalContents(NamedTuple):
         return self.header.first + len(self.entries.count)
 
 
-def read(where: str, path: Any) -> JournalContents:
+def read(api_name: str, path: Any) -> JournalContents:
     """The journal in a file; it is said what is wrong with it."""
-    checked_path(where, path)
+    checked_path(api_name, path)
     try:
         # Before it is opened, which waits for ever at a pipe.
         regular = stat.S_ISREG(Path(path).stat().st_mode)
         data = Path(path).read_bytes() if regular else None
     except (OSError, ValueError) as error:
         got = f"{os.fspath(path)!r}, with {type(error).__name__}: {error}"
-        _refuse(where, "be a file that can be read", got, _OTHER_FILE)
+        _refuse(api_name, "be a file that can be read", got, _OTHER_FILE)
     if data is None:
-        _refuse(where, "be a file", repr(os.fspath(path)), _OTHER_FILE)
-    return parsed(where, os.fspath(path), data)
+        _refuse(api_name, "be a file", repr(os.fspath(path)), _OTHER_FILE)
+    return parsed(api_name, os.fspath(path), data)
 
 
-def checked_path(where: str, path: Any) -> None:
+def checked_path(api_name: str, path: Any) -> None:
     """A path on this machine."""
     if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
-        way_out = "A journal is one file; a bucket has to be mounted."
+        hint = "A journal is one file; a bucket has to be mounted."
         rule = "be a path on this machine"
-        validation.fail(where, "path", rule, repr(path), way_out, TypeError)
+        validation.fail(api_name, "path", rule, repr(path), hint, TypeError)
 
 
-def parsed(where: str, path: str, data: bytes) -> JournalContents:
+def parsed(api_name: str, path: str, data: bytes) -> JournalContents:
     """The journal in these bytes of `path`."""
-    header = _header(where, path, data[:HEADER_BYTES])
+    header = _header(api_name, path, data[:HEADER_BYTES])
     body, size = memoryview(data)[HEADER_BYTES:], _record(header).itemsize
     whole = len(body) // size
     rows = np.frombuffer(body, _record(header), whole)
@@ -138,7 +138,7 @@ def parsed(where: str, path: str, data: bytes) -> JournalContents:
     rest = body[good * size :]
     if len(rest) > size and any(rest):
         _refuse(
-            where,
+            api_name,
             "have good records",
             f"{path!r} with a bad one of step {header.first + good}, the record "
             f"{good + 1} of {whole}",
@@ -208,29 +208,29 @@ def _num_good(header: JournalHeader, body: memoryview, rows: np.ndarray) -> int:
     return len(rows) if sound.all() else int(np.argmin(sound))
 
 
-def _header(where: str, path: str, data: bytes) -> JournalHeader:
+def _header(api_name: str, path: str, data: bytes) -> JournalHeader:
     if not data:
-        _refuse(where, "have a step in it", f"{path!r}, which is empty", _NO_STEP)
+        _refuse(api_name, "have a step in it", f"{path!r}, which is empty", _NO_STEP)
     magic = data[: len(MAGIC)]
     if magic != MAGIC:
         got = f"{path!r}, which begins with {magic!r}"
-        _refuse(where, "be a journal", got, _OTHER_FILE)
+        _refuse(api_name, "be a journal", got, _OTHER_FILE)
     if len(data) < HEADER_BYTES:
         got = f"{path!r} of {len(data)} bytes"
-        _refuse(where, f"have a header of {HEADER_BYTES} bytes", got, _OTHER_FILE)
+        _refuse(api_name, f"have a header of {HEADER_BYTES} bytes", got, _OTHER_FILE)
     _, *numbers = _HEADER.unpack_from(data)
     version, contract, num_directions, float_bytes, high, low, first = numbers[:7]
     # Versions first: a later one may have its CRC elsewhere.
     known = (FORMAT, random.KEY_CONTRACT_VERSION)
     if (version, contract) != known:
         _refuse(
-            where,
+            api_name,
             f"be of format {known[0]} and key contract {known[1]}",
             f"{path!r} of format {version} and key contract {contract}",
             "Use the version of radazo that wrote it.",
         )
     if zlib.crc32(data[: _HEADER.size]) != _CRC.unpack_from(data, _HEADER.size)[0]:
-        _refuse(where, "have a good header", f"{path!r} with a bad CRC", _DAMAGED)
+        _refuse(api_name, "have a good header", f"{path!r} with a bad CRC", _DAMAGED)
     name = numbers[11].rstrip(b"\0").decode("ascii", "replace")
     if not (
         1 <= num_directions <= MAX_DIRECTIONS
@@ -240,10 +240,10 @@ def _header(where: str, path: str, data: bytes) -> JournalHeader:
     ):
         got = f"{path!r} with {num_directions} directions of {float_bytes} bytes"
         got = f"{got}, from step {first} on, by {name!r}"
-        _refuse(where, "have a header that makes sense", got, _OTHER_FILE)
+        _refuse(api_name, "have a header that makes sense", got, _OTHER_FILE)
     key, digests = (high, low), numbers[7:11]
     return JournalHeader._make([*numbers[:4], key, first, *digests, name])
 
 
-def _refuse(where: str, rule: str, got: str, way_out: str) -> NoReturn:
-    validation.fail(where, "path", rule, got, way_out)
+def _refuse(api_name: str, rule: str, got: str, hint: str) -> NoReturn:
+    validation.fail(api_name, "path", rule, got, hint)

@@ -57,9 +57,11 @@ def recorded_step(
       >>> print(state.num_values, entry.count, entry.slopes.shape, entry.value)
       11 0 (10,) 3.0
     """
-    where = "recorded_step"
-    check_optimizer(where, optimizer)
-    validation.function(where, "value_fn", value_fn, "It takes the parameters first.")
+    api_name = "recorded_step"
+    check_optimizer(api_name, optimizer)
+    validation.function(
+        api_name, "value_fn", value_fn, "It takes the parameters first."
+    )
 
     @functools.partial(jax.jit, static_argnums=0)
     def look(rest: partition.Static, arrays: Any, state: Any, extra: Any) -> Any:
@@ -172,8 +174,8 @@ def _strong(leaf: jax.Array) -> jax.Array:
     return lax.convert_element_type(leaf, leaf.dtype)
 
 
-def check_optimizer(where: str, optimizer: Any) -> None:
+def check_optimizer(api_name: str, optimizer: Any) -> None:
     """It makes steps, in one way or the other."""
     if not isinstance(optimizer, InPlace):
-        way_out = "Pass `radazo.radazo(0.01, key=0)`, say, or `radazo.in_place(...)`."
-        validation.transformation(where, optimizer, way_out)
+        hint = "Pass `radazo.radazo(0.01, key=0)`, say, or `radazo.in_place(...)`."
+        validation.transformation(api_name, optimizer, hint)

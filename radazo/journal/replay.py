@@ -64,21 +64,21 @@ def replay(
       50 True
       >>> folder.cleanup()
     """
-    where = "replay"
-    record.check_optimizer(where, optimizer)
-    journal = file_format.read(where, path)
-    box = None if bounds is None else projections.clipping(where, params, bounds)
+    api_name = "replay"
+    record.check_optimizer(api_name, optimizer)
+    journal = file_format.read(api_name, path)
+    box = None if bounds is None else projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
     arrays = partition.copied(arrays) if box is None else box(partition.copied(arrays))
     params = rest.join(arrays)
     state = partition.copied(optimizer.init(params) if state is None else state)
-    run = run_id.of(where, params, state, bounds)
-    run_id.check(where, os.fspath(path), journal, run)
+    run = run_id.of(api_name, params, state, bounds)
+    run_id.check(api_name, os.fspath(path), journal, run)
     end = journal.end if count is None else count
-    validation.integer(where, "count", end, run.count, _COUNT)
+    validation.integer(api_name, "count", end, run.count, _COUNT)
     if end > journal.end:
         rule = f"be at most {journal.end}, where the journal ends"
-        validation.fail(where, "count", rule, repr(end), _COUNT)
+        validation.fail(api_name, "count", rule, repr(end), _COUNT)
     _check_directions(journal.header.num_directions, optimizer, params, state)
     todo = [x[run.count - journal.header.first :] for x in journal.entries[1:]]
     compared = _Compared(todo[0], run.count, journal.header.writer)
@@ -142,8 +142,8 @@ class _Compared:
         got = f"others, with the fingerprint {found} in the place of {wanted}"
         if not done:
             rule = f"be those of the run before step {step}"
-            way_out = "Give those of a checkpoint of this run, with their state."
-            validation.fail("replay", "params", rule, got, way_out)
+            hint = "Give those of a checkpoint of this run, with their state."
+            validation.fail("replay", "params", rule, got, hint)
         validation.fail(
             "replay",
             "optimizer",

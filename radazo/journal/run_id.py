@@ -56,23 +56,23 @@ class Run(NamedTuple):
         )
 
 
-def of(where: str, params: core.Params, state: Any, bounds: Any) -> Run:
+def of(api_name: str, params: core.Params, state: Any, bounds: Any) -> Run:
     """The run that stands here."""
-    counters = combinators.counters(where, state)
+    counters = combinators.counters(api_name, state)
     high, low = np.asarray(counters.key_data).tolist()
     return Run(
         (high, low),
         int(counters.count),
         _digest(params),
         _digest(state, _kinds(jax.tree.structure(state))),
-        _NO_BOUNDS if bounds is None else _of_bounds(where, params, bounds),
+        _NO_BOUNDS if bounds is None else _of_bounds(api_name, params, bounds),
         _digest((params, state), contents=True),
     )
 
 
-def told(where: str, params: core.Params, state: Any, bounds: Any) -> dict[str, str]:
+def told(api_name: str, params: core.Params, state: Any, bounds: Any) -> dict[str, str]:
     """What must be the same where a run goes on, by the name it has in a message."""
-    run = of(where, params, state, bounds)
+    run = of(api_name, params, state, bounds)
     return {
         "key": str(run.key_data),
         "optimizer": run.state.hex(),
@@ -82,7 +82,7 @@ def told(where: str, params: core.Params, state: Any, bounds: Any) -> dict[str, 
 
 
 def check(
-    where: str, path: str, journal: file_format.JournalContents, run: Run
+    api_name: str, path: str, journal: file_format.JournalContents, run: Run
 ) -> None:
     """The journal is that of the run, and has the step at which it stands."""
     header, first = journal.header, journal.header.first
@@ -101,10 +101,10 @@ def check(
     for fits, got in found:
         if not fits:
             rule = f"be the journal of this run, whose key is {run.key_data}"
-            validation.fail(where, "path", rule, f"{path!r}, {got}", _ANOTHER)
+            validation.fail(api_name, "path", rule, f"{path!r}, {got}", _ANOTHER)
     if not first <= run.count <= journal.end:
         validation.fail(
-            where,
+            api_name,
             "state",
             f"be of step {first} to {journal.end}, which the journal {path!r} has",
             f"one of step {run.count}",
@@ -112,7 +112,7 @@ def check(
         )
 
 
-def _of_bounds(where: str, params: core.Params, bounds: Any) -> bytes:
+def _of_bounds(api_name: str, params: core.Params, bounds: Any) -> bytes:
     """Of what each array is kept in, however the bounds say it."""
     arrays = partition.split(params)[0]
     boxes = [
@@ -123,7 +123,7 @@ def _of_bounds(where: str, params: core.Params, bounds: Any) -> bytes:
         if core.is_floating(x) and x.size
         else None
         for x, pair in zip(
-            arrays, projections.sides(where, params, bounds), strict=True
+            arrays, projections.sides(api_name, params, bounds), strict=True
         )
     ]
     return _digest(boxes, contents=True)

@@ -14,7 +14,7 @@ from radazo.optimizers import combinators
 
 
 def optimizer(
-    where: str,
+    api_name: str,
     estimator: core.Estimator | None,
     rule: optax.GradientTransformation,
     key: core.Key,
@@ -24,21 +24,19 @@ def optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The complete optimizer made of `rule`, whose messages say `where`."""
     validation.non_negative(
-        where,
+        api_name,
         "learning_rate",
         learning_rate,
         "It is the size of a step or a schedule of it; to maximize, negate `value_fn`.",
         schedule=True,
     )
     validation.non_negative(
-        where, "weight_decay", weight_decay, "It pulls the parameters towards 0."
+        api_name, "weight_decay", weight_decay, "It pulls the parameters towards 0."
     )
     if weight_decay_mask is not None and not callable(weight_decay_mask):
         for choice in jax.tree.leaves(weight_decay_mask):
-            way_out = (
-                "It says which leaves decay: bools, or a function of the parameters."
-            )
-            validation.instance(where, "weight_decay_mask", choice, bool, way_out)
+            hint = "It says which leaves decay: bools, or a function of the parameters."
+            validation.instance(api_name, "weight_decay_mask", choice, bool, hint)
     if estimator is None:
         estimator = finite_difference.sphere_estimator()
     decay = optax.identity()
@@ -48,7 +46,7 @@ def optimizer(
             lambda params: _decaying(weight_decay_mask, params),
         )
     chain = optax.chain(rule, decay, optax.scale_by_learning_rate(learning_rate))
-    return combinators.attached(where, estimator, chain, key)
+    return combinators.attached(api_name, estimator, chain, key)
 
 
 def _decaying(mask: core.Mask, params: core.Params) -> Any:

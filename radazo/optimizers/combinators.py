@@ -76,12 +76,14 @@ def value_and_grad(
       >>> print(value, gradient.shape)
       6.0 (3,)
     """
-    where = "value_and_grad"
-    validation.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    build.check_estimator(where, estimator)
+    api_name = "value_and_grad"
+    validation.function(
+        api_name, "value_fn", value_fn, "It takes the parameters first."
+    )
+    build.check_estimator(api_name, estimator)
     if not estimator.memoryless:
         validation.fail(
-            where,
+            api_name,
             "estimator",
             "be memoryless",
             "one whose `memoryless` is False (a `smoothing` schedule reads the step)",
@@ -192,13 +194,13 @@ def with_estimator(
 
 
 def attached(
-    where: str, estimator: core.Estimator, optimizer: Any, key: core.Key
+    api_name: str, estimator: core.Estimator, optimizer: Any, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
     """`with_estimator`, whose messages say `where`."""
-    build.check_estimator(where, estimator)
-    way_out = "Pass `optax.sgd(0.1)`, say, or `radazo.scale_by_radazo()` in a chain."
-    validation.transformation(where, optimizer, way_out)
-    words = random.key_data(where, key)
+    build.check_estimator(api_name, estimator)
+    hint = "Pass `optax.sgd(0.1)`, say, or `radazo.scale_by_radazo()` in a chain."
+    validation.transformation(api_name, optimizer, hint)
+    words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> WithEstimatorState:
         return fresh(words, estimator.init(_fast(params)), optimizer.init(params))
@@ -212,7 +214,7 @@ def attached(
         **extra: Any,
     ) -> tuple[Any, Any]:
         del updates
-        value_fn = _required(where, value_fn, params)
+        value_fn = _required(api_name, value_fn, params)
         named, rest = _split_by_name(answers.named_by(value_fn), extra)
         bound = answers.bound(value_fn, named)
         key = random.typed(random.fold_in(state.key_data, state.count))
@@ -292,8 +294,8 @@ def counted(
     )
 
 
-def _required(where: str, value_fn: Any, params: Any) -> core.ValueFn:
-    call = f"{where}(...).update"
+def _required(api_name: str, value_fn: Any, params: Any) -> core.ValueFn:
+    call = f"{api_name}(...).update"
     if value_fn is None:
         validation.fail(
             call,
@@ -350,13 +352,13 @@ def is_counters(node: Any) -> bool:
     return isinstance(node, WithEstimatorState)
 
 
-def counters(where: str, state: Any) -> WithEstimatorState:
+def counters(api_name: str, state: Any) -> WithEstimatorState:
     """The state of the estimator within that of an optimizer."""
 
     nodes = [x for x in jax.tree.leaves(state, is_leaf=is_counters) if is_counters(x)]
     if len(nodes) != 1:
         validation.fail(
-            where,
+            api_name,
             "optimizer",
             "have one estimator in it",
             f"one whose state has {len(nodes)}",

@@ -138,22 +138,22 @@ def in_place(
       Malladi et al., Fine-tuning language models with just forward passes, 2023.
       arXiv:2305.17333 (the same, its parameters moved there and back).
     """
-    where = "in_place"
-    num_steps = _checked(where, optimizer, b1, num_steps, moment_dtype)
+    api_name = "in_place"
+    num_steps = _checked(api_name, optimizer, b1, num_steps, moment_dtype)
     options = mean.Options(
         sampler, num_directions, smoothing, difference, 1, terms, mask
     )
-    _check_options(where, options)
+    _check_options(api_name, options)
     rule = partwise.Rule(optimizer, moment_dtype)
-    words = random.key_data(where, key)
+    words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> combinators.WithEstimatorState:
-        layout = flat.layout(where, params, mask, in_parts=True)
+        layout = flat.layout(api_name, params, mask, in_parts=True)
         weights = jnp.zeros((num_steps, num_directions), layout.dtype)
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
         # Compiled, since a wide copy of a part is asked for its shape alone.
         states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
-        _check_takes_a_gradient(where, states)
+        _check_takes_a_gradient(api_name, states)
         return combinators.fresh(words, past, states)
 
     def step(
@@ -162,11 +162,11 @@ def in_place(
         state: combinators.WithEstimatorState,
         **extra: Any,
     ) -> tuple[core.Params, combinators.WithEstimatorState, core.EstimateInfo]:
-        way_out = "It takes the parameters first."
-        validation.function(f"{where}(...).step", "value_fn", value_fn, way_out)
-        layout = flat.layout(where, params, mask, in_parts=True)
+        hint = "It takes the parameters first."
+        validation.function(f"{api_name}(...).step", "value_fn", value_fn, hint)
+        layout = flat.layout(api_name, params, mask, in_parts=True)
         bound = answers.bound(value_fn, extra)
-        evaluate = differences.evaluation(where, bound, terms=terms, has_aux=False)
+        evaluate = differences.evaluation(api_name, bound, terms=terms, has_aux=False)
         distance = build.smoothing_at(smoothing, state.count, layout)
         own = random.fold_in(state.key_data, state.count)
         here = build.Step(own, layout, evaluate, params, distance, answers.of(bound))
@@ -184,25 +184,25 @@ def in_place(
 
 
 def _checked(
-    where: str, optimizer: Any, b1: Any, num_steps: Any, moment_dtype: Any
+    api_name: str, optimizer: Any, b1: Any, num_steps: Any, moment_dtype: Any
 ) -> int:
     """Say what is wrong with these; how many steps are remembered."""
-    way_out = "Pass `optax.sgd(1e-6)`, say, or a chain with `radazo.scale_by_radazo()`."
-    validation.transformation(where, optimizer, way_out)
-    validation.decay(where, "b1", b1)
-    validation.floating(where, "moment_dtype", moment_dtype)
+    hint = "Pass `optax.sgd(1e-6)`, say, or a chain with `radazo.scale_by_radazo()`."
+    validation.transformation(api_name, optimizer, hint)
+    validation.decay(api_name, "b1", b1)
+    validation.floating(api_name, "moment_dtype", moment_dtype)
     if num_steps is None:
         return math.ceil(math.log(_MISSING) / math.log(b1)) if b1 > 0 else 1
-    way_out = "It says how many steps are remembered; None takes what `b1` needs."
-    validation.integer(where, "num_steps", num_steps, 1, way_out)
+    hint = "It says how many steps are remembered; None takes what `b1` needs."
+    validation.integer(api_name, "num_steps", num_steps, 1, hint)
     return num_steps
 
 
-def _check_takes_a_gradient(where: str, states: Any) -> None:
+def _check_takes_a_gradient(api_name: str, states: Any) -> None:
     found = jax.tree.leaves(states, is_leaf=combinators.is_counters)
     if any(combinators.is_counters(x) for x in found):
         validation.fail(
-            where,
+            api_name,
             "optimizer",
             "take a gradient",
             "one with an estimator in it",
@@ -211,14 +211,16 @@ def _check_takes_a_gradient(where: str, states: Any) -> None:
         )
 
 
-def _check_options(where: str, options: mean.Options) -> None:
+def _check_options(api_name: str, options: mean.Options) -> None:
     law = options.sampler
-    directions.check(where, law)
-    directions.check_parts(where, law)
-    way_out = "Each is drawn again for the update; 1 is a good start."
-    validation.integer(where, "num_directions", options.num_directions, 1, way_out)
-    mean.check(where, options)
-    build.check(where, build.Settings(options.smoothing, options.terms, options.mask))
+    validation.check(api_name, sampler=law)
+    directions.check_parts(api_name, law)
+    hint = "Each is drawn again for the update; 1 is a good start."
+    validation.integer(api_name, "num_directions", options.num_directions, 1, hint)
+    mean.check(api_name, options)
+    build.check(
+        api_name, build.Settings(options.smoothing, options.terms, options.mask)
+    )
 
 
 def _looked(

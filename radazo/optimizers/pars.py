@@ -107,14 +107,14 @@ def pars(
       algorithms, 2021. arXiv:2107.10110. O'Donoghue and Candès, Adaptive restart for
       accelerated gradient schemes, 2015 (restarts).
     """
-    where = "pars"
-    way_out = "It is the Lipschitz constant of the gradient: steps are one over it."
-    validation.positive(where, "smoothness", smoothness, way_out)
+    api_name = "pars"
+    hint = "It is the Lipschitz constant of the gradient: steps are one over it."
+    validation.positive(api_name, "smoothness", smoothness, hint)
     if prior is not None:
-        prior_guided.check_prior(where, prior)
+        prior_guided.check_prior(api_name, prior)
     guesses = 0 if prior is None else 1
-    way_out = "One random direction, and one more for the guess; 10 is a good start."
-    validation.integer(where, "num_directions", num_directions, 1 + guesses, way_out)
+    hint = "One random direction, and one more for the guess; 10 is a good start."
+    validation.integer(api_name, "num_directions", num_directions, 1 + guesses, hint)
     options = mean.Options(
         directions.orthogonal,
         num_directions,
@@ -124,7 +124,7 @@ def pars(
         terms,
         mask,
     )
-    mean.check(where, options)
+    mean.check(api_name, options)
 
     law = _Law(smoothness, num_directions, guesses)
 
@@ -143,14 +143,14 @@ def pars(
         turn = state.count.astype(jnp.uint32)
         y = step.moved(_pull(state) * state.ahead, turn)
         seen = prior_guided.projection(
-            where, step._replace(params=y), options, prior or _NO_GUESS, state.memory
+            api_name, step._replace(params=y), options, prior or _NO_GUESS, state.memory
         )
         downhill, state = _moved(law, state, seen)
         return build.Estimated(seen.value, downhill, state, seen.info, seen.turn)
 
     settings = build.Settings(smoothing, terms, mask)
-    estimator = build.estimator(where, settings, fresh, estimate)
-    return combinators.attached(where, estimator, _AGAINST, key)
+    estimator = build.estimator(api_name, settings, fresh, estimate)
+    return combinators.attached(api_name, estimator, _AGAINST, key)
 
 
 # A link that takes integers, too, and leaves them integers.

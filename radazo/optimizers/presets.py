@@ -71,11 +71,11 @@ def radazo(
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, algorithm 2.
     """
-    where = "radazo"
-    validation.moments(where, b1, b2, eps, eps_root, mu_dtype)
-    second_moments.check(where, granularity)
+    api_name = "radazo"
+    validation.moments(api_name, b1, b2, eps, eps_root, mu_dtype)
+    second_moments.check(api_name, granularity)
     return assembly.optimizer(
-        where,
+        api_name,
         estimator,
         transforms.scale_by_radazo(
             b1, b2, eps, eps_root, mu_dtype, granularity=granularity
@@ -140,11 +140,11 @@ def zo_adamm(
       Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
       optimization, 2019. arXiv:1910.06513.
     """
-    where = "zo_adamm"
-    validation.moments(where, b1, b2, eps, eps_root, mu_dtype)
-    second_moments.check(where, granularity)
+    api_name = "zo_adamm"
+    validation.moments(api_name, b1, b2, eps, eps_root, mu_dtype)
+    second_moments.check(api_name, granularity)
     return assembly.optimizer(
-        where,
+        api_name,
         estimator,
         transforms.scale_by_zo_adamm(
             b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad, granularity=granularity
@@ -202,11 +202,11 @@ def zo_rmsprop(
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, section 6.
     """
-    where = "zo_rmsprop"
-    validation.moments(where, 0.0, b2, eps, eps_root)
-    second_moments.check(where, granularity)
+    api_name = "zo_rmsprop"
+    validation.moments(api_name, 0.0, b2, eps, eps_root)
+    second_moments.check(api_name, granularity)
     return assembly.optimizer(
-        where,
+        api_name,
         estimator,
         transforms.scale_by_second_moment(b2, eps, eps_root, granularity=granularity),
         key,
@@ -267,10 +267,10 @@ def meazo(
     References:
       Dbouk et al., On adaptivity in zeroth-order optimization, 2026. arXiv:2605.03869.
     """
-    where = "meazo"
-    validation.moments(where, 0.0, b2, eps, eps_root)
+    api_name = "meazo"
+    validation.moments(api_name, 0.0, b2, eps, eps_root)
     return assembly.optimizer(
-        where,
+        api_name,
         estimator,
         transforms.scale_by_second_moment(
             b2, eps, eps_root, granularity=second_moments.scalar
@@ -391,9 +391,11 @@ def zo_signsgd(
     )
 
 
-def _momentum(where: str, momentum: Any, mu_dtype: Any) -> optax.GradientTransformation:
+def _momentum(
+    api_name: str, momentum: Any, mu_dtype: Any
+) -> optax.GradientTransformation:
     if momentum is None:
         return optax.identity()
-    validation.decay(where, "momentum", momentum)
-    validation.floating(where, "mu_dtype", mu_dtype)
+    validation.decay(api_name, "momentum", momentum)
+    validation.floating(api_name, "mu_dtype", mu_dtype)
     return optax.trace(momentum, accumulator_dtype=mu_dtype)

@@ -66,20 +66,20 @@ def projected(
       Liu et al., Zeroth-order online alternating direction method of multipliers:
       convergence analysis and applications, 2018.
     """
-    where = "projected"
-    way_out = "Pass `optax.sgd(0.1)`, say, or `radazo.radazo(0.1, key=0)`."
-    validation.transformation(where, optimizer, way_out)
-    _check_projection(where, projection)
+    api_name = "projected"
+    hint = "Pass `optax.sgd(0.1)`, say, or `radazo.radazo(0.1, key=0)`."
+    validation.transformation(api_name, optimizer, hint)
+    _check_projection(api_name, projection)
     if metric is not None:
-        way_out = "It takes the optimizer's state; for fixed weights, ignore that."
-        validation.function(where, "metric", metric, way_out)
+        hint = "It takes the optimizer's state; for fixed weights, ignore that."
+        validation.function(api_name, "metric", metric, hint)
     inner = optax.with_extra_args_support(optimizer)
 
     def update(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
         validation.current_params(
-            f"{where}(...).update",
+            f"{api_name}(...).update",
             params,
             "Where a step ends is what is projected: call "
             "`optimizer.update(updates, state, params)`.",
@@ -136,10 +136,10 @@ def zo_psgd(
       Liu et al., Zeroth-order online alternating direction method of multipliers:
       convergence analysis and applications, 2018.
     """
-    where = "zo_psgd"
-    _check_projection(where, projection)
+    api_name = "zo_psgd"
+    _check_projection(api_name, projection)
     rule = optax.identity()
-    optimizer = assembly.optimizer(where, estimator, rule, key, learning_rate)
+    optimizer = assembly.optimizer(api_name, estimator, rule, key, learning_rate)
     return projected(optimizer, projection)
 
 
@@ -194,11 +194,11 @@ def projected_zo_adamm(
       Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
       optimization, 2019. arXiv:1910.06513, algorithm 1.
     """
-    where = "projected_zo_adamm"
-    _check_projection(where, projection)
-    validation.moments(where, b1, b2, eps, eps_root, mu_dtype)
+    api_name = "projected_zo_adamm"
+    _check_projection(api_name, projection)
+    validation.moments(api_name, b1, b2, eps, eps_root, mu_dtype)
     rule = transforms.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=True)
-    optimizer = assembly.optimizer(where, estimator, rule, key, learning_rate)
+    optimizer = assembly.optimizer(api_name, estimator, rule, key, learning_rate)
 
     def metric(state: combinators.WithEstimatorState) -> core.Params:
         nu_max = state.optimizer[0].nu_max
@@ -207,9 +207,9 @@ def projected_zo_adamm(
     return projected(optimizer, projection, metric)
 
 
-def _check_projection(where: str, projection: Any) -> None:
-    way_out = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
-    validation.function(where, "projection", projection, way_out)
+def _check_projection(api_name: str, projection: Any) -> None:
+    hint = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
+    validation.function(api_name, "projection", projection, hint)
 
 
 def _moved(leaf: Any, change: Any) -> Any:

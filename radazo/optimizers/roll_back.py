@@ -115,13 +115,13 @@ def roll_back(
       >>> print(value_fn(result.params, 200) < 1e-3)
       True
     """
-    where = "roll_back"
-    _check(where, optimizer, every, patience, window, factor)
+    api_name = "roll_back"
+    _check(api_name, optimizer, every, patience, window, factor)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: core.Params) -> RollBackState:
         state = inner.init(params)
-        combinators.counters(where, state)
+        combinators.counters(api_name, state)
         return RollBackState(
             num_rolled_back=jnp.zeros((), jnp.int32),
             num_bad=jnp.zeros((), jnp.int32),
@@ -139,13 +139,15 @@ def roll_back(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
         validation.current_params(
-            f"{where}(...).update",
+            f"{api_name}(...).update",
             params,
             "They are what is kept and set back: call "
             "`optimizer.update(None, state, params, value_fn=f)`.",
         )
         updates, new = inner.update(updates, state.inner_state, params, **extra)
-        value = combinators.counters(where, new).last_value.astype(state.recent.dtype)
+        value = combinators.counters(api_name, new).last_value.astype(
+            state.recent.dtype
+        )
         good = jnp.isfinite(value) & ~_risen(value, state, factor)
         due = (state.age < 0) | (good & (state.age >= every))
         kept_params = _either(due, params, state.kept_params)
@@ -173,18 +175,18 @@ def roll_back(
 
 
 def _check(
-    where: str, optimizer: Any, every: Any, patience: Any, window: Any, factor: Any
+    api_name: str, optimizer: Any, every: Any, patience: Any, window: Any, factor: Any
 ) -> None:
-    way_out = "Pass `radazo.radazo(0.1, key=0)`, say."
-    validation.transformation(where, optimizer, way_out)
-    way_out = "It is the number of steps from one copy to the next."
-    validation.integer(where, "every", every, 1, way_out)
-    way_out = "It is the number of bad values in a row with which it goes back."
-    validation.integer(where, "patience", patience, 1, way_out)
-    way_out = "It is the number of good values that a new one is compared with."
-    validation.integer(where, "window", window, 2, way_out)
-    way_out = "It is how many spreads above the median a value is bad."
-    validation.positive(where, "factor", factor, way_out)
+    hint = "Pass `radazo.radazo(0.1, key=0)`, say."
+    validation.transformation(api_name, optimizer, hint)
+    hint = "It is the number of steps from one copy to the next."
+    validation.integer(api_name, "every", every, 1, hint)
+    hint = "It is the number of bad values in a row with which it goes back."
+    validation.integer(api_name, "patience", patience, 1, hint)
+    hint = "It is the number of good values that a new one is compared with."
+    validation.integer(api_name, "window", window, 2, hint)
+    hint = "It is how many spreads above the median a value is bad."
+    validation.positive(api_name, "factor", factor, hint)
 
 
 def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:

@@ -47,12 +47,10 @@ class RowsAndColumns(NamedTuple):
     columns: jax.Array
 
 
-def check(where: str, granularity: Any) -> None:
+def check(api_name: str, granularity: Any) -> None:
     """`granularity` is one."""
-    way_out = (
-        "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say."
-    )
-    validation.instance(where, "granularity", granularity, Granularity, way_out)
+    hint = "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say."
+    validation.instance(api_name, "granularity", granularity, Granularity, hint)
 
 
 def _leaf_by_leaf(

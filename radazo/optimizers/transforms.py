@@ -265,12 +265,12 @@ def scale_by_zo_adamm(
       optimization, 2019. arXiv:1910.06513. Shu et al., Refining adaptive zeroth-order
       optimization at ease, 2025. arXiv:2502.01014, algorithm 1.
     """
-    where = "scale_by_zo_adamm"
-    validation.moments(where, b1, b2, eps, eps_root, mu_dtype)
+    api_name = "scale_by_zo_adamm"
+    validation.moments(api_name, b1, b2, eps, eps_root, mu_dtype)
     validation.instance(
-        where, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
+        api_name, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
     )
-    second_moments.check(where, granularity)
+    second_moments.check(api_name, granularity)
 
     def init(params: core.Params) -> Any:
         return ScaleByZoAdammState(

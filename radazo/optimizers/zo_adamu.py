@@ -114,19 +114,21 @@ def zo_adamu(
       Jiang et al., ZO-AdaMU optimizer: adapting perturbation by the momentum and
       uncertainty in zeroth-order optimization, 2024. arXiv:2312.15184, algorithm 1.
     """
-    where = "zo_adamu"
+    api_name = "zo_adamu"
     last = _Shares(new_variance, b1, b2)
-    validation.integer(where, "num_steps", num_steps, 1, "The schedule ends with it.")
+    validation.integer(
+        api_name, "num_steps", num_steps, 1, "The schedule ends with it."
+    )
     for argument, value in zip(("new_variance", "b1", "b2"), last, strict=True):
         validation.share(
-            where, argument, value, "It is that of the new in what is mixed."
+            api_name, argument, value, "It is that of the new in what is mixed."
         )
-    way_out = "It keeps the division from overflowing."
-    validation.positive(where, "eps_root", eps_root, way_out)
+    hint = "It keeps the division from overflowing."
+    validation.positive(api_name, "eps_root", eps_root, hint)
     if boundaries is None:
         first = min(1024, num_steps // 5)
         boundaries = first, max(4 * num_steps // 5, first + 1)
-    _check_boundaries(where, boundaries)
+    _check_boundaries(api_name, boundaries)
 
     def fresh(layout: flat.Layout, params: core.Params) -> ZoAdamuState:
         del params
@@ -158,8 +160,10 @@ def zo_adamu(
         return build.Estimated(value, gradient, state, info, turn)
 
     return assembly.optimizer(
-        where,
-        build.estimator(where, build.Settings(smoothing, terms, mask), fresh, estimate),
+        api_name,
+        build.estimator(
+            api_name, build.Settings(smoothing, terms, mask), fresh, estimate
+        ),
         optax.identity(),
         key,
         learning_rate,
@@ -193,12 +197,12 @@ def _direction(
     return direction, nu
 
 
-def _check_boundaries(where: str, boundaries: Any) -> None:
-    way_out = "Pass (1024, 16000) for 20000 steps, say, or None."
+def _check_boundaries(api_name: str, boundaries: Any) -> None:
+    hint = "Pass (1024, 16000) for 20000 steps, say, or None."
     pair = isinstance(boundaries, tuple | list) and len(boundaries) == 2
     if not pair:
         rule = "be two numbers of steps"
-        validation.fail(where, "boundaries", rule, repr(boundaries), way_out, TypeError)
+        validation.fail(api_name, "boundaries", rule, repr(boundaries), hint, TypeError)
     first, second = boundaries
-    validation.integer(where, "boundaries", first, 0, way_out)
-    validation.integer(where, "boundaries", second, first + 1, way_out)
+    validation.integer(api_name, "boundaries", first, 0, hint)
+    validation.integer(api_name, "boundaries", second, first + 1, hint)

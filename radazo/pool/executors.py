@@ -26,7 +26,7 @@ class Crew(NamedTuple):
       idle: Those that it has made and that have nothing to do.
     """
 
-    where: str
+    api_name: str
     shared: futures.Executor | None
     make: Callable[[], Any]
     idle: list[futures.Executor]
@@ -39,9 +39,9 @@ class Crew(NamedTuple):
             return self.idle.pop()
         made = self.make()
         if not isinstance(made, futures.Executor):
-            rule, way_out = "make an Executor", f"Pass {_PROCESSES}, say."
+            rule, hint = "make an Executor", f"Pass {_PROCESSES}, say."
             validation.fail(
-                self.where, "executor", rule, repr(made), way_out, TypeError
+                self.api_name, "executor", rule, repr(made), hint, TypeError
             )
         return made
 
@@ -66,13 +66,13 @@ class Crew(NamedTuple):
             self.idle.pop().shutdown()
 
 
-def crew(where: str, executor: Any) -> Crew:
+def crew(api_name: str, executor: Any) -> Crew:
     """Executors of a function that makes them, or the one that is given."""
     if isinstance(executor, futures.Executor):
-        return Crew(where, executor, lambda: executor, [])
-    way_out = f"Pass `ThreadPoolExecutor` itself or {_PROCESSES}, say."
-    validation.function(where, "executor", executor, way_out)
-    return Crew(where, None, executor, [])
+        return Crew(api_name, executor, lambda: executor, [])
+    hint = f"Pass `ThreadPoolExecutor` itself or {_PROCESSES}, say."
+    validation.function(api_name, "executor", executor, hint)
+    return Crew(api_name, None, executor, [])
 
 
 def is_local(executor: futures.Executor) -> bool:
@@ -86,10 +86,10 @@ def await_death(executor: futures.Executor) -> None:
         executor.shutdown()
 
 
-def fail_as_broken(where: str, cause: str) -> NoReturn:
+def fail_as_broken(api_name: str, cause: str) -> NoReturn:
     """Say that an executor that was given as it is has broken."""
     validation.fail(
-        where,
+        api_name,
         "executor",
         "be a function that makes executors where workers may be killed",
         f"an executor that has broken ({cause})",
@@ -99,10 +99,10 @@ def fail_as_broken(where: str, cause: str) -> NoReturn:
     )
 
 
-def fail_as_stillborn(where: str, num: int) -> NoReturn:
+def fail_as_stillborn(api_name: str, num: int) -> NoReturn:
     """Say that executors break before anything begins."""
     validation.fail(
-        where,
+        api_name,
         "executor",
         "make executors whose workers start",
         f"{num} in a row that broke before a call began",
@@ -112,10 +112,10 @@ def fail_as_stillborn(where: str, num: int) -> NoReturn:
     )
 
 
-def fail_as_stalled(where: str, num: int) -> NoReturn:
+def fail_as_stalled(api_name: str, num: int) -> NoReturn:
     """Say that hanging calls have taken all places of an executor."""
     validation.fail(
-        where,
+        api_name,
         "executor",
         "be a function that makes executors where calls may hang",
         f"an executor with {num} calls that have timed out and do not end",

@@ -175,10 +175,8 @@ def _opened(
 def _evaluate(
     work: scheduler.Dispatch, queries: Iterable[tuple[Any, core.Params]]
 ) -> Iterator[tuple[Any, float]]:
-    way_out = "Pass a list, or a generator that makes one point at a time."
-    validation.instance(
-        "EvaluationPool.evaluate", "queries", queries, Iterable, way_out
-    )
+    hint = "Pass a list, or a generator that makes one point at a time."
+    validation.instance("EvaluationPool.evaluate", "queries", queries, Iterable, hint)
     return work.run(iter(queries))
 
 
@@ -248,23 +246,23 @@ def _step(
 
 
 def _check(value_fn: Any, options: scheduler.Options, progress: Any) -> None:
-    way_out = "It takes a point, a pytree of NumPy arrays, and returns a number."
-    validation.function(_WHERE, "value_fn", value_fn, way_out)
-    way_out = "It is the number of calls under way at once: one for each worker."
-    validation.integer(_WHERE, "max_concurrent", options.max_concurrent, 1, way_out)
+    hint = "It takes a point, a pytree of NumPy arrays, and returns a number."
+    validation.function(_WHERE, "value_fn", value_fn, hint)
+    hint = "It is the number of calls under way at once: one for each worker."
+    validation.integer(_WHERE, "max_concurrent", options.max_concurrent, 1, hint)
     if options.timeout is not None:
-        way_out = "It is the seconds that a call may take, or None for no limit."
-        validation.positive(_WHERE, "timeout", options.timeout, way_out)
-    way_out = "It is how often a call without an answer is repeated."
-    validation.integer(_WHERE, "max_retries", options.max_retries, 0, way_out)
-    way_out = "It is the seconds before a call is repeated, doubled each time."
-    validation.non_negative(_WHERE, "backoff", options.backoff, way_out)
+        hint = "It is the seconds that a call may take, or None for no limit."
+        validation.positive(_WHERE, "timeout", options.timeout, hint)
+    hint = "It is how often a call without an answer is repeated."
+    validation.integer(_WHERE, "max_retries", options.max_retries, 0, hint)
+    hint = "It is the seconds before a call is repeated, doubled each time."
+    validation.non_negative(_WHERE, "backoff", options.backoff, hint)
     if options.budget is not None:
-        way_out = "It is the number of calls that may be begun, or None for no limit."
-        validation.integer(_WHERE, "budget", options.budget, 0, way_out)
+        hint = "It is the number of calls that may be begun, or None for no limit."
+        validation.integer(_WHERE, "budget", options.budget, 0, hint)
     if not isinstance(options.cache, bool):
-        way_out = "True keeps all values, False none, a number as many as it says."
-        validation.integer(_WHERE, "cache", options.cache, 1, way_out)
+        hint = "True keeps all values, False none, a number as many as it says."
+        validation.integer(_WHERE, "cache", options.cache, 1, hint)
     if progress is not None:
-        way_out = "None shows a bar on a terminal where tqdm is installed."
-        validation.instance(_WHERE, "progress", progress, bool, way_out)
+        hint = "None shows a bar on a terminal where tqdm is installed."
+        validation.instance(_WHERE, "progress", progress, bool, hint)

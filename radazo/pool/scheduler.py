@@ -108,11 +108,11 @@ class _Loop:
 
     def run(self, source: Iterator[tuple[Any, Any]]) -> Iterator[_Value]:
         if self.state != "free":
-            way_out = "Open another pool, or finish the iterator that you have."
+            hint = "Open another pool, or finish the iterator that you have."
             rule = "be evaluated by an open pool, one iterator at a time"
             got = f"a pool that is {self.state}"
             validation.fail(
-                "EvaluationPool.evaluate", "queries", rule, got, way_out, RuntimeError
+                "EvaluationPool.evaluate", "queries", rule, got, hint, RuntimeError
             )
         self.state, more = "busy", True
         # Each run waits for them anew.
@@ -138,10 +138,10 @@ class _Loop:
     def _take(self, query: Any) -> list[_Value]:
         """The value of a query if it is known; else a job for it."""
         if not (isinstance(query, tuple | list) and len(query) == 2):
-            way_out = "The id is anything, and comes back with the value."
+            hint = "The id is anything, and comes back with the value."
             rule = "be an iterable of (id, point)"
             validation.fail(
-                "EvaluationPool.evaluate", "queries", rule, repr(query)[:200], way_out
+                "EvaluationPool.evaluate", "queries", rule, repr(query)[:200], hint
             )
         name, point = query[0], worker.plain(query[1])
         digest = worker.digest(point) if self.options.cache else None
@@ -254,8 +254,8 @@ class _Loop:
                 values += self._time_out(self.under_way.pop(future), future)
         self.held = {future: x for future, x in self.held.items() if not future.done()}
         if self._is_full_of_held() and now >= max(self.held.values()) + self.timeout:
-            fail, where = executors.fail_as_stalled, self.crew.where
-            self.trouble = functools.partial(fail, where, len(self.held))
+            fail, api_name = executors.fail_as_stalled, self.crew.api_name
+            self.trouble = functools.partial(fail, api_name, len(self.held))
         return values
 
     def _is_full_of_held(self) -> bool:
@@ -311,14 +311,14 @@ class _Loop:
         self.false_starts += 1
         self._break(error)
         if self.trouble is None and self.false_starts >= _MAX_FALSE_STARTS:
-            fail, where = executors.fail_as_stillborn, self.crew.where
-            self.trouble = functools.partial(fail, where, self.false_starts)
+            fail, api_name = executors.fail_as_stillborn, self.crew.api_name
+            self.trouble = functools.partial(fail, api_name, self.false_starts)
 
     def _break(self, error: BaseException) -> None:
         """An executor broke: if it was the only one, that is the end."""
         if self.crew.shared is not None:
             fail, cause = executors.fail_as_broken, type(error).__name__
-            self.trouble = functools.partial(fail, self.crew.where, cause)
+            self.trouble = functools.partial(fail, self.crew.api_name, cause)
 
     def _note(self, job: _Job, answer: worker.Answer) -> list[_Value]:
         """Count a call that had begun; its value goes to all that wait for it."""

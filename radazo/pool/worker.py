@@ -104,9 +104,9 @@ def digest(point: Any) -> bytes:
         elif isinstance(leaf, bool | int | float | complex | str | bytes):
             seen.update(f"{kind} {leaf!r}".encode())
         else:
-            way_out = "Pass `cache=False` for points that cannot be compared."
+            hint = "Pass `cache=False` for points that cannot be compared."
             rule = "be points of arrays and numbers"
             got = f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind
-            where = "EvaluationPool.evaluate"
-            validation.fail(where, "queries", rule, got, way_out, TypeError)
+            api_name = "EvaluationPool.evaluate"
+            validation.fail(api_name, "queries", rule, got, hint, TypeError)
     return seen.digest()

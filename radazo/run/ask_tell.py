@@ -13,7 +13,7 @@ from radazo import core, partition, validation
 from radazo.evaluate import answers
 from radazo.optimizers import combinators
 
-_WAY_OUT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
+_HINT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
 _MISSING = "Leave out what is missing, or say None, in a mapping; NaN in an array."
 
 
@@ -84,7 +84,7 @@ def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Que
     def point(id_: tuple[int, int]) -> core.Params:
         if id_ not in ids:
             rule = f"be one of {num} of step {count}"
-            validation.fail("point", "id_", rule, repr(id_), _WAY_OUT)
+            validation.fail("point", "id_", rule, repr(id_), _HINT)
         return rest.join(_point(optimizer, rest, arrays, state, id_[1]))
 
     return Queries(ids, point)
@@ -143,7 +143,7 @@ def _in_order(ids: list[QueryId], values: Mapping[tuple[int, int], Any]) -> np.n
         pair = isinstance(id_, tuple) and len(id_) == 2
         if id_ not in known and not (pair and id_[0] < now):
             rule = f"have keys of step {now} (or before) with an index below {num}"
-            validation.fail("tell", "values", rule, repr(id_), _WAY_OUT)
+            validation.fail("tell", "values", rule, repr(id_), _HINT)
     here = {id_: _numbers(values[id_]) for id_ in ids if values.get(id_) is not None}
     shapes = {x.shape for x in here.values()}
     if len(shapes) > 1:

@@ -106,15 +106,15 @@ def open_checkpoints(
       ...     print(train(folder, 3), train(folder, 4))
       (0, 1.75) (3, 1.875)
     """
-    where = "open_checkpoints"
-    way_out = "It is the time between two checkpoints; 0 keeps each."
-    validation.non_negative(where, "interval_seconds", interval_seconds, way_out)
-    way_out = "The latest ones are kept."
-    validation.integer(where, "max_to_keep", max_to_keep, 1, way_out)
-    orbax = _orbax(where)
-    path = _made(where, folder)
+    api_name = "open_checkpoints"
+    hint = "It is the time between two checkpoints; 0 keeps each."
+    validation.non_negative(api_name, "interval_seconds", interval_seconds, hint)
+    hint = "The latest ones are kept."
+    validation.integer(api_name, "max_to_keep", max_to_keep, 1, hint)
+    orbax = _orbax(api_name)
+    path = _made(api_name, folder)
     with (
-        _locked(where, path),
+        _locked(api_name, path),
         progress_bar.deferred_signals(signal.SIGINT, signal.SIGTERM) as signalled,
     ):
         store = _Store(orbax, path, interval_seconds, max_to_keep)
@@ -138,7 +138,7 @@ def _no_checkpoints() -> Iterator[Checkpoints]:
 
 
 def opened(
-    where: str, checkpoints: Any
+    api_name: str, checkpoints: Any
 ) -> contextlib.AbstractContextManager[Checkpoints]:
     """The checkpoints of the run: none, the caller's, or those of a folder."""
     if checkpoints is None:
@@ -147,7 +147,7 @@ def opened(
         return contextlib.nullcontext(checkpoints)
     if not isinstance(checkpoints, str | os.PathLike):
         validation.fail(
-            where,
+            api_name,
             "checkpoints",
             "be a folder or `Checkpoints`",
             repr(checkpoints)[:200],
@@ -197,8 +197,8 @@ class _Store:
             return step, serialization.unpacked(tree, kept, arrays, about["plain"])
 
     def save(self, step: int, tree: Any, *, now: bool = False) -> None:
-        way_out = "It is the number of steps that the run has taken."
-        validation.integer("save", "step", step, 0, way_out)
+        hint = "It is the number of steps that the run has taken."
+        validation.integer("save", "step", step, 0, hint)
         signalled = self.signalled()
         due = time.monotonic() - self.saved_at >= self.interval
         if due or now or signalled:
@@ -256,7 +256,7 @@ def _check_versions(path: str, versions: tuple[Any, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _explained(got: str, rule: str, way_out: str) -> Iterator[None]:
+def _explained(got: str, rule: str, hint: str) -> Iterator[None]:
     """Say what a failure of orbax means for the run."""
     try:
         yield
@@ -264,18 +264,18 @@ def _explained(got: str, rule: str, way_out: str) -> Iterator[None]:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         text = reason[0] if len(reason[0]) <= 160 else "..." + reason[0][-160:]
         got = f"{got!r}, with {type(error).__name__}: {text}"
-        validation.fail("open_checkpoints", "folder", rule, got, way_out)
+        validation.fail("open_checkpoints", "folder", rule, got, hint)
 
 
-def _made(where: str, folder: Any) -> str:
+def _made(api_name: str, folder: Any) -> str:
     """The folder's full path; it is there and can be written."""
     if not isinstance(folder, str | os.PathLike) or "://" in os.fspath(folder):
-        way_out = "It is made where it is missing; a bucket has to be mounted."
+        hint = "It is made where it is missing; a bucket has to be mounted."
         rule = "be a path on this machine"
-        validation.fail(where, "folder", rule, repr(folder), way_out, TypeError)
+        validation.fail(api_name, "folder", rule, repr(folder), hint, TypeError)
     if jax.process_count() > 1:
         validation.fail(
-            where,
+            api_name,
             "folder",
             "be given in a run of one process",
             f"{jax.process_count()} processes",
@@ -289,7 +289,7 @@ def _made(where: str, folder: Any) -> str:
 
 
 @contextlib.contextmanager
-def _locked(where: str, path: str) -> Iterator[None]:
+def _locked(api_name: str, path: str) -> Iterator[None]:
     """Two runs would delete each other's checkpoints."""
     with contextlib.ExitStack() as held:
         try:
@@ -300,7 +300,7 @@ def _locked(where: str, path: str) -> Iterator[None]:
         held.callback(os.close, handle)
         if locks.is_taken(handle):
             validation.fail(
-                where,
+                api_name,
                 "folder",
                 "be written by one run at a time",
                 f"{path!r}, in which another is open",
@@ -309,13 +309,13 @@ def _locked(where: str, path: str) -> Iterator[None]:
         yield
 
 
-def _orbax(where: str) -> Any:
+def _orbax(api_name: str) -> Any:
     """orbax, which only those need who keep checkpoints."""
     try:
         return importlib.import_module("orbax.checkpoint")
     except ImportError as error:
         validation.fail(
-            where,
+            api_name,
             "folder",
             "be None or absent without orbax",
             f"{type(error).__name__}: {error}",

@@ -105,23 +105,23 @@ def minimize(
       >>> print(result.num_steps, result.num_values[-1], result.values[-1] < 0.01)
       300 3300 True
     """
-    where = "minimize"
-    _check(where, value_fn, optimizer, num_steps, batches, stop, callback)
+    api_name = "minimize"
+    _check(api_name, value_fn, optimizer, num_steps, batches, stop, callback)
     if callback_every is not None:
-        way_out = "It is the number of steps between two calls of `callback`."
-        validation.integer(where, "callback_every", callback_every, 1, way_out)
+        hint = "It is the number of steps between two calls of `callback`."
+        validation.integer(api_name, "callback_every", callback_every, 1, hint)
     if progress is not None:
-        way_out = "None shows a bar on a terminal where tqdm is installed."
-        validation.instance(where, "progress", progress, bool, way_out)
-    run, box = results.started(where, params, optimizer, num_steps, state, bounds)
+        hint = "None shows a bar on a terminal where tqdm is installed."
+        validation.instance(api_name, "progress", progress, bool, hint)
+    run, box = results.started(api_name, params, optimizer, num_steps, state, bounds)
     make = loop.compiled_steps if journal is None else loop.recorded_steps
     steps = make(value_fn, optimizer, run.rest, batches, box, stop)
     with (
-        run.kept_in(where, checkpoints) as kept,
+        run.kept_in(api_name, checkpoints) as kept,
         file.opened(journal, *run.here(), bounds) as run.journal,
-        progress_bar.progress_bar(where, progress, num_steps) as bar,
+        progress_bar.progress_bar(api_name, progress, num_steps) as bar,
     ):
-        items = _items(where, batches, run.done)
+        items = _items(api_name, batches, run.done)
         if run.done:
             bar(run.done, run.last_value())
         while run.goes_on():
@@ -142,7 +142,7 @@ def minimize(
 _NO_BATCH = object()
 
 
-def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
+def _items(api_name: str, batches: Any, done: int) -> Iterator[Any] | None:
     """The batches after those of the steps that were taken."""
     if batches is None or callable(batches):
         return None
@@ -150,7 +150,7 @@ def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
     passed = sum(1 for _ in itertools.islice(items, done))
     if passed < done:
         validation.fail(
-            where,
+            api_name,
             "batches",
             f"be those of the run from the first on, {done} of which were used",
             f"{passed}",
@@ -161,7 +161,7 @@ def _items(where: str, batches: Any, done: int) -> Iterator[Any] | None:
 
 
 def _check(
-    where: str,
+    api_name: str,
     value_fn: Any,
     optimizer: Any,
     num_steps: Any,
@@ -169,15 +169,17 @@ def _check(
     stop: Any,
     callback: Any,
 ) -> None:
-    validation.function(where, "value_fn", value_fn, "It takes the parameters first.")
-    way_out = "Pass `radazo.radazo(0.01, key=0)`, say."
+    validation.function(
+        api_name, "value_fn", value_fn, "It takes the parameters first."
+    )
+    hint = "Pass `radazo.radazo(0.01, key=0)`, say."
     kind = optax.GradientTransformation
-    validation.instance(where, "optimizer", optimizer, kind, way_out)
-    results.check_steps(where, num_steps, callback)
+    validation.instance(api_name, "optimizer", optimizer, kind, hint)
+    results.check_steps(api_name, num_steps, callback)
     iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
     if not (batches is None or callable(batches) or iterable):
         validation.fail(
-            where,
+            api_name,
             "batches",
             "be a function of the step or an iterable",
             repr(batches)[:200],
@@ -186,5 +188,5 @@ def _check(
             TypeError,
         )
     if stop is not None:
-        way_out = "It is called as `stop(value, params)` in the compiled steps."
-        validation.function(where, "stop", stop, way_out)
+        hint = "It is called as `stop(value, params)` in the compiled steps."
+        validation.function(api_name, "stop", stop, hint)

@@ -38,7 +38,7 @@ def deferred_signals(*numbers: int) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def progress_bar(
-    where: str, progress: bool | None, num_steps: int | None
+    api_name: str, progress: bool | None, num_steps: int | None
 ) -> Iterator[Callable[[int, float], None]]:
     """A progress bar as `bar(steps, value)`, of `num_steps` if their number is known;
     without tqdm only if not asked for."""
@@ -48,7 +48,7 @@ def progress_bar(
         tqdm = None
     if progress and tqdm is None:
         validation.fail(
-            where,
+            api_name,
             "progress",
             "be None or False without tqdm",
             "True",

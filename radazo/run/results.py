@@ -47,7 +47,7 @@ class MinimizeResult(NamedTuple):
 
 
 def started(
-    where: str,
+    api_name: str,
     params: core.Params,
     optimizer: optax.GradientTransformation,
     num_steps: int,
@@ -55,10 +55,10 @@ def started(
     bounds: Any,
 ) -> tuple["_Run", Callable[[list[jax.Array]], list[jax.Array]] | None]:
     """A run before its first step, and the box that it stays in."""
-    box = None if bounds is None else projections.clipping(where, params, bounds)
+    box = None if bounds is None else projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
     arrays = partition.copied(arrays) if box is None else box(partition.copied(arrays))
-    state = _state(where, optimizer, rest.join(arrays), state)
+    state = _state(api_name, optimizer, rest.join(arrays), state)
     return _Run(rest, arrays, state, num_steps, bounds), box
 
 
@@ -120,13 +120,13 @@ class _Run:
 
     @contextlib.contextmanager
     def kept_in(
-        self, where: str, checkpoints: Any
+        self, api_name: str, checkpoints: Any
     ) -> Iterator[checkpointing.Checkpoints]:
         """Stand where the latest checkpoint is; at the end there is one of the end."""
-        with checkpointing.opened(where, checkpoints) as kept:
+        with checkpointing.opened(api_name, checkpoints) as kept:
             if kept.folder:
-                self.identity = run_id.told(where, *self.here(), self.bounds)
-            self.resume(where, kept)
+                self.identity = run_id.told(api_name, *self.here(), self.bounds)
+            self.resume(api_name, kept)
             yield kept
             kept.save(self.done, self.tree(), now=True)
 
@@ -165,12 +165,12 @@ class _Run:
             "run": self.identity,
         }
 
-    def resume(self, where: str, kept: checkpointing.Checkpoints) -> None:
+    def resume(self, api_name: str, kept: checkpointing.Checkpoints) -> None:
         """Stand where the latest checkpoint is, if there is one."""
         done, tree = kept.restore(self.tree())
         if done > self.history.values.size:
             validation.fail(
-                where,
+                api_name,
                 "num_steps",
                 f"be at least {done}, the steps that the run has taken",
                 f"{self.history.values.size} for the run in {kept.folder!r}",
@@ -180,7 +180,7 @@ class _Run:
         other = [name for name, x in self.identity.items() if tree["run"][name] != x]
         if other:
             validation.fail(
-                where,
+                api_name,
                 "checkpoints",
                 "hold this run",
                 f"{kept.folder!r}, a run with another {' and another '.join(other)}",
@@ -195,15 +195,18 @@ class _Run:
 
 
 def _state(
-    where: str, optimizer: optax.GradientTransformation, params: core.Params, state: Any
+    api_name: str,
+    optimizer: optax.GradientTransformation,
+    params: core.Params,
+    state: Any,
 ) -> Any:
     """The state to start from: a new one, or a copy of the one given."""
     if state is None:
         state = optimizer.init(params)
-        combinators.counters(where, state)
+        combinators.counters(api_name, state)
         return partition.copied(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
-    combinators.counters(where, fresh)
+    combinators.counters(api_name, fresh)
 
     def kinds(tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
@@ -213,7 +216,7 @@ def _state(
 
     if kinds(state) != kinds(fresh):
         validation.fail(
-            where,
+            api_name,
             "state",
             "be a state of `optimizer` for these `params`",
             f"one of another structure or other shapes, {state!r}"[:200],
@@ -222,9 +225,11 @@ def _state(
     return partition.copied(state)
 
 
-def check_steps(where: str, num_steps: Any, callback: Any) -> None:
+def check_steps(api_name: str, num_steps: Any, callback: Any) -> None:
     """What every run is told: how many steps, and whom to call between them."""
-    validation.integer(where, "num_steps", num_steps, 0, "It is the number of steps.")
+    validation.integer(
+        api_name, "num_steps", num_steps, 0, "It is the number of steps."
+    )
     if callback is not None:
-        way_out = "It is called with the `MinimizeResult` so far."
-        validation.function(where, "callback", callback, way_out)
+        hint = "It is called with the `MinimizeResult` so far."
+        validation.function(api_name, "callback", callback, hint)

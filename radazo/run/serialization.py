@@ -25,7 +25,7 @@ class Leaf(NamedTuple):
         return f"{self.kind}{'' if self.shape is None else self.shape} at {self.name}"
 
 
-def described(where: str, tree: Any) -> list[Leaf]:
+def described(api_name: str, tree: Any) -> list[Leaf]:
     """What is compared of a tree."""
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -38,7 +38,7 @@ def described(where: str, tree: Any) -> list[Leaf]:
             leaves.append(Leaf(name, "function", None))
         else:
             validation.fail(
-                where,
+                api_name,
                 "tree",
                 "have leaves that are arrays, numbers, strings or functions",
                 f"{leaf!r} at {name}"[:200],
