@@ -1,17 +1,19 @@
-"""Strict flags, the readers of messages, and the tables that contracts run over."""
+"""Strict flags, the compilation cache, and the tables that contracts run over."""
 
 import functools
 import gc
+import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 from contracts import ESTIMATORS, KINDS
-from jax.experimental.compilation_cache import compilation_cache
 from language import toy_files
 
 import radazo
@@ -21,6 +23,37 @@ gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiling is most of the time of a test: all workers, processes that tests start, and
+# later runs share what XLA compiled. Set `RADAZO_TEST_CACHE` to another folder.
+CACHE = Path(
+    os.environ.get("RADAZO_TEST_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "radazo-tests")
+)
+for name, value in {
+    "jax_compilation_cache_dir": str(CACHE),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+def pytest_configure(config):
+    """Remove what was compiled more than two weeks ago, once for all workers."""
+    if not hasattr(config, "workerinput"):
+        for path in CACHE.glob("*-cache"):
+            if time.time() - path.stat().st_mtime > 14 * 24 * 3600:
+                path.unlink(missing_ok=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    """Drop the programs of a module when it ends: a worker would grow to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
 
 OPTIMIZERS = {
     "radazo": radazo.radazo,
@@ -66,25 +99,6 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """For a file that makes the same run many times: XLA compiles it the first time."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-
-    def use(values):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-
-    use(wanted)
-    yield
-    use(before)
 
 
 @contextmanager

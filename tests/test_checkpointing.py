@@ -15,7 +15,6 @@ import radazo
 from radazo.run import checkpointing
 
 pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 PARAMS = {
     "w": jnp.ones(3),

@@ -19,7 +19,6 @@ import radazo
 
 pytest.importorskip("orbax.checkpoint")
 pytestmark = [
-    pytest.mark.usefixtures("compiled_once"),
     # Where a file cannot be written, orbax leaves a task whose loop is closed.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
