@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from radazo import core, validation
+from radazo import core, naming, validation
 
 __all__ = [
     "Difference",
@@ -45,6 +45,8 @@ class Difference(NamedTuple):
     slope: Callable[..., tuple[jax.Array, jax.Array, Any]]
     num_values: Callable[[int], int]
     steps: tuple[float, ...] = ()
+
+    __repr__ = naming.constant_repr
 
 
 def _forward_slope(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import core, flat, random, validation
+from radazo import core, flat, naming, random, validation
 
 __all__ = [
     "DirectionSampler",
@@ -65,6 +65,8 @@ class DirectionSampler(NamedTuple):
     independent: bool = True
     part: Callable[[jax.Array, int, Any, Any], jax.Array] = _only_whole
     at: Callable[[jax.Array, jax.Array, Any], jax.Array] = _only_whole
+
+    __repr__ = naming.constant_repr
 
 
 def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:

@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from radazo import naming
+
 # Length scales that are tried, in units of the mean distance of the points.
 _GRID = (1.0, 2.0, 4.0, 8.0, 16.0)
 _FAR = 1e4  # Of s: the kernels are 0 there, and nothing overflows.
@@ -44,6 +46,8 @@ class Kernel(NamedTuple):
 
     covariance: Callable[[jax.Array], jax.Array]
     slope: Callable[[jax.Array], jax.Array]
+
+    __repr__ = naming.constant_repr
 
 
 def _matern_covariance(s: jax.Array) -> jax.Array:

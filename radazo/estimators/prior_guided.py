@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from radazo import core, differences, directions, flat, validation
+from radazo import core, differences, directions, flat, naming, validation
 from radazo.estimators import build, mean
 
 
@@ -30,6 +30,8 @@ class Prior(NamedTuple):
 
     guess: Callable[[jax.Array, jax.Array], jax.Array]
     remember: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+    __repr__ = naming.constant_repr
 
 
 last_estimate = Prior(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from radazo import core, validation
+from radazo import core, naming, validation
 
 
 class Granularity(NamedTuple):
@@ -33,6 +33,8 @@ class Granularity(NamedTuple):
     zeros: Callable[[core.Params], Any]
     squares: Callable[[core.Params, Any], Any]
     each: Callable[[Any, core.Params], Any]
+
+    __repr__ = naming.constant_repr
 
 
 class RowsAndColumns(NamedTuple):

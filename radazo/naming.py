@@ -1,0 +1,21 @@
+"""Short names for constants made of functions, as they print in signatures."""
+
+import sys
+from typing import Any
+
+
+def constant_repr(self: Any) -> str:
+    """Return the public name of a constant, e.g. `radazo.directions.sphere`.
+
+    Assigned to `__repr__` of a NamedTuple of functions. A tuple that is no constant of
+    the module that defines its type prints its type and the names of its functions.
+    """
+    module = type(self).__module__
+    for name, value in vars(sys.modules[module]).items():
+        if type(value) is type(self) and value == self:
+            return ".".join([*module.split(".")[:2], name])
+    fields = ", ".join(
+        f"{name}={getattr(value, '__qualname__', value)}"
+        for name, value in self._asdict().items()
+    )
+    return f"{type(self).__name__}({fields})"
