@@ -21,6 +21,7 @@ from benchmarks import (
     journal,
     memory,
     moments,
+    overview,
     peers,
     pool,
     records,
@@ -145,17 +146,23 @@ def main(argv: list[str]) -> None:
         drawn[section] = section.draw(lines, args.output) if lines else []
         for path in drawn[section]:
             console.print(f"Figure: {path}")
+    by_name = {section.name: lines for section, lines in found.items()}
+    front = overview.draw(by_name["synthetic"], by_name["attack"], args.output)
     path = args.output / "report.md"
-    path.write_text(report(found, drawn), encoding="utf-8")
+    path.write_text(report(found, drawn, front), encoding="utf-8")
     console.print(f"Tables: {path}")
 
 
-def report(found: dict[Section, Lines], drawn: dict[Section, list[Path]]) -> str:
-    """The whole text; it shows figures that lie beside it."""
+def report(
+    found: dict[Section, Lines], drawn: dict[Section, list[Path]], front: list[Path]
+) -> str:
+    """Return the whole text; it shows the figures of its own folder."""
     parts = [
         "# Results\n",
-        "Made by `python -m benchmarks report` from result lines.\n",
+        "Written by `python -m benchmarks report` from result lines.\n",
     ]
+    for path in front:
+        parts += [f"![{path.stem}]({path.name})\n", overview.CAPTION]
     for section, lines in found.items():
         if lines:
             parts += [f"## {section.title}\n", provenance(section, lines)]

@@ -258,7 +258,7 @@ def advice(lines: Lines) -> str:
         for method, of_method in of_arm.items()
     }
     (arm, best), lowest = min(means.items(), key=lambda item: item[1])
-    schedule = {"tuned": "at a constant rate", "cosine": "along a cosine"}[arm]
+    schedule = {"tuned": "at a constant rate", "cosine": "with a cosine decay"}[arm]
     worst = max(found[arm][best].values())
 
     def rough(method: str) -> float:
@@ -277,15 +277,15 @@ def advice(lines: Lines) -> str:
     behind = [f"{x:.2f} times ({function})" for function, x in over.items() if x > 1]
     steps = select(lines, arm="tuned")[0]["settings"]["steps"]
     return (
-        f"Tuned for {steps:,} steps, `{best}` {schedule} ends nearest to the lowest f "
-        f"of all rules and schedules ({lowest:.2f} times it in the geometric mean over "
-        f"functions, {worst:.2f} times at worst). Where f is not convex, `zo_adamm` "
-        f"with a rate that falls along a cosine is within {rough('zo_adamm') - 1:.0%} "
-        f"of it and `radazo` within {rough('radazo') - 1:.0%}; on the convex functions "
-        f"they end {convex('zo_adamm')} and {convex('radazo')} times higher. Untuned, "
-        f"at the rate of the paper, `radazo` ends below `zo_adamm` on "
-        f"{sum(x < 1 for x in over.values())} functions of {len(over)}; elsewhere its "
-        f"f is {' and '.join(behind) or 'the same'} as high.\n"
+        f"Tuned for {steps:,} steps, `{best}` {schedule} ends closest to the lowest f "
+        f"of all rules and schedules: {lowest:.2f} times it in the geometric mean over "
+        f"functions, {worst:.2f} times at worst. On functions that are not convex, "
+        f"`zo_adamm` and `radazo` with a cosine decay end at most "
+        f"{rough('zo_adamm') - 1:.0%} and {rough('radazo') - 1:.0%} above it; on the "
+        f"convex ones they end at {convex('zo_adamm')} times and {convex('radazo')} "
+        f"times it. At the learning rate of the paper, not tuned, `radazo` ends below "
+        f"`zo_adamm` on {sum(x < 1 for x in over.values())} functions of {len(over)}; "
+        f"on the others its f is {' and '.join(behind) or 'the same'} as high.\n"
     )
 
 

@@ -1,10 +1,13 @@
 # %% [markdown]
 # # An oracle that is not JAX
 #
-# **A forest fooled through its answers.** A random forest of scikit-learn reads digits.
-# It has no gradient, JAX cannot trace it, and here it is served by workers that fail:
-# calls raise, hang and return NaN. The run converges all the same, counts every call,
-# and stays within its budget.
+# Fool a random forest of scikit-learn that reads digits. The forest has no gradient
+# and JAX cannot trace it. Here it also runs in workers that fail: calls raise, time
+# out and return NaN. The run converges nevertheless, counts every call, and stays
+# within its budget.
+#
+# The first cell installs what is missing: radazo from the checkout of this notebook,
+# or else from the package index.
 
 # %%
 import importlib.util
@@ -12,18 +15,23 @@ import pathlib
 import subprocess
 import sys
 
-if importlib.util.find_spec("radazo") is None:
-    source = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
-if importlib.util.find_spec("sklearn") is None:
-    command = [sys.executable, "-m", "pip", "install", "-q", "scikit-learn"]
-    subprocess.run(command, check=True)
+checkout = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
+packages = {
+    "radazo": checkout,
+    "matplotlib": "matplotlib",
+    "sklearn": "scikit-learn",
+}
+for name, source in packages.items():
+    if importlib.util.find_spec(name) is None:
+        pip = [sys.executable, "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, source], check=True)
 
 # %%
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.ensemble import RandomForestClassifier
@@ -38,37 +46,42 @@ print("read as", forest.predict(image[None])[0], "and is", label)
 # %% [markdown]
 # ## The oracle
 #
-# By how much the forest prefers the right digit, at the image plus a change; below 0 it
-# is fooled. A staircase: a share of a hundred trees. One call in ten fails, and all are
-# counted where they arrive, to be compared with what the pool says.
+# `margin` is the share of trees that vote for the right digit, minus the largest share
+# for another digit; it is a staircase. Where it is below 0, the forest is fooled.
+# `oracle` is the margin as a server would return it: some calls raise, some take too
+# long, some return NaN. It counts its calls, to compare with the count of the pool.
 
 # %%
-lock, arrived = threading.Lock(), []
+lock, calls = threading.Lock(), []
+
+
+def attacked(change):
+    return np.clip(image + change, 0, 16)
 
 
 def margin(change):
-    shares = forest.predict_proba(np.clip(image + change, 0, 16)[None])[0]
+    shares = forest.predict_proba(attacked(change)[None])[0]
     return shares[label] - np.max(np.delete(shares, label))
 
 
 def oracle(change):
     with lock:
-        arrived.append(1)
-        number = len(arrived)
+        calls.append(1)
+        number = len(calls)
     if number % 20 == 0:
         raise ConnectionError("the server is busy")
     if number % 50 == 1:
-        time.sleep(1)  # Longer than the pool waits.
+        time.sleep(1)  # Longer than the time limit of the pool.
     if number % 30 == 2:
         return np.nan
     return margin(change)
 
 
 # %% [markdown]
-# ## A run through the pool
+# ## A run through a pool of workers
 #
-# Four calls are under way at a time. A call without an answer is repeated; one that
-# answers NaN drops its direction. Points are made when a worker is free for them.
+# At most four calls run at a time. The pool repeats a call that raises or times out;
+# a call that returns NaN drops its direction from the estimate.
 
 # %%
 estimator = radazo.gaussian_estimator(num_directions=10, smoothing=2.0)
@@ -89,13 +102,32 @@ print(result.status, "after", result.num_steps, "steps; margin", margin(result.p
 print(ledger)
 print("directions dropped:", result.state.num_dropped)
 
+# %%
+shown = {
+    f"image: {label}": image,
+    "change": np.asarray(result.params),
+    f"read as {forest.predict(attacked(result.params)[None])[0]}": attacked(
+        result.params
+    ),
+}
+figure, panels = plt.subplots(
+    1, 4, figsize=(9, 2.4), width_ratios=[1, 1, 1, 1.6], layout="constrained"
+)
+for panel, (title, pixels) in zip(panels, shown.items()):
+    panel.imshow(pixels.reshape(8, 8), cmap="gray")
+    panel.set(title=title, xticks=[], yticks=[])
+panels[3].plot(result.values)
+panels[3].axhline(0, color="gray", linewidth=0.8)
+panels[3].set(xlabel="steps", ylabel="margin", title="the run")
+plt.show()
+
 # %% [markdown]
 # ## By hand: ask and tell
 #
-# The pool is a loop around two functions. `ask` names the points of a step, and makes
-# each when it is asked for; `tell` takes the values, in any order, without those that
-# never came. Whoever has parameters and state makes the same points: nothing else need
-# be sent to a worker.
+# The pool is a loop around two functions. `ask` returns the identifiers of the points
+# of a step and a function that computes a point. `tell` takes the values, in any
+# order, without those that are missing. Points are functions of the parameters and
+# the optimizer state, so a worker that has both computes its points itself.
 
 # %%
 ids, point = radazo.ask(optimizer, result.params, result.state)
@@ -105,14 +137,14 @@ params, state = radazo.tell(optimizer, result.params, result.state, values)
 print("values so far", state.num_values, "dropped", state.num_dropped)
 
 # %% [markdown]
-# ## What this teaches
+# ## Summary
 #
-# A function value is the currency: each call is counted once, wherever it ended.
+# The pool counts each call once, including those that fail.
 
 # %%
 assert margin(start) > 0.2
 assert margin(result.params) < 0
-assert ledger.calls == len(arrived) <= 2000
+assert ledger.calls == len(calls) <= 2000
 assert ledger.exceptions > 0
 assert ledger.timeouts > 0
 assert state.num_dropped == result.state.num_dropped + 1

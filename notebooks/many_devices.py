@@ -1,12 +1,16 @@
 # %% [markdown]
 # # Many devices
 #
-# **One run over a mesh.** Each device draws directions of its own and evaluates the
-# function there; one number for each value goes over the wire, and every device makes
-# the same update of the same slopes. Nothing of the size of the parameters is sent.
+# Share the function values of a step over a mesh of devices. Each device draws its own
+# directions and evaluates the function along them. The devices exchange the function
+# values only, and each computes the same update from them. Nothing of the size of the
+# parameters is sent.
 #
-# On a machine without an accelerator this notebook makes eight devices of its CPU; on
-# a TPU or with several GPUs the same cells use what is there.
+# Without an accelerator this notebook splits the CPU into eight devices. On a TPU or
+# several GPUs the same cells use the devices of the machine.
+#
+# The first cell installs what is missing: radazo from the checkout of this notebook,
+# or else from the package index.
 
 # %%
 import importlib.util
@@ -14,9 +18,11 @@ import pathlib
 import subprocess
 import sys
 
-if importlib.util.find_spec("radazo") is None:
-    source = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
+checkout = ".." if pathlib.Path("../pyproject.toml").exists() else "radazo"
+for name, source in (("radazo", checkout), ("matplotlib", "matplotlib")):
+    if importlib.util.find_spec(name) is None:
+        pip = [sys.executable, "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, source], check=True)
 
 # %%
 import jax
@@ -26,6 +32,7 @@ jax.config.update("jax_num_cpu_devices", 8)  # Read before JAX looks for devices
 import re
 
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -37,8 +44,8 @@ print(jax.device_count(), "devices:", jax.devices()[0].device_kind)
 # %% [markdown]
 # ## A run on some of the devices
 #
-# `sharding` says along which axis of a mesh the function values of a step are shared.
-# Everything else is as ever: an optimizer, a step, a compiled loop.
+# `sharding` names the axis of the mesh along which the function values of a step are
+# shared. The optimizer, the step and the compiled loop stay as they are on one device.
 
 
 # %%
@@ -67,11 +74,12 @@ def compiled(num_devices, num_steps=200):
 
 
 counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
-fingerprints = {}
+fingerprints, curves = {}, {}
 for num_devices in counts:
     run, carry = compiled(num_devices)
     (params, state), values = run(carry)
-    radazo.diagnostics.check_replicas(params)  # An error if two devices had parted.
+    radazo.diagnostics.check_replicas(params)  # Raises if two devices differ.
+    curves[num_devices] = values
     fingerprints[num_devices] = np.asarray(
         jax.jit(radazo.diagnostics.fingerprint)(params)
     ).tolist()
@@ -79,11 +87,19 @@ for num_devices in counts:
         num_devices, "devices:", values[0], "->", values[-1], fingerprints[num_devices]
     )
 
+# %%
+figure, panel = plt.subplots(figsize=(6, 3), layout="constrained")
+for (num_devices, values), width in zip(curves.items(), (7, 5, 3, 1)):
+    panel.plot(values, linewidth=width, label=f"{num_devices} device(s)")
+panel.set(xlabel="steps", ylabel="f(x)", title="the same run on any number of devices")
+panel.legend()
+plt.show()
+
 # %% [markdown]
-# ## What goes over the wire
+# ## How much is sent
 #
-# The compiled program has one collective: sixteen values, f(x) and one for each of the
-# fifteen directions. A gradient would have been five hundred numbers.
+# The compiled program has one collective, of sixteen values: f(x) and one value for
+# each of the fifteen directions. A gradient would have five hundred.
 
 # %%
 num_devices = counts[-1]
@@ -97,10 +113,10 @@ sent = [
 print("numbers sent in a step:", sent)
 
 # %% [markdown]
-# ## Further axes
+# ## Other axes
 #
-# Other axes of the mesh are yours: here half of the devices of a direction have half
-# of the batch each, and the mean over it is taken inside of the function.
+# The other axes of the mesh are free for the function. Here two devices evaluate each
+# direction, with half of the batch each, and the function takes the mean over both.
 
 # %%
 shape = (max(jax.device_count() // 2, 1), min(jax.device_count(), 2))
@@ -123,11 +139,11 @@ result = radazo.minimize(loss, w, optimizer, 300, batches=lambda step: batch)
 print("loss", result.values[0], "->", result.values[-1])
 
 # %% [markdown]
-# ## What this teaches
+# ## Summary
 #
-# Directions are functions of their keys: a device that knows the key and the slope
-# needs nothing else. So the run is the same however many devices it is cut over
-# (shown on CPUs; compilers of other devices may round otherwise).
+# A direction is a function of its key, so a device needs no more than the key and the
+# function values. On CPUs the run has the same bits on any number of devices; the
+# compilers of other devices may round differently.
 
 # %%
 if jax.default_backend() == "cpu":

@@ -3,11 +3,11 @@
 #
 # Adam divides by the root of a second moment of the **gradients**. R-AdaZO ([Shu et
 # al., 2025](https://arxiv.org/abs/2502.01014)) takes the second moment of the
-# **momentum** instead. This notebook shows what that changes where gradients are
-# estimated from function values, what it is worth, and what it is not.
+# **momentum** instead. This notebook shows the effect on gradients that are estimated
+# from function values, and how much of it a larger learning rate also gives.
 #
-# The first cell installs what is missing: radazo from the checkout that this notebook
-# lies in, or else from the package index.
+# The first cell installs what is missing: radazo from the checkout of this notebook,
+# or else from the package index.
 
 # %%
 import importlib.util
@@ -41,24 +41,28 @@ def value_fn(x):
 # %% [markdown]
 # ## An estimate is mostly noise
 #
-# The gradient of this function is `x` itself, so that we can look. An estimate from
-# K = 10 directions in d dimensions has a cosine of about √(K / (d + K)) with it.
+# The gradient of this function is `x` itself, so every estimate can be compared with
+# it. The cosine between the gradient and an estimate from K random directions in d
+# dimensions is about √(K / (d + K)).
 
 # %%
 estimator = radazo.sphere_estimator(num_directions=NUM_DIRECTIONS, terms=True)
 value_and_grad = radazo.value_and_grad(lambda x: x**2 / 2, estimator)
 x = jax.random.normal(jax.random.key(0), DIM)
 _, estimate = jax.jit(value_and_grad)(jax.random.key(1), x)
-print("cosine  ", radazo.diagnostics.cosine_similarity(estimate, x))
-print("expected", (NUM_DIRECTIONS / (DIM + NUM_DIRECTIONS)) ** 0.5)
+print(f"cosine   {radazo.diagnostics.cosine_similarity(estimate, x):.3f}")
+print(f"expected {(NUM_DIRECTIONS / (DIM + NUM_DIRECTIONS)) ** 0.5:.3f}")
 
 
 # %% [markdown]
-# ## Averaging keeps the direction and loses the noise
+# ## Averaging keeps the direction and removes noise
 #
-# Follow R-AdaZO for several b1, and compare at each step both the estimate g and the
-# first moment m with the gradient, and both second moments, of g² and of m², with that
-# of the true gradients. (Figure 2 of the paper.)
+# Run R-AdaZO with several values of b1, the decay rate of the momentum. At each step,
+# compare with the true gradient
+#
+# - the estimate g and the momentum m, by their cosine with the gradient;
+# - the second moments of g and of m, by their distance from the second moment of the
+#   true gradients (figure 2 of the paper).
 
 
 # %%
@@ -68,54 +72,61 @@ def measure(b1, steps=600, counted=300):
     second_moment = radazo.scale_by_second_moment(b2=B2)
 
     def step(carry, t):
-        x, state, of_estimates, ideal = carry
+        x, state, of_estimates, of_gradients = carry
         _, g = value_and_grad(jax.random.fold_in(jax.random.key(2), t), x)
         update, state = rule.update(g, state)
         _, of_estimates = second_moment.update(g, of_estimates)
-        _, ideal = second_moment.update(x, ideal)
-        seen = jnp.stack(
+        _, of_gradients = second_moment.update(x, of_gradients)
+        measures = jnp.stack(
             [
                 radazo.diagnostics.cosine_similarity(g, x),
                 radazo.diagnostics.cosine_similarity(state.mu, x),
-                radazo.diagnostics.second_moment_error(of_estimates.nu, ideal.nu),
-                radazo.diagnostics.second_moment_error(state.nu, ideal.nu),
+                radazo.diagnostics.second_moment_error(
+                    of_estimates.nu, of_gradients.nu
+                ),
+                radazo.diagnostics.second_moment_error(state.nu, of_gradients.nu),
             ]
         )
-        return (x - 1e-3 * update, state, of_estimates, ideal), seen
+        return (x - 1e-3 * update, state, of_estimates, of_gradients), measures
 
     moments = second_moment.init(x)
     carry = (x, rule.init(x), moments, moments)
-    _, seen = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps)))(carry)
-    return seen[-counted:].mean(axis=0)
+    _, measures = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps)))(carry)
+    return measures[-counted:].mean(axis=0)
 
 
 b1s = [0.0, 0.9, 0.99] if FAST else [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]
 usual = b1s.index(0.9)
 measured = jnp.stack([measure(b1) for b1 in b1s])
 
-figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-distance = 1 - jnp.array(b1s)
+# %%
+figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 for panel, columns, title in zip(
     panels, [(0, 1), (2, 3)], ["cosine with the gradient", "error of the second moment"]
 ):
-    for column, label, color in zip(columns, ["g", "m"], ["#0072B2", "#D55E00"]):
-        panel.loglog(distance, measured[:, column], "o-", label=label, color=color)
+    for column, label, color in zip(
+        columns, ["estimate g", "momentum m"], ["#0072B2", "#D55E00"]
+    ):
+        panel.loglog(
+            1 - jnp.array(b1s), measured[:, column], "o-", label=label, color=color
+        )
     panel.set(xlabel="1 − b1", title=title)
     panel.invert_xaxis()
     panel.legend()
 plt.show()
 
 # %% [markdown]
-# The momentum points better than an estimate, until at very large b1 it lags behind;
-# and its square is far closer to the second moment of the true gradients.
+# The momentum points closer to the gradient than an estimate does, until at very large
+# b1 it lags behind. Its square is much closer to the second moment of the true
+# gradients.
 #
-# ## What it is worth
+# ## How much it speeds up a run
 #
 # Where estimates are mostly noise, the second moment of m is smaller than that of g by
-# (1 − b1) / (1 + b1), in every coordinate alike. So R-AdaZO's step is **longer** by the
-# root, 4.36 at b1 = 0.9: at one learning rate it is faster, and a ZO-AdaMM whose
-# learning rate is 4.36 times as large catches up. Here are the steps until the value
-# is a tenth of what it was.
+# the factor (1 − b1) / (1 + b1) in every coordinate. A step of R-AdaZO is therefore
+# **longer**, by the root of the inverse: 4.36 at b1 = 0.9. At the same learning rate
+# R-AdaZO is faster; ZO-AdaMM with 4.36 times the learning rate catches up. Count the
+# steps until the value is a tenth of the first one:
 
 # %%
 MATCHED = (1.9 / 0.1) ** 0.5
@@ -127,23 +138,31 @@ candidates = {
     "zo_sgd, 0.5 K / d": radazo.zo_sgd(0.5 * NUM_DIRECTIONS / DIM, estimator, key=3),
 }
 target = 0.1 * value_fn(x)
-steps = {}
+steps, values = {}, {}
 for label, optimizer in candidates.items():
     result = radazo.minimize(
         lambda x: x**2 / 2, x, optimizer, 20_000, stop=lambda value, x: value < target
     )
-    steps[label] = result.num_steps
+    steps[label], values[label] = result.num_steps, result.values
     print(f"{label:<20}{result.num_steps:>7} steps")
 
+# %%
+figure, panel = plt.subplots(figsize=(6, 3), layout="constrained")
+for (label, curve), dash in zip(values.items(), ["-", "-", "--", ":"]):
+    panel.semilogy(curve, label=label, linestyle=dash)
+panel.set(xlabel="steps", ylabel="f(x)")
+panel.legend()
+plt.show()
+
 # %% [markdown]
-# ## What this teaches
+# ## Summary
 #
-# - Squaring the momentum is a better estimate of the second moment: at b1 = 0.9 by an
-#   order of magnitude and more.
-# - At an equal learning rate it is several times faster than ZO-AdaMM.
+# - The square of the momentum is the better estimate of the second moment, at b1 = 0.9
+#   by more than an order of magnitude.
+# - At the same learning rate R-AdaZO is several times faster than ZO-AdaMM.
 # - Nearly all of that is the length of the step: at the matched rate ZO-AdaMM needs
-#   about as many, and plain ZO-SGD with a good rate is hard to beat. So tune the rate
-#   first.
+#   about as many steps, and ZO-SGD with a good rate needs fewer. Tune the learning
+#   rate before you compare optimizers.
 
 # %%
 shared = steps["zo_adamm, 0.001"] / steps["radazo, 0.001"]

@@ -88,20 +88,18 @@ def test_the_numbers_of_the_readme_are_those_of_the_committed_lines():
         if line["settings"]["model"] == "small"
     }
     slow = seconds["R-AdaZO, rebuilt momentum, factored"] / seconds["R-AdaZO"]
-    text = (ROOT / "README.md").read_text("utf-8")
-    words = " ".join(text[text.index("**In place**") :].split("\n\n")[0].split())
+    assert slow > 8  # The price of drawing the momentum again.
     assert share["ZO-SGD"] == pytest.approx(1.01, abs=0.005)
     assert share["R-AdaZO, rebuilt momentum, factored"] == pytest.approx(
         1.01, abs=0.005
     )
-    assert f"with its momentum drawn again, {slow:.1f} times as slow)" in words
+    text = (ROOT / "README.md").read_text("utf-8")
     for mode, shown in (
-        ("ZO-SGD", "takes {:.2f} times (ZO-SGD; R-AdaZO with its momentum drawn again"),
-        ("R-AdaZO, bfloat16 moments", ", {:.2f} (bfloat16 moments)"),
-        ("R-AdaZO", ", {:.2f} (float32)"),
-        ("Adam, backpropagation", "backpropagation with Adam {:.2f} ("),
+        ("ZO-SGD", "{:.2f} times that of inference with in-place `zo_sgd`"),
+        ("R-AdaZO", ", {:.2f} times with R-AdaZO"),
+        ("Adam, backpropagation", "Adam with backpropagation {:.2f} times"),
     ):
-        assert shown.format(share[mode]) in words
+        assert shown.format(share[mode]) in text
 
 
 def test_a_direction_drawn_as_a_whole_is_refused_where_it_is_too_large():
