@@ -18,6 +18,8 @@ from benchmarks.problems import attack as problem
 from benchmarks.problems import digits, mnist, victims
 from benchmarks.victim import victim_of
 
+pytestmark = pytest.mark.gate
+
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("RADAZO_DATA_DIR") or ROOT.parent / "shared" / "data")
 PROTOCOL = attack_runs.Protocol(0.3, "normal", 3000, 2, 0.5)

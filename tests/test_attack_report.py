@@ -7,6 +7,8 @@ import scipy.stats
 from benchmarks import attack_report, attack_tuning
 from benchmarks.statistics import median_interval, wilson_interval
 
+pytestmark = pytest.mark.gate
+
 
 def made_line(method, rate, steps, arm="shared", **settings):
     """A result line by hand; seeds 1 and 2."""

@@ -9,6 +9,8 @@ import pytest
 import radazo
 from benchmarks import calibration, calibration_report, records
 
+pytestmark = pytest.mark.gate
+
 QUICK = ["--quick", "--tasks", "quadratic,attack", "--rules", "radazo"]
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import devices
 
+pytestmark = pytest.mark.gate
+
 SMALL = ["--dim", "300", "--num-directions", "5", "--steps", "50"]
 
 

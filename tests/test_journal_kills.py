@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
+pytestmark = pytest.mark.gate
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_run_ends_with_the_journal_of_one_that_was_not(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 
+pytestmark = pytest.mark.gate
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_killed_20_times_ends_bit_for_bit_as_one_that_was_not(tmp_path):

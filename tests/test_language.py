@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from benchmarks import finetune_runs
 from benchmarks.language import minilm, problems, tasks
 
-pytestmark = pytest.mark.usefixtures("of_users")
+pytestmark = [pytest.mark.gate, pytest.mark.usefixtures("of_users")]
 
 
 def test_reviews_are_prompted_as_in_mezo(data_dir):

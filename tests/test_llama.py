@@ -13,6 +13,7 @@ from benchmarks.language import llama, problems
 
 FOLDER = Path(os.environ.get("RADAZO_DATA_DIR", "")) / "stories260K"
 pytestmark = [
+    pytest.mark.gate,
     pytest.mark.usefixtures("of_users"),
     pytest.mark.skipif(
         not (FOLDER / "stories260K.npz").exists(),

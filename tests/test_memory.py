@@ -14,7 +14,7 @@ import radazo
 from benchmarks import memory, records
 from benchmarks.language import opt
 
-pytestmark = pytest.mark.usefixtures("of_users")
+pytestmark = [pytest.mark.gate, pytest.mark.usefixtures("of_users")]
 ROOT = Path(__file__).parent.parent
 SMALL = memory.Work(opt.SHAPES["small"], jnp.float32, 2, 64)
 TINY = opt.Config(

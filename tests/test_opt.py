@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.language import opt, weights
 
-pytestmark = pytest.mark.usefixtures("of_users")
+pytestmark = [pytest.mark.gate, pytest.mark.usefixtures("of_users")]
 
 LAYOUTS = [*opt_reference.CONFIGS]
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,6 +17,8 @@ from benchmarks.problems.twins import TWINS, Twin
 from benchmarks.rivals import METHODS, PACKAGES, report
 from benchmarks.rivals.trace import NUM_RECORDS, Recorder, chunks
 
+pytestmark = pytest.mark.gate
+
 LARGEST_GENERATION = 50
 SIZES = ["--dims", "10", "--budget", "550", "--trials", "3", "--seeds", "2"]
 OWN = [name for name in METHODS if METHODS[name].package == "radazo"]

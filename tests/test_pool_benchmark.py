@@ -2,8 +2,11 @@
 
 import house
 import numpy as np
+import pytest
 
 from benchmarks import pool, records
+
+pytestmark = pytest.mark.gate
 
 
 def test_a_line_holds_the_rates_of_one_worker_and_of_many(tmp_path, capsys):

@@ -9,6 +9,8 @@ import radazo
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
+pytestmark = pytest.mark.gate
+
 
 @pytest.fixture(scope="module")
 def cluster():

@@ -23,6 +23,8 @@ from benchmarks.estimators_rows import ROWS
 from benchmarks.estimators_tasks import TASKS
 from benchmarks.rivals import report as peers
 
+pytestmark = pytest.mark.gate
+
 RESULTS = house.ROOT / "benchmarks" / "results"
 README = " ".join((house.ROOT / "README.md").read_text(encoding="utf-8").split())
 

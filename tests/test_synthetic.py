@@ -14,6 +14,8 @@ from benchmarks import checkpoints, methods, records, sweep, synthetic, syntheti
 from benchmarks.methods import METHODS
 from benchmarks.problems.synthetic import PROBLEMS
 
+pytestmark = pytest.mark.gate
+
 FIELDS = {
     "command",
     "date",
