@@ -1,4 +1,4 @@
-"""The command line of journals, as a shell calls it."""
+"""The command line of journals."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def minimized(path, learning_rate=0.02, key=0, num_directions=5, **options):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Journals of a run, of another rate, of another key, and a piece of one."""
+    """Journals of a run, of other learning rates and keys, and a truncated one."""
     folder = tmp_path_factory.mktemp("journals")
     minimized(folder / "run")
     minimized(folder / "rate", learning_rate=0.04)
@@ -97,7 +97,7 @@ def test_show_says_what_is_in_a_journal(folder, called):
 def test_show_says_what_was_ignored(folder, called):
     _, out, _ = called("show", folder / "cut")
     size = 15 + 5 * 4
-    assert f"ignored         {-75 % size} bytes of a write" in out
+    assert f"ignored         {-75 % size} bytes of an incomplete write" in out
     assert "steps           27, from 0 on" in out
 
 
@@ -134,7 +134,7 @@ def test_diff_says_how_headers_differ_and_which_goes_on(folder, called):
 
 
 def test_replay_writes_parameters_and_state_whole(folder, tmp_path):
-    """In a process of its own, as a user starts it."""
+    """In its own process, as a user starts it."""
     result = minimized(folder / "part", num_steps=20)
     call = [
         sys.executable,
@@ -165,10 +165,13 @@ OURS = ["--optimizer", "ours:OPTIMIZER", "--params", "ours:params"]
 WRONG = {
     "no file": (
         ["show", "nothing"],
-        "`show(path=...)` must be a file that can be read; got 'nothing'",
+        "`show(path=...)` must be a readable file; got 'nothing'",
     ),
-    "no journal": (["show", "ours.py"], "`show(path=...)` must be a journal; got"),
-    "a folder": (["diff", "run", "."], "`diff(path=...)` must be a file; got '.'"),
+    "no journal": (["show", "ours.py"], "`show(path=...)` must be a journal, with"),
+    "a folder": (
+        ["diff", "run", "."],
+        "`diff(path=...)` must be a regular file; got '.'",
+    ),
     "no module": (
         ["replay", "run", "--optimizer", "theirs:x", "--params", "ours:params"],
         "be MODULE:NAME, which can be imported; got 'theirs:x', with ModuleNotFound",
@@ -183,7 +186,7 @@ WRONG = {
     ),
     "a function that leaves": (
         ["replay", "run", "--optimizer", "ours:leaves", "--params", "ours:params"],
-        "which can be imported; got 'ours:leaves', with SystemExit: 1. It is imported",
+        "which can be imported; got 'ours:leaves', with SystemExit: 1. Modules are",
     ),
     "an optimizer that raises": (
         ["replay", "run", "--optimizer", "ours:BROKEN", "--params", "ours:params"],
@@ -227,8 +230,8 @@ def test_a_run_of_no_steps_has_a_journal_of_none(folder, called, monkeypatch):
         rest = [*OURS, "--output", folder / "out.npz"] if command == "replay" else []
         status, out, err = called(command, path, *rest)
         assert (status, out) == (2, "")
-        assert f"`{command}(path=...)` must have a step in it; got '{path}'" in err
-        assert "which is empty. No step was written yet" in err
+        assert f"`{command}(path=...)` must contain a step; got '{path}'" in err
+        assert "which is empty. A run writes the header" in err
     minimized(path)
     assert path.read_bytes() == (folder / "run").read_bytes()
 

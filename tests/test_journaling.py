@@ -1,4 +1,4 @@
-"""A journal goes on where it was left, and keeps what was written."""
+"""An existing journal is appended to and keeps its records."""
 
 import os
 
@@ -33,7 +33,7 @@ def test_20_000_steps_along_one_direction_fit_into_400_kilobytes(path):
 
 
 def test_a_journal_that_was_cut_goes_on_and_ends_as_if_it_had_not_been(run, path):
-    """Killed in the middle of a record, of the first record, of the header."""
+    """Killed in the middle of a record, of the first record, or of the header."""
     _, whole, _ = run
     data, entries = whole.read_bytes(), radazo.journal.read_journal(whole).entries
     state = optimizer().init(PARAMS)
@@ -60,23 +60,23 @@ def test_a_run_that_goes_on_from_a_checkpoint_writes_no_step_twice(run, path):
 def test_a_run_that_does_not_repeat_itself_overwrites_nothing(run, path):
     _, whole, _ = run
     path.write_bytes(whole.read_bytes())
-    with raises(ValueError, "be what", "has of step 3; got another", "another path"):
+    with raises(ValueError, "repeat step 3 of", "; got another", "another path"):
         minimized(path, batches=lambda step: of_step(step) + (step == 3))
     assert path.read_bytes() == whole.read_bytes()
 
 
 def test_a_run_that_goes_on_from_other_parameters_writes_nothing(run, path):
-    """The journal goes on beyond the checkpoint, and knows what was there."""
+    """The journal already has the steps after the checkpoint."""
     _, whole, _ = run
     path.write_bytes(whole.read_bytes())
     params, state = replayed(path, count=25)
     other = params | {"w": params["w"].at[0].add(1e-6)}
-    with raises(ValueError, "be what", "has of step 25; got another"):
+    with raises(ValueError, "repeat step 25 of", "; got another"):
         minimized(path, 15, params=other, state=state)
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_a_damaged_journal_is_not_gone_on_with_and_not_changed(run, path):
+def test_a_damaged_journal_is_neither_appended_to_nor_changed(run, path):
     _, whole, _ = run
     rng, data = np.random.default_rng(2), whole.read_bytes()
     params, state = PARAMS, optimizer().init(PARAMS)
@@ -98,7 +98,7 @@ def test_two_runs_do_not_write_one_file(path):
     arguments = path, params, optimizer().init(params)
     with (
         radazo.journal.open_journal(*arguments),
-        raises(ValueError, "of this run alone", "which another run is writing"),
+        raises(ValueError, "by one run at a time", "which another run is writing"),
         radazo.journal.open_journal(*arguments),
     ):
         pytest.fail("It was opened.")
@@ -107,7 +107,7 @@ def test_two_runs_do_not_write_one_file(path):
 
 
 def test_a_full_disk_leaves_what_was_written(run, path, monkeypatch):
-    """As the system says it: part of a write is done, the next one fails."""
+    """The system writes a part and fails at the next write."""
     _, whole, _ = run
     entries, opened = radazo.journal.read_journal(whole).entries, os.fdopen
     parts = [
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_what_was_written(run, path, monkeypatch):
         with radazo.journal.open_journal(*arguments) as journal:
             journal.append(parts[0])
             before = path.read_bytes()
-            with raises(ValueError, "be a file that can be written", "No space left"):
+            with raises(ValueError, "be a writable file", "No space left"):
                 journal.append(parts[1])
             assert path.read_bytes() == before
     with radazo.journal.open_journal(*arguments) as journal:

@@ -1,4 +1,4 @@
-"""The bytes of a journal: whatever is done to them is noticed."""
+"""The bytes of a journal: any change to them is detected."""
 
 import os
 
@@ -41,13 +41,13 @@ def entries(num=NUM, header=HEADER, seed=0):
 
 
 def written(header=HEADER, given=None):
-    head, crc = file_format.sealed_header(header)
+    head = file_format.encode_header(header)
     given = entries(header=header) if given is None else given
-    return head + file_format.sealed(header, given, crc)[0]
+    return head + file_format.encode(header, given, head)
 
 
 def parsed(data):
-    return file_format.parsed("read_journal", "a file", data)
+    return file_format.parse("read_journal", "a file", data)
 
 
 def same(found, wanted):
@@ -79,8 +79,8 @@ def test_a_step_along_one_direction_takes_19_bytes():
     assert file_format.HEADER_BYTES <= 200
 
 
-def test_each_bit_that_is_flipped_is_noticed():
-    """In the last record it may be a write that was not finished, and is counted."""
+def test_each_flipped_bit_is_detected():
+    """An invalid last record counts as an incomplete write."""
     data, wanted = written(), entries()
     begin = len(data) - RECORD_BYTES
     for place in range(len(data)):
@@ -98,7 +98,7 @@ def test_each_bit_that_is_flipped_is_noticed():
                 assert same(found.entries, first(NUM - 1, wanted))
 
 
-def test_a_journal_cut_anywhere_is_what_is_whole_of_it_or_none():
+def test_a_truncated_journal_has_its_whole_records_or_is_refused():
     data, wanted = written(), entries()
     for size in range(len(data)):
         if size < file_format.HEADER_BYTES:
@@ -111,8 +111,8 @@ def test_a_journal_cut_anywhere_is_what_is_whole_of_it_or_none():
         assert same(found.entries, first(whole, wanted))
 
 
-def test_whatever_is_done_to_a_journal_nothing_false_is_read():
-    """Bytes changed, cut out, doubled, exchanged, put in, at random."""
+def test_no_damage_changes_what_is_read():
+    """Random changes, deletions, repetitions, reversals and insertions of bytes."""
     rng, data, wanted = np.random.default_rng(1), written(), entries()
     refused = 0
     for _ in range(3000):
@@ -135,21 +135,23 @@ def test_whatever_is_done_to_a_journal_nothing_false_is_read():
     assert refused > 1000
 
 
-def test_a_bad_record_in_the_middle_is_named():
+def test_an_invalid_record_in_the_middle_is_named():
     data = bytearray(written())
     data[file_format.HEADER_BYTES + RECORD_BYTES + 5] ^= 1
-    with raises(ValueError, "good records", "step 6, the record 2 of 4", "a copy"):
+    with raises(
+        ValueError, "valid records", "record 2 of 4, of step 6, is invalid", "a copy"
+    ):
         parsed(bytes(data))
 
 
-def test_zeros_at_the_end_are_a_write_that_was_not_finished():
-    """What some file systems leave when a machine loses its power."""
+def test_trailing_zeros_are_an_incomplete_write():
+    """Some file systems leave them after a power failure."""
     found = parsed(written() + bytes(3 * RECORD_BYTES + 1))
     assert found.num_trailing_bytes == 3 * RECORD_BYTES + 1
     assert same(found.entries, entries())
 
 
-def test_records_are_good_only_where_they_were_written():
+def test_records_are_valid_only_where_they_were_written():
     data, other = written(), written(HEADER._replace(key_data=(0, 0)))
     begin = file_format.HEADER_BYTES
     at = [begin + i * RECORD_BYTES for i in range(NUM + 1)]
@@ -160,7 +162,7 @@ def test_records_are_good_only_where_they_were_written():
         "exchanged": data[: at[1]] + data[at[2] : at[3]] + data[at[1] : at[2]],
     }
     for text in spliced.values():
-        with raises(ValueError, "have good records", "a bad one"):
+        with raises(ValueError, "have valid records", "is invalid"):
             parsed(text)
 
 
@@ -174,17 +176,15 @@ MADE_UP = {
 
 
 @pytest.mark.parametrize("change", MADE_UP.values(), ids=MADE_UP)
-def test_a_header_with_a_good_crc_is_not_trusted_either(change):
-    head, _ = file_format.sealed_header(HEADER._replace(**change))
-    with raises(
-        ValueError, "have a header that makes sense", "Give the path of a file"
-    ):
+def test_a_header_with_a_valid_crc_is_checked_too(change):
+    head = file_format.encode_header(HEADER._replace(**change))
+    with raises(ValueError, "have a plausible header", "Pass the path of a journal"):
         parsed(head + bytes(100))
 
 
-def test_a_header_that_promises_much_takes_no_memory():
+def test_a_header_with_many_directions_takes_no_memory():
     header = HEADER._replace(num_directions=file_format.MAX_DIRECTIONS, float_bytes=8)
-    found = parsed(file_format.sealed_header(header)[0] + b"few")
+    found = parsed(file_format.encode_header(header) + b"few")
     assert (len(found.entries.count), found.num_trailing_bytes) == (0, 3)
 
 
@@ -195,15 +195,13 @@ FALSE = {
 
 
 @pytest.mark.parametrize("change", FALSE.values(), ids=FALSE)
-def test_a_record_with_a_good_crc_is_not_trusted_either(change):
+def test_a_record_with_a_valid_crc_is_checked_too(change):
     made_up = first(1, entries())._replace(**change)
     data = written(given=made_up)
-    assert parsed(data).ignored == RECORD_BYTES
-    head, crc = file_format.sealed_header(HEADER)
-    raw, crc = file_format.sealed(HEADER, made_up, crc)
-    more, _ = file_format.sealed(HEADER, made_up, crc)
-    with raises(ValueError, "have good records", "step 5, the record 1 of 2"):
-        parsed(head + raw + more)
+    assert parsed(data).num_trailing_bytes == RECORD_BYTES
+    more = file_format.encode(HEADER, made_up, data)
+    with raises(ValueError, "have valid records", "record 1 of 2, of step 5"):
+        parsed(data + more)
 
 
 @pytest.mark.parametrize("change", [{"format": 1}, {"key_contract": 99}], ids=str)
@@ -217,19 +215,19 @@ def test_another_version_is_refused_by_its_number(change):
         parsed(data)
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+def test_only_a_regular_file_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("a poem, and a long one at that" * 20)
     for name, rule in {
-        "": "be a file",
-        "pipe": "be a file",
-        "missing": "be a file that can be read",
-        "empty": "have a step in it",
-        "text": "be a journal",
-        "\0": "be a file that can be read",
+        "": "be a regular file",
+        "pipe": "be a regular file",
+        "missing": "be a readable file",
+        "empty": "contain a step",
+        "text": f"be a journal, with a header of {file_format.HEADER_BYTES} bytes",
+        "\0": "be a readable file",
     }.items():
         path = f"{tmp_path}/{name}"
-        hint = "No step was written yet" if name == "empty" else "Give the path"
+        hint = "A run writes the header" if name == "empty" else "Pass the path"
         with raises(ValueError, f"`read_journal(path=...)` must {rule}; got", hint):
             radazo.journal.read_journal(path)

@@ -1,8 +1,4 @@
-"""A run as a file of its slopes, of which each step can be made again.
-
-A direction is a function of its key, and the key of a step is one of that of the run:
-beside the start, what the steps saw along their directions is all there is to know.
-"""
+"""Reading a journal, and appending to the journal of a run."""
 
 import contextlib
 import os
@@ -16,23 +12,19 @@ import numpy as np
 from radazo import core, locks, validation
 from radazo.journal import file_format, run_id
 
-_WHERE = "open_journal"
-_BINARY = getattr(os, "O_BINARY", 0)
-_MAKE_ROOM = "What was written is as it was: make room, or see to the rights."
-_NO_FOLDER = "The file is made, but not the folder that it is to be in: make it first."
-_NEXT = (
-    "Append what `radazo.journal.recorded_step` gives, once for each step and in order."
-)
+_API = "open_journal"
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows.
+_NEXT = "Append each entry of `radazo.journal.recorded_step` once, in order."
 
 
 class Journal(NamedTuple):
-    """A journal that is open for one run.
+    """A journal open for one run.
 
     Attributes:
-      path: Where it is.
-      append: `append(entry)`: write the `JournalEntry` of the next step, or of many. A
-        process that is killed afterwards loses nothing of it.
-      sync: `sync()`: wait until all is on disk, where it outlives the machine.
+      path: The path of the file.
+      append: `append(entry)`: write the `JournalEntry` of the next step or steps. They
+        survive if the process is killed afterwards.
+      sync: `sync()`: flush to disk, so that all entries survive a power failure.
     """
 
     path: str
@@ -41,16 +33,16 @@ class Journal(NamedTuple):
 
 
 def read_journal(path: str | os.PathLike[str]) -> file_format.JournalContents:
-    """The slopes and values of a run, as arrays.
+    """Return the slopes and values of a run as arrays.
 
     Args:
       path: A file that `open_journal` or `minimize` wrote.
     Returns:
       `JournalContents`.
     Raises:
-      TypeError: If `path` is none.
-      ValueError: If it cannot be read, is no journal or one of another version, or was
-        damaged.
+      TypeError: If `path` is not a local path.
+      ValueError: If the file cannot be read, is damaged, or is not a journal of this
+        version.
     Cost:
       No function values.
     Example:
@@ -64,9 +56,7 @@ def read_journal(path: str | os.PathLike[str]) -> file_format.JournalContents:
       (50, 10) True
       >>> folder.cleanup()
     """
-    api_name = "read_journal"
-    file_format.checked_path(api_name, path)
-    return file_format.read(api_name, path)
+    return file_format.read("read_journal", path)
 
 
 @contextlib.contextmanager
@@ -77,32 +67,31 @@ def open_journal(
     *,
     bounds: tuple[Any, Any] | None = None,
 ) -> Iterator[Journal]:
-    """A journal for a training loop of your own; `minimize` has one built in.
+    """Open a journal for your own training loop; `minimize` has one built in.
 
-    A record is 15 bytes and 4 for each direction: a fine-tune of 20,000 steps along one
-    direction is 380 kB. `replay` makes parameters and state after any step of it, and
-    `python -m radazo.journal` shows it and compares two.
+    A record takes 15 + 4K bytes for K directions: 20,000 steps along one direction are
+    380 kB. `replay` reconstructs parameters and state after any step.
+    `python -m radazo.journal` shows a journal or compares two.
 
-    A file that is there is gone on with. Steps that it has already, since the run goes
-    on from a checkpoint before its end, are compared with what is appended, and nothing
-    is written twice or over: a run that does not repeat itself is refused. Only what a
-    process left that died while it wrote is cut off. Processes that share a run have a
-    file each.
+    An existing journal is appended to. If the run resumes from a checkpoint before its
+    end, the steps already in the file are compared with the new ones: a run that does
+    not repeat itself is refused. Only an incomplete trailing record is truncated. In a
+    run of several processes each needs its own file.
 
     Args:
       path: The file.
       params: The parameters before the next step.
-      state: The state before it: of `optimizer.init`, a checkpoint, or `replay`.
-      bounds: The box in which the loop keeps parameters, as in `minimize`.
+      state: The state before it, from `optimizer.init`, a checkpoint, or `replay`.
+      bounds: The bounds on the parameters, as in `minimize`.
     Returns:
-      A context manager that gives a `Journal`. It ends when all is on disk.
+      A context manager that yields a `Journal` and flushes it to disk at the end.
     Raises:
-      TypeError: If an argument is of the wrong kind.
-      ValueError: If the file is no journal, or one of another run or version, damaged,
-        in use by another process, or cannot be written; in `append`, if an entry is not
-        that of the next step, or not what the file has of it.
+      TypeError: If an argument has the wrong type.
+      ValueError: If the file cannot be written, is damaged, in use by another process,
+        or is not a journal of this run and version; in `append`, if an entry is not
+        that of the next step or differs from the one in the file.
     Cost:
-      No function values. Parameters and state are read once, and `append` waits for the
+      No function values. It reads parameters and state once; `append` waits for the
       step.
     Example:
       >>> import tempfile
@@ -121,9 +110,8 @@ def open_journal(
       True 1100
       >>> folder.cleanup()
     """
-    api_name = _WHERE
-    file_format.checked_path(api_name, path)
-    run = run_id.of(api_name, params, state, bounds)
+    file_format.check_path(_API, path)
+    run = run_id.of(_API, params, state, bounds)
     with contextlib.closing(_File(os.fspath(path), run)) as file:
         yield Journal(file.path, file.append, file.sync)
         file.sync()
@@ -132,21 +120,21 @@ def open_journal(
 def opened(
     path: Any, params: core.Params, state: Any, bounds: Any
 ) -> contextlib.AbstractContextManager[Journal | None]:
-    """The journal of a run that may have none."""
+    """Open the journal at `path`, or none if it is None."""
     if path is None:
         return contextlib.nullcontext()
     return open_journal(path, params, state, bounds=bounds)
 
 
 class _File:
-    """The mutable part: an open file, and where the run stands in it."""
+    """An open journal and the position of the run in it."""
 
     def __init__(self, path: str, run: run_id.Run) -> None:
-        self.path, self.run = path, run
+        self.path, self.run, self.count = path, run, run.count
         self.header: file_format.JournalHeader | None = None
-        self.count, self.crc = run.count, 0
-        self.ahead = memoryview(b"")  # What the file has of the steps to come.
-        with _explained(path):
+        self.last = b""  # The record before the next one, or the header.
+        self.ahead = memoryview(b"")  # Records in the file from the next one on.
+        with self.explained():
             handle = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
         self.handle = os.fdopen(handle, "r+b", buffering=0)
         with contextlib.ExitStack() as on_failure:
@@ -155,150 +143,119 @@ class _File:
             on_failure.pop_all()
 
     def resume(self) -> None:
-        """Stand where the run stands, in what the file has."""
+        """Read the file, truncate an incomplete record, and find the position."""
         if not stat.S_ISREG(os.fstat(self.handle.fileno()).st_mode):
-            _refuse("be a file", repr(self.path), "A journal is read again.")
-        self.lock()
-        with _explained(self.path):
-            data = self.handle.readall()
-        if _is_unfinished(data):
-            self.cut(0)
-            return
-        journal = file_format.parsed(_WHERE, self.path, data)
-        run_id.check(_WHERE, self.path, journal, self.run)
-        self.cut(len(data) - journal.num_trailing_bytes)
-        self.header, position = journal.header, self.run.count - journal.header.first
-        before, ahead = (
-            file_format.JournalEntry(*(x[part] for x in journal.entries))
-            for part in (slice(position), slice(position, None))
-        )
-        _, self.crc = file_format.sealed_header(self.header)
-        _, self.crc = file_format.sealed(self.header, before, self.crc)
-        self.ahead = memoryview(file_format.sealed(self.header, ahead, self.crc)[0])
-
-    def lock(self) -> None:
-        """Nobody else writes: records of two runs would alternate."""
+            _refuse("path", "be a regular file", repr(self.path), "Pass another path.")
         if locks.is_taken(self.handle):
             got = f"{self.path!r}, which another run is writing"
-            _refuse("be a file of this run alone", got, "Take another path.")
+            _refuse("path", "be written by one run at a time", got, "Use another path.")
+        with self.explained():
+            data = self.handle.readall()
+        end = file_format.HEADER_BYTES
+        if len(data) < end and file_format.MAGIC.startswith(data[:8]):
+            self.truncate(0)  # A process ended before it had written the header.
+            return
+        journal = file_format.parse(_API, self.path, data)
+        run_id.check(_API, self.path, journal, self.run)
+        data = data[: len(data) - journal.num_trailing_bytes]
+        self.truncate(len(data))
+        self.header = journal.header
+        size = file_format.record_dtype(self.header).itemsize
+        end += (self.count - self.header.first) * size
+        self.last, self.ahead = data[:end][-size:], memoryview(data[end:])
 
     def append(self, entry: file_format.JournalEntry) -> None:
-        """Write what is not there yet."""
-        entry = self.checked(entry)
+        """Write the records that the file does not have yet; compare the others."""
+        entry = self.normalize(entry)
         num = len(entry.count)
         if not num:
             return
-        head, header, crc = b"", self.header, self.crc
+        head, header = b"", self.header
         if header is None:
             header = self.run.header(entry.slopes.shape[1], entry.slopes.itemsize)
-            head, crc = file_format.sealed_header(header)
-        raw, crc = file_format.sealed(header, entry, crc)
-        common = min(len(raw), len(self.ahead))
+            head = file_format.encode_header(header)
+        raw = file_format.encode(header, entry, head or self.last)
+        size, common = len(raw) // num, min(len(raw), len(self.ahead))
         if raw[:common] != self.ahead[:common]:
-            self.fail_to_repeat(raw, len(raw) // num)
+            starts = range(0, common, size)
+            same = [raw[i : i + size] == self.ahead[i : i + size] for i in starts]
+            _refuse(
+                "entry",
+                f"repeat step {self.count + same.index(False)} of {self.path!r}",
+                "another",
+                "The run does not repeat itself: use another path if the function, the "
+                "batches or a constant changed. Some backends do not reproduce bits.",
+                "append",
+            )
         self.write(head + raw[common:])
-        self.ahead = self.ahead[common:]
-        self.header, self.crc, self.count = header, crc, self.count + num
+        self.header, self.count = header, self.count + num
+        self.last, self.ahead = raw[-size:], self.ahead[common:]
         if head:
             self.sync()
 
-    def checked(self, entry: file_format.JournalEntry) -> file_format.JournalEntry:
-        """The entry as arrays with an axis of steps: those of the next steps."""
+    def normalize(self, entry: file_format.JournalEntry) -> file_format.JournalEntry:
+        """Return the next entry as arrays with a leading axis of steps; check it."""
         validation.instance("append", "entry", entry, file_format.JournalEntry, _NEXT)
-        count, fingerprint, slopes, value, stopped = (
-            np.asarray(x) for x in jax.device_get(entry)
-        )
-        kinds = [np.float32, np.float64]
+        arrays = [np.asarray(x) for x in jax.device_get(entry)]
+        if not arrays[0].ndim:
+            arrays = [x[None] for x in arrays]
+        entry = file_format.JournalEntry(*arrays)
+        num, shape, kind = entry.count.size, entry.slopes.shape, entry.slopes.dtype
+        num_directions = np.clip((1, *shape)[-1], 1, file_format.MAX_DIRECTIONS)
         if self.header is not None:
-            kinds = [np.dtype(f"f{self.header.float_bytes}")]
             num_directions = self.header.num_directions
-        else:
-            num_directions = slopes.shape[-1] if slopes.ndim else 1
-        shapes = count.shape, (*count.shape, num_directions), count.shape
-        if (
-            count.ndim > 1
-            or (count.shape, slopes.shape, value.shape) != shapes
-            or not 1 <= num_directions <= file_format.MAX_DIRECTIONS
-            or slopes.dtype not in kinds
-            or value.dtype != slopes.dtype
-            or (fingerprint.shape, fingerprint.dtype) != (count.shape, np.uint16)
-        ):
-            names = " or ".join(np.dtype(kind).name for kind in kinds)
-            kinds = [f"{x.dtype}{list(x.shape)}" for x in (slopes, value, fingerprint)]
-            got = f"slopes, value and fingerprint of {', '.join(kinds)}"
-            rule = f"have {num_directions} slopes and a value of a step, in {names}"
-            rule = f"{rule}, and a fingerprint in uint16"
-            _refuse(rule, got, _NEXT, "append", "entry")
-        counts = count.reshape(-1)
-        if not np.array_equal(counts, self.count + np.arange(counts.size)):
-            got = f"that of step {', '.join(str(x) for x in counts[:3])}"
-            _refuse(f"be that of step {self.count}", got, _NEXT, "append", "entry")
-        return file_format.JournalEntry(
-            counts,
-            fingerprint.reshape(-1),
-            slopes.reshape(counts.size, num_directions),
-            value.reshape(-1),
-            np.broadcast_to(stopped, count.shape).reshape(-1),
-        )
-
-    def fail_to_repeat(self, raw: bytes, size: int) -> NoReturn:
-        starts = range(0, len(raw), size)
-        same = (raw[i : i + size] == self.ahead[i : i + size] for i in starts)
-        step = self.count + list(same).index(False)
-        _refuse(
-            f"be what {self.path!r} has of step {step}",
-            "another",
-            "The run does not repeat itself: with another function, batch or constant "
-            "it is another run, for another path; and so it is where a backend does "
-            "not give the same bits twice.",
-            "append",
-            "entry",
-        )
+            kind = np.dtype(f"f{self.header.float_bytes}")
+        elif kind not in (np.float32, np.float64):
+            kind = np.dtype(np.float32)
+        wanted = [
+            f"{kind}[{num}, {num_directions}]",
+            f"{kind}[{num}]",
+            f"uint16[{num}]",
+        ]
+        given = (entry.slopes, entry.value, entry.fingerprint)
+        given = [f"{x.dtype}{[*x.shape]}" for x in given]
+        if given != wanted:
+            rule = f"have slopes, value and fingerprint of {', '.join(wanted)}"
+            _refuse("entry", rule, ", ".join(given), _NEXT, "append")
+        if not np.array_equal(entry.count, self.count + np.arange(num)):
+            got = f"that of step {', '.join(map(str, entry.count.ravel()[:3]))}"
+            _refuse("entry", f"be that of step {self.count}", got, _NEXT, "append")
+        return entry
 
     def write(self, data: bytes) -> None:
-        """All of it, or nothing."""
-        with _explained(self.path):
+        """Append all of `data` or nothing."""
+        with self.explained(), contextlib.ExitStack() as on_failure:
             start = self.handle.seek(0, os.SEEK_END)
-            with contextlib.ExitStack() as on_failure:
-                on_failure.callback(self.handle.truncate, start)
-                while data:
-                    data = data[self.handle.write(data) :]
-                on_failure.pop_all()
+            on_failure.callback(self.handle.truncate, start)
+            while data:
+                data = data[self.handle.write(data) :]
+            on_failure.pop_all()
 
-    def cut(self, size: int) -> None:
-        with _explained(self.path):
+    def truncate(self, size: int) -> None:
+        with self.explained():
             self.handle.truncate(size)
 
     def sync(self) -> None:
-        with _explained(self.path):
+        with self.explained():
             os.fsync(self.handle.fileno())
 
     def close(self) -> None:
         self.handle.close()
 
-
-def _is_unfinished(data: bytes) -> bool:
-    """Whether a process died before the header was there."""
-    magic = file_format.MAGIC
-    return (
-        len(data) < file_format.HEADER_BYTES
-        and data[: len(magic)] == magic[: len(data)]
-    )
-
-
-@contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Say what a failure of the file means for the run."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        got = f"{path!r}, with {type(error).__name__}: {error}"
-        missing = isinstance(error, FileNotFoundError)
-        hint = _NO_FOLDER if missing else _MAKE_ROOM
-        _refuse("be a file that can be written", got, hint)
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn a failure of the file system into a message of radazo."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            got = f"{self.path!r}, with {type(error).__name__}: {error}"
+            hint = "Records already written are intact: free space or fix permissions."
+            if isinstance(error, FileNotFoundError):
+                hint = "The file is created, but not its folder: create it first."
+            _refuse("path", "be a writable file", got, hint)
 
 
 def _refuse(
-    rule: str, got: str, hint: str, api_name: str = _WHERE, argument: str = "path"
+    argument: str, rule: str, got: str, hint: str, api_name: str = _API
 ) -> NoReturn:
     validation.fail(api_name, argument, rule, got, hint)

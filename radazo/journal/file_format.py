@@ -1,17 +1,16 @@
-"""The bytes of a journal: a header, then one record a step, all of one size.
+"""The bytes of a journal: a header, then one fixed-size record for each step.
 
-  header   magic, format, key contract, K, bytes of a float, key of the run, its first
-           step, four digests, who wrote it, CRC
+  header   magic, format, key contract, K, bytes of a float, key of the run, first step,
+           four digests, writer, CRC
   record   step, fingerprint, K slopes, value, flags, CRC
 
-Little-endian and packed: 15 bytes a record and 4 for each slope in float32. The slope
-of a dropped direction is NaN. The fingerprint is 16 bits of a hash of the parameters
-before the step. Each CRC-32 goes on from the one before it, so that a record is good
-only where it was written, in the file it was written to.
+Fields are little-endian and packed: with float32 slopes a record takes 15 + 4K bytes.
+The slope of a dropped direction is NaN. The fingerprint is a 16-bit hash of the
+parameters before the step. Each CRC-32 continues the previous one, so that a record is
+valid only at its own position in its own file.
 
-What a machine leaves that stops in the middle of a write is ignored, and counted: a
-part of a record, a bad one at the very end, zeros to the end. Anything else that is not
-as it was written is refused.
+Reading skips and counts the bytes that an interrupted write leaves: a partial record,
+an invalid last record, or zeros up to the end. It refuses any other damage.
 """
 
 import os
@@ -27,26 +26,25 @@ from radazo import random, validation
 
 MAGIC = b"radazo-j"
 FORMAT = 2
-_STOPPED = 1  # The flag of a step that left the parameters where they were.
+_STOPPED = 1  # Flag of a step that left the parameters unchanged.
 _HEADER = struct.Struct("<8sHHIIIII16s16s16s16s48s")
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _HEADER.size + _CRC.size
+_CRC_BYTES = 4
+HEADER_BYTES = _HEADER.size + _CRC_BYTES
 MAX_DIRECTIONS = 2**24
-_MAX_STEPS = 2**31 - 1  # A count is an int32.
-_OTHER_FILE = "Give the path of a file that `open_journal` or `minimize` wrote."
-_NO_STEP = "No step was written yet: the run begins the file with its first one."
-_DAMAGED = "The file was damaged after it was written: take a copy of it."
+_MAX_STEPS = 2**31 - 1  # The step count is an int32.
+_OTHER_FILE = "Pass the path of a journal written by `open_journal` or `minimize`."
+_DAMAGED = "The file was damaged after it was written: restore a copy of it."
 
 
 class JournalEntry(NamedTuple):
-    """What a step saw; or, with a further axis in front, what many did.
+    """The record of one step, or of several with a leading axis of steps.
 
     Attributes:
       count: int32, steps before this one.
-      fingerprint: uint16, a hash of the floating-point parameters before the step.
-      slopes: (num_directions,) slopes; NaN where one was dropped.
-      value: Scalar of the type of the slopes, the value of the step.
-      stopped: bool, whether the parameters stayed since `stop` of `minimize` held.
+      fingerprint: uint16, hash of the floating-point parameters before the step.
+      slopes: (num_directions,) slopes; NaN for a dropped direction.
+      value: Scalar of the dtype of `slopes`, the value of the step.
+      stopped: bool, whether `stop` of `minimize` held and the parameters were kept.
     """
 
     count: Any
@@ -57,20 +55,20 @@ class JournalEntry(NamedTuple):
 
 
 class JournalHeader(NamedTuple):
-    """What a journal says of its run.
+    """The description of a run at the start of its journal.
 
     Attributes:
-      format: Version of the bytes.
+      format: Version of the file format.
       key_contract: `KEY_CONTRACT_VERSION` of the directions.
       num_directions: K.
-      float_bytes: 4 or 8, of a slope and of a value.
-      key_data: The two words of the key of the run.
-      first: Steps before the first one of the journal.
-      params: Digest of the names, shapes and types of the parameters.
-      state: The same of the optimizer's state.
+      float_bytes: 4 or 8, the size of a slope and of a value.
+      key_data: The two words of the run's key.
+      first: Steps before the first one in the journal.
+      params: Digest of the names, shapes and dtypes of the parameters.
+      state: Digest of the names, shapes and dtypes of the optimizer state.
       start: Digest of parameters and state before the first step.
-      bounds: Digest of the box that parameters are kept in; zeros for none.
-      writer: With what the run was computed.
+      bounds: Digest of the bounds on the parameters; zeros for none.
+      writer: JAX version and device that computed the run.
     """
 
     format: int
@@ -87,11 +85,11 @@ class JournalHeader(NamedTuple):
 
 
 class JournalContents(NamedTuple):
-    """What there is in a journal.
+    """The contents of a journal.
 
     Attributes:
-      header: What it says of its run.
-      entries: A `JournalEntry` of NumPy arrays, with an axis of steps in front.
+      header: The description of the run.
+      entries: A `JournalEntry` of NumPy arrays with a leading axis of steps.
       num_trailing_bytes: Bytes of an incomplete record at the end, which are ignored.
     """
 
@@ -101,148 +99,132 @@ class JournalContents(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Steps after the last one."""
+        """Steps up to and including the last one in the journal."""
         return self.header.first + len(self.entries.count)
 
 
 def read(api_name: str, path: Any) -> JournalContents:
-    """The journal in a file; it is said what is wrong with it."""
-    checked_path(api_name, path)
+    """Read the journal at `path`."""
+    check_path(api_name, path)
+    path = os.fspath(path)
     try:
-        # Before it is opened, which waits for ever at a pipe.
+        # Opening a pipe would block.
         regular = stat.S_ISREG(Path(path).stat().st_mode)
-        data = Path(path).read_bytes() if regular else None
+        data = Path(path).read_bytes() if regular else b""
     except (OSError, ValueError) as error:
-        got = f"{os.fspath(path)!r}, with {type(error).__name__}: {error}"
-        _refuse(api_name, "be a file that can be read", got, _OTHER_FILE)
-    if data is None:
-        _refuse(api_name, "be a file", repr(os.fspath(path)), _OTHER_FILE)
-    return parsed(api_name, os.fspath(path), data)
+        got = f"{path!r}, with {type(error).__name__}: {error}"
+        _refuse(api_name, "be a readable file", got, _OTHER_FILE)
+    if not regular:
+        _refuse(api_name, "be a regular file", repr(path), _OTHER_FILE)
+    return parse(api_name, path, data)
 
 
-def checked_path(api_name: str, path: Any) -> None:
-    """A path on this machine."""
+def check_path(api_name: str, path: Any) -> None:
+    """Check that `path` is a path on this machine."""
     if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
-        hint = "A journal is one file; a bucket has to be mounted."
-        rule = "be a path on this machine"
+        hint = "A journal is one local file; mount a bucket to write to it."
+        rule = "be a local path"
         validation.fail(api_name, "path", rule, repr(path), hint, TypeError)
 
 
-def parsed(api_name: str, path: str, data: bytes) -> JournalContents:
-    """The journal in these bytes of `path`."""
-    header = _header(api_name, path, data[:HEADER_BYTES])
-    body, size = memoryview(data)[HEADER_BYTES:], _record(header).itemsize
-    whole = len(body) // size
-    rows = np.frombuffer(body, _record(header), whole)
-    good = _num_good(header, body, rows)
-    rest = body[good * size :]
+def parse(api_name: str, path: str, data: bytes) -> JournalContents:
+    """Parse `data`, the bytes of the journal at `path`."""
+    header = _parse_header(api_name, path, data[:HEADER_BYTES])
+    dtype, body = record_dtype(header), memoryview(data)[HEADER_BYTES:]
+    size = dtype.itemsize
+    rows = np.frombuffer(body, dtype, len(body) // size)
+    valid = (
+        (rows["crc"] == _crcs(_last_crc(data[:HEADER_BYTES]), rows))
+        & (rows["step"] == header.first + np.arange(len(rows)))
+        & (rows["step"] < _MAX_STEPS)
+        & (rows["flags"] <= _STOPPED)
+        & ~np.isinf(rows["slopes"]).any(axis=1)
+    )
+    num = int(np.argmin([*valid, False]))  # Records before the first invalid one.
+    rest = body[num * size :]
     if len(rest) > size and any(rest):
-        _refuse(
-            api_name,
-            "have good records",
-            f"{path!r} with a bad one of step {header.first + good}, the record "
-            f"{good + 1} of {whole}",
-            _DAMAGED,
-        )
-    rows = rows[:good]
-    entries = JournalEntry(
-        rows["step"].astype(np.int64),
-        rows["fingerprint"].copy(),
-        rows["slopes"].copy(),
-        rows["value"].copy(),
-        rows["flags"] == _STOPPED,
+        got = f"{path!r}, whose record {num + 1} of {len(rows)}, of step "
+        got = f"{got}{header.first + num}, is invalid"
+        _refuse(api_name, "have valid records", got, _DAMAGED)
+    rows = rows[:num]
+    arrays = [rows[name].copy() for name in ("fingerprint", "slopes", "value")]
+    entries = JournalEntry._make(
+        [rows["step"].astype(np.int64), *arrays, rows["flags"] == _STOPPED]
     )
     return JournalContents(header, entries, len(rest))
 
 
-def sealed(header: JournalHeader, entries: JournalEntry, crc: int) -> tuple[bytes, int]:
-    """The bytes of entries behind a record with this CRC, and the CRC of the last."""
-    rows = np.zeros(len(entries.count), _record(header))
+def encode(header: JournalHeader, entries: JournalEntry, previous: bytes) -> bytes:
+    """Encode entries; `previous` ends with the CRC that the first one continues."""
+    rows = np.zeros(len(entries.count), record_dtype(header))
     rows["step"], rows["fingerprint"], rows["slopes"], rows["value"] = entries[:4]
     rows["flags"] = np.where(entries.stopped, _STOPPED, 0)
-    raw, size = bytearray(rows.tobytes()), rows.dtype.itemsize
-    for end in range(size, len(raw) + 1, size):
-        crc = zlib.crc32(memoryview(raw)[end - size : end - _CRC.size], crc)
-        _CRC.pack_into(raw, end - _CRC.size, crc)
-    return bytes(raw), crc
+    rows["crc"] = _crcs(_last_crc(previous), rows)
+    return rows.tobytes()
 
 
-def sealed_header(header: JournalHeader) -> tuple[bytes, int]:
-    """The bytes of a header, and its CRC: that of the first record goes on from it."""
+def encode_header(header: JournalHeader) -> bytes:
+    """Encode a header, which ends with its CRC."""
     version, contract, num_directions, float_bytes, key, first, *digests, _ = header
     writer = header.writer.encode("ascii", "replace")
     numbers = version, contract, num_directions, float_bytes, *key, first
     body = _HEADER.pack(MAGIC, *numbers, *digests, writer)
-    crc = zlib.crc32(body)
-    return body + _CRC.pack(crc), crc
+    return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
-def _record(header: JournalHeader) -> np.dtype[Any]:
-    number = f"<f{header.float_bytes}"
-    fields = [
-        ("step", "<u4"),
-        ("fingerprint", "<u2"),
-        ("slopes", number, (header.num_directions,)),
-        ("value", number),
-        ("flags", "u1"),
-        ("crc", "<u4"),
-    ]
-    return np.dtype(fields)
+def record_dtype(header: JournalHeader) -> np.dtype[Any]:
+    """Return the NumPy dtype of a record."""
+    kind = f"<f{header.float_bytes}"
+    fields = [("step", "<u4"), ("fingerprint", "<u2")]
+    fields += [("slopes", kind, (header.num_directions,)), ("value", kind)]
+    return np.dtype([*fields, ("flags", "u1"), ("crc", "<u4")])
 
 
-def _num_good(header: JournalHeader, body: memoryview, rows: np.ndarray) -> int:
-    """Records up to the first that is not as it was written."""
-    size, (_, crc) = rows.dtype.itemsize, sealed_header(header)
-    for i, written in enumerate(rows["crc"].tolist()):
-        crc = zlib.crc32(body[i * size : (i + 1) * size - _CRC.size], crc)
-        if crc != written:
-            rows = rows[:i]
-            break
-    steps = header.first + np.arange(len(rows))
-    sound = (
-        (rows["step"] == steps)
-        & (steps < _MAX_STEPS)
-        & (rows["flags"] <= _STOPPED)
-        & ~np.isinf(rows["slopes"]).any(axis=1)
-    )
-    return len(rows) if sound.all() else int(np.argmin(sound))
+def _last_crc(data: bytes) -> int:
+    return int.from_bytes(data[-_CRC_BYTES:], "little")
 
 
-def _header(api_name: str, path: str, data: bytes) -> JournalHeader:
+def _crcs(crc: int, rows: np.ndarray) -> np.ndarray:
+    """Return the CRC of each record; each continues the previous one."""
+    crcs = []
+    for record in rows.view(np.uint8).reshape(-1, rows.dtype.itemsize):
+        crc = zlib.crc32(record[:-_CRC_BYTES].data, crc)
+        crcs.append(crc)
+    return np.array(crcs, np.uint32)
+
+
+def _parse_header(api_name: str, path: str, data: bytes) -> JournalHeader:
     if not data:
-        _refuse(api_name, "have a step in it", f"{path!r}, which is empty", _NO_STEP)
+        hint = "A run writes the header with its first step."
+        _refuse(api_name, "contain a step", f"{path!r}, which is empty", hint)
     magic = data[: len(MAGIC)]
-    if magic != MAGIC:
-        got = f"{path!r}, which begins with {magic!r}"
-        _refuse(api_name, "be a journal", got, _OTHER_FILE)
-    if len(data) < HEADER_BYTES:
-        got = f"{path!r} of {len(data)} bytes"
-        _refuse(api_name, f"have a header of {HEADER_BYTES} bytes", got, _OTHER_FILE)
-    _, *numbers = _HEADER.unpack_from(data)
-    version, contract, num_directions, float_bytes, high, low, first = numbers[:7]
-    # Versions first: a later one may have its CRC elsewhere.
-    known = (FORMAT, random.KEY_CONTRACT_VERSION)
-    if (version, contract) != known:
-        _refuse(
-            api_name,
-            f"be of format {known[0]} and key contract {known[1]}",
-            f"{path!r} of format {version} and key contract {contract}",
-            "Use the version of radazo that wrote it.",
-        )
-    if zlib.crc32(data[: _HEADER.size]) != _CRC.unpack_from(data, _HEADER.size)[0]:
-        _refuse(api_name, "have a good header", f"{path!r} with a bad CRC", _DAMAGED)
-    name = numbers[11].rstrip(b"\0").decode("ascii", "replace")
+    if magic != MAGIC or len(data) < HEADER_BYTES:
+        rule = f"be a journal, with a header of {HEADER_BYTES} bytes"
+        got = f"{path!r}, {len(data)} bytes that begin with {magic!r}"
+        _refuse(api_name, rule, got, _OTHER_FILE)
+    _, *fields, writer = _HEADER.unpack_from(data)
+    writer = writer.rstrip(b"\0").decode("ascii", "replace")
+    key = fields[4], fields[5]
+    header = JournalHeader._make([*fields[:4], key, *fields[6:], writer])
+    # Versions first: another format may keep its CRC elsewhere.
+    known, found = (FORMAT, random.KEY_CONTRACT_VERSION), header[:2]
+    if found != known:
+        rule = "be of format {} and key contract {}".format(*known)
+        got = "{!r} of format {} and key contract {}".format(path, *found)
+        hint = "Use the version of radazo that wrote it."
+        _refuse(api_name, rule, got, hint)
+    if zlib.crc32(data[: _HEADER.size]) != _last_crc(data):
+        got = f"{path!r}, whose header has a wrong CRC"
+        _refuse(api_name, "have a valid header", got, _DAMAGED)
     if not (
-        1 <= num_directions <= MAX_DIRECTIONS
-        and float_bytes in (4, 8)
-        and first < _MAX_STEPS
-        and name.isprintable()
+        1 <= header.num_directions <= MAX_DIRECTIONS
+        and header.float_bytes in (4, 8)
+        and header.first < _MAX_STEPS
+        and writer.isprintable()
     ):
-        got = f"{path!r} with {num_directions} directions of {float_bytes} bytes"
-        got = f"{got}, from step {first} on, by {name!r}"
-        _refuse(api_name, "have a header that makes sense", got, _OTHER_FILE)
-    key, digests = (high, low), numbers[7:11]
-    return JournalHeader._make([*numbers[:4], key, first, *digests, name])
+        got = f"{path!r} with {header}"
+        _refuse(api_name, "have a plausible header", got, _OTHER_FILE)
+    return header
 
 
 def _refuse(api_name: str, rule: str, got: str, hint: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What tells one run from another: its key, and digests of what it starts from."""
+"""The identity of a run: its key, and digests of where it starts."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -11,67 +11,57 @@ from radazo import core, partition, projections, random, validation
 from radazo.journal import file_format
 from radazo.optimizers import combinators
 
-_NO_BOUNDS = bytes(16)
-# Between two steps a number of Python becomes an array, and is the same.
+_DIGEST_BYTES = 16
+# A Python number becomes an array in the first step; both have the same digest.
 _NUMBERS = jax.Array | np.ndarray | np.generic | bool | int | float | complex
-_ANOTHER = "Each run has a journal of its own: take the one of this run."
 
 
 class Run(NamedTuple):
-    """Where a run stands, and how it is known.
+    """The identity and the position of a run.
 
     Attributes:
       key_data: The two words of its key.
       count: Steps so far.
-      params: Digest of names, shapes and types.
-      state: The same, with the names of rules.
-      bounds: Digest of the box; zeros for none.
-      start: Digest of params and state as they are now.
+      params: Digest of names, shapes and dtypes.
+      state: The same of the optimizer state, with the types of its nodes.
+      start: Digest of the current parameters and state.
+      bounds: Digest of the bounds; zeros for none.
     """
 
     key_data: tuple[int, int]
     count: int
     params: bytes
     state: bytes
-    bounds: bytes
     start: bytes
+    bounds: bytes
 
     def header(
         self, num_directions: int, float_bytes: int
     ) -> file_format.JournalHeader:
-        """The header of a journal that begins here."""
-        device = jax.devices()[0]
+        """Return the header of a journal that begins here."""
+        versions = file_format.FORMAT, random.KEY_CONTRACT_VERSION
+        writer = f"jax {jax.__version__} on {jax.devices()[0].device_kind}"[:48]
         return file_format.JournalHeader(
-            file_format.FORMAT,
-            random.KEY_CONTRACT_VERSION,
-            num_directions,
-            float_bytes,
-            self.key_data,
-            self.count,
-            self.params,
-            self.state,
-            self.start,
-            self.bounds,
-            f"jax {jax.__version__} on {device.device_kind}"[:48],
+            *versions, num_directions, float_bytes, *self, writer
         )
 
 
 def of(api_name: str, params: core.Params, state: Any, bounds: Any) -> Run:
-    """The run that stands here."""
+    """Return the identity of the run with these parameters and state."""
     counters = combinators.counters(api_name, state)
     high, low = np.asarray(counters.key_data).tolist()
     return Run(
         (high, low),
         int(counters.count),
         _digest(params),
-        _digest(state, _kinds(jax.tree.structure(state))),
-        _NO_BOUNDS if bounds is None else _of_bounds(api_name, params, bounds),
+        _digest(state, _node_types(jax.tree.structure(state))),
         _digest((params, state), contents=True),
+        _bounds_digest(api_name, params, bounds),
     )
 
 
 def told(api_name: str, params: core.Params, state: Any, bounds: Any) -> dict[str, str]:
-    """What must be the same where a run goes on, by the name it has in a message."""
+    """Return what must match when a run resumes, by its name in messages."""
     run = of(api_name, params, state, bounds)
     return {
         "key": str(run.key_data),
@@ -84,67 +74,61 @@ def told(api_name: str, params: core.Params, state: Any, bounds: Any) -> dict[st
 def check(
     api_name: str, path: str, journal: file_format.JournalContents, run: Run
 ) -> None:
-    """The journal is that of the run, and has the step at which it stands."""
+    """Check that the journal belongs to the run and contains its position."""
     header, first = journal.header, journal.header.first
-    kinds = "with other names, shapes or types"
-    values = f"with other values before step {first}"
-    found = [
-        (header.key_data == run.key_data, f"of the key {header.key_data}"),
-        (header.params == run.params, f"of parameters {kinds}"),
-        (header.state == run.state, f"of an optimizer's state {kinds}"),
-        (header.bounds == run.bounds, "of other `bounds`"),
-        (
-            first != run.count or header.start == run.start,
-            f"of parameters or a state {values}",
-        ),
-    ]
-    for fits, got in found:
-        if not fits:
+    started = run.count == first
+    matches = {
+        f"the key {header.key_data}": header.key_data == run.key_data,
+        "parameters of other names, shapes or dtypes": header.params == run.params,
+        "a state of other names, shapes or dtypes": header.state == run.state,
+        "other `bounds`": header.bounds == run.bounds,
+        f"other values of parameters or state before step {first}": not started
+        or header.start == run.start,
+    }
+    for difference, same in matches.items():
+        if not same:
             rule = f"be the journal of this run, whose key is {run.key_data}"
-            validation.fail(api_name, "path", rule, f"{path!r}, {got}", _ANOTHER)
+            got = f"{path!r}, of a run with {difference}"
+            hint = "Use one journal for each run."
+            validation.fail(api_name, "path", rule, got, hint)
     if not first <= run.count <= journal.end:
         validation.fail(
             api_name,
             "state",
-            f"be of step {first} to {journal.end}, which the journal {path!r} has",
+            f"be of a step from {first} to {journal.end}, the range of {path!r}",
             f"one of step {run.count}",
-            "Start from an earlier checkpoint, or with `optimizer.init`.",
+            "Start from an earlier checkpoint or from `optimizer.init`.",
         )
 
 
-def _of_bounds(api_name: str, params: core.Params, bounds: Any) -> bytes:
-    """Of what each array is kept in, however the bounds say it."""
+def _bounds_digest(api_name: str, params: core.Params, bounds: Any) -> bytes:
+    """Return a digest that is equal for bounds that restrict each array alike."""
+    if bounds is None:
+        return bytes(_DIGEST_BYTES)
+
+    def box(x: Any, lower: Any, upper: Any) -> list[np.ndarray] | None:
+        if not (core.is_floating(x) and x.size):
+            return None
+        sides = projections.within(lower, upper, jnp.result_type(x))
+        # A constant array restricts as a scalar does.
+        return [x.ravel()[0] if (x == x.ravel()[0]).all() else x for x in sides]
+
+    pairs = projections.sides(api_name, params, bounds)
     arrays = partition.split(params)[0]
-    boxes = [
-        [
-            _shrunk(np.asarray(side))
-            for side in projections.within(*pair, jnp.result_type(x))
-        ]
-        if core.is_floating(x) and x.size
-        else None
-        for x, pair in zip(
-            arrays, projections.sides(api_name, params, bounds), strict=True
-        )
-    ]
+    boxes = [box(x, *pair) for x, pair in zip(arrays, pairs, strict=True)]
     return _digest(boxes, contents=True)
 
 
-def _shrunk(array: np.ndarray) -> np.ndarray:
-    """A scalar in the place of an array that is the same everywhere."""
-    first = array.reshape(-1)[0]
-    return np.asarray(first) if np.all(array == first) else array
-
-
-def _kinds(treedef: Any) -> str:
-    """What the nodes of a tree are: rules may have states that look alike."""
+def _node_types(treedef: Any) -> str:
+    """Return the types of the nodes, which tell apart states with equal leaves."""
     node = treedef.node_data()
-    inner = ",".join(_kinds(child) for child in treedef.children())
+    inner = ",".join(_node_types(child) for child in treedef.children())
     return f"{node[0].__name__}({inner})" if node else ""
 
 
-def _digest(tree: Any, kinds: str = "", *, contents: bool = False) -> bytes:
-    """Of names, shapes and types of leaves, or of what is in them, too."""
-    digest = hashlib.blake2b(kinds.encode(), digest_size=len(_NO_BOUNDS))
+def _digest(tree: Any, node_types: str = "", *, contents: bool = False) -> bytes:
+    """Return a digest of the names, shapes, dtypes, and `contents` of the leaves."""
+    digest = hashlib.blake2b(node_types.encode(), digest_size=_DIGEST_BYTES)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
         if not isinstance(leaf, _NUMBERS):
