@@ -97,9 +97,9 @@ with pool as workers:
         num_steps=150,
         callback=lambda result: bool(result.values[-1] < 0),
     )
-    ledger = workers.ledger()
+    stats = workers.stats()
 print(result.status, "after", result.num_steps, "steps; margin", margin(result.params))
-print(ledger)
+print(stats)
 print("directions dropped:", result.state.num_dropped)
 
 # %%
@@ -144,7 +144,7 @@ print("values so far", state.num_values, "dropped", state.num_dropped)
 # %%
 assert margin(start) > 0.2
 assert margin(result.params) < 0
-assert ledger.calls == len(calls) <= 2000
-assert ledger.exceptions > 0
-assert ledger.timeouts > 0
+assert stats.calls == len(calls) <= 2000
+assert stats.exceptions > 0
+assert stats.timeouts > 0
 assert state.num_dropped == result.state.num_dropped + 1

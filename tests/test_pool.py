@@ -43,10 +43,10 @@ def evaluated(pool, asked):
     return [value for _, value in sorted(pairs)]
 
 
-def balanced(ledger):
-    kinds = (ledger.values, ledger.invalid, ledger.exceptions, ledger.timeouts)
-    assert ledger.calls == sum(kinds) + ledger.lost + ledger.under_way
-    return ledger
+def balanced(stats):
+    kinds = (stats.values, stats.invalid, stats.exceptions, stats.timeouts)
+    assert stats.calls == sum(kinds) + stats.lost + stats.under_way
+    return stats
 
 
 def test_values_come_as_they_are_ready_and_points_are_arrays_of_numpy():
@@ -74,7 +74,7 @@ def test_values_come_as_they_are_ready_and_points_are_arrays_of_numpy():
 @pytest.mark.parametrize(
     ("executor", "kills", "num"), [(ThreadPoolExecutor, 0, 60), (one_process, 0.06, 60)]
 )
-def test_the_ledger_is_what_the_script_of_faults_gives(tmp_path, executor, kills, num):
+def test_the_stats_are_what_the_script_of_faults_gives(tmp_path, executor, kills, num):
     shares = {**SHARES, "kills": kills}
     value_fn, asked = Scripted(tmp_path, shares), points(num)
     script = oracles.Expected(shares, 2)
@@ -82,17 +82,17 @@ def test_the_ledger_is_what_the_script_of_faults_gives(tmp_path, executor, kills
     counts = script.counts
     with pool_of(value_fn, executor, timeout=0.5) as pool:
         np.testing.assert_array_equal(evaluated(pool, asked), values)
-        ledger = balanced(pool.ledger())
-    assert ledger.calls == value_fn.num() == script.calls
-    assert ledger.values == counts["none"]
-    assert ledger.invalid == counts["nan"] > 0
-    assert ledger.exceptions == counts["raises"] > 0
-    assert ledger.timeouts == counts["hangs"] > 0
-    assert ledger.lost == counts["kills"] == value_fn.num("kills") >= 2 * (kills > 0)
-    assert ledger.failed == counts["failed"]
-    assert ledger.retries == ledger.calls - num
-    assert (ledger.queries, ledger.cached, ledger.under_way) == (num, 0, 0)
-    assert ledger == pool.ledger()  # It can be asked when the pool is closed.
+        stats = balanced(pool.stats())
+    assert stats.calls == value_fn.num() == script.calls
+    assert stats.values == counts["none"]
+    assert stats.invalid == counts["nan"] > 0
+    assert stats.exceptions == counts["raises"] > 0
+    assert stats.timeouts == counts["hangs"] > 0
+    assert stats.lost == counts["kills"] == value_fn.num("kills") >= 2 * (kills > 0)
+    assert stats.failed == counts["failed"]
+    assert stats.retries == stats.calls - num
+    assert (stats.queries, stats.cached, stats.under_way) == (num, 0, 0)
+    assert stats == pool.stats()  # It can be asked when the pool is closed.
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 30, 31, 39, 1000])
@@ -110,9 +110,9 @@ def test_the_budget_is_never_passed_and_all_of_it_is_used(
     options = {"budget": budget, "max_concurrent": max_concurrent, "backoff": 0}
     with pool_of(value_fn, **options) as pool:
         values = dict(pool.evaluate(enumerate(asked)))
-        ledger = balanced(pool.ledger())
-    assert ledger.calls == value_fn.num() == min(budget, needed)
-    assert len(values) == ledger.values + ledger.failed
+        stats = balanced(pool.stats())
+    assert stats.calls == value_fn.num() == min(budget, needed)
+    assert len(values) == stats.values + stats.failed
     if budget < needed:
         assert len(values) < len(asked)
         with pytest.raises(RuntimeError, match="a pool that is closed"):
@@ -159,8 +159,8 @@ def test_equal_points_are_one_call_now_and_later():
         asked = same * 4
         assert evaluated(pool, asked) == [value_of(same[0])] * 16
         assert evaluated(pool, asked[:2]) == [value_of(same[0])] * 2
-        ledger = pool.ledger()
-    assert (ledger.calls, gauge.calls, ledger.cached) == (4, 4, 14)
+        stats = pool.stats()
+    assert (stats.calls, gauge.calls, stats.cached) == (4, 4, 14)
 
 
 def test_nan_is_not_kept():
@@ -174,7 +174,7 @@ def test_without_a_cache_each_query_is_a_call():
     gauge = Gauge()
     with pool_of(gauge, cache=False) as pool:
         evaluated(pool, [np.ones(3)] * 6)
-    assert (gauge.calls, pool.ledger().cached) == (6, 0)
+    assert (gauge.calls, pool.stats().cached) == (6, 0)
 
 
 def test_a_cache_keeps_what_was_used_last():
@@ -198,8 +198,8 @@ def test_equal_points_under_way_share_a_failure_and_a_later_one_tries_again():
     with pool_of(value_fn, max_retries=1) as pool:
         assert np.isnan(evaluated(pool, [np.ones(2)] * 3)).all()
         assert evaluated(pool, [np.ones(2)] * 3) == [1.0] * 3
-    ledger = balanced(pool.ledger())
-    assert (ledger.calls, ledger.failed, ledger.cached) == (3, 1, 4)
+    stats = balanced(pool.stats())
+    assert (stats.calls, stats.failed, stats.cached) == (3, 1, 4)
 
 
 def test_no_end_of_equal_points_is_served():
@@ -207,7 +207,7 @@ def test_no_end_of_equal_points_is_served():
         same = ((i, np.ones(2)) for i in itertools.count())
         values = list(itertools.islice(pool.evaluate(same), 1000))
     assert len(values) == 1000
-    assert pool.ledger().calls == 1
+    assert pool.stats().calls == 1
 
 
 def test_pauses_double_and_others_go_on_meanwhile():
@@ -226,7 +226,7 @@ def test_pauses_double_and_others_go_on_meanwhile():
     gaps = np.diff(began[0])
     assert np.all(gaps >= [0.05, 0.1, 0.2])
     assert began[4][0] < began[0][-1]
-    assert pool.ledger().last_failure == "OSError"
+    assert pool.stats().last_failure == "OSError"
 
 
 def test_what_a_function_writes_into_its_point_is_seen_by_no_other_call():
@@ -257,7 +257,7 @@ def test_a_buffer_that_is_filled_again_makes_points_of_its_own():
     with pool_of(np.sum, max_concurrent=4) as pool:
         found = dict(pool.evaluate(queries()))
     assert found == {0: 0.0, 1: 2.0, 2: 4.0, 3: 6.0}
-    assert pool.ledger().calls == 4
+    assert pool.stats().calls == 4
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,10 @@ def test_an_answer_is_final_and_nan_if_it_is_no_real_number(returned, value):
         np.testing.assert_array_equal(
             evaluated(pool, points(1)), [np.nan if value is None else value]
         )
-    ledger = balanced(pool.ledger())
-    assert (ledger.calls, ledger.invalid) == (1, int(value is None))
+    stats = balanced(pool.stats())
+    assert (stats.calls, stats.invalid) == (1, int(value is None))
     wanted = f"returned {returned!r}" if value is None else ""
-    assert ledger.last_failure == wanted
+    assert stats.last_failure == wanted
 
 
 @pytest.mark.parametrize(
@@ -306,8 +306,8 @@ def test_an_answer_is_final_and_nan_if_it_is_no_real_number(returned, value):
 def test_whatever_a_process_raises_leaves_it_alive(value_fn, text):
     with pool_of(value_fn, one_process, max_concurrent=1) as pool:
         assert np.isnan(evaluated(pool, points(1))).all()
-    ledger = balanced(pool.ledger())
-    assert (ledger.exceptions, ledger.lost, ledger.last_failure) == (3, 0, text)
+    stats = balanced(pool.stats())
+    assert (stats.exceptions, stats.lost, stats.last_failure) == (3, 0, text)
 
 
 @pytest.fixture
@@ -334,10 +334,10 @@ def test_threads_that_hang_do_not_exhaust_a_pool_that_makes_executors(hanging):
         values = evaluated(pool, [*points(4, -4), *points(4)])
     assert np.isnan(values[:4]).all()
     assert values[4:] == [value_of(point) for point in points(4)]
-    ledger = balanced(pool.ledger())
-    assert (ledger.timeouts, ledger.failed, ledger.calls) == (8, 4, 12)
-    assert ledger.calls == gauge.calls
-    assert ledger.last_failure == "took longer than 0.1 s"
+    stats = balanced(pool.stats())
+    assert (stats.timeouts, stats.failed, stats.calls) == (8, 4, 12)
+    assert stats.calls == gauge.calls
+    assert stats.last_failure == "took longer than 0.1 s"
 
 
 def test_threads_that_hang_keep_their_place_in_an_executor_given_as_it_is(hanging):
@@ -358,8 +358,8 @@ def test_threads_that_hang_keep_their_place_in_an_executor_given_as_it_is(hangin
             assert evaluated(pool, points(2, 20)) == [
                 value_of(point) for point in points(2, 20)
             ]
-    assert pool.ledger().timeouts == 2
-    assert pool.ledger().calls == gauge.calls
+    assert pool.stats().timeouts == 2
+    assert pool.stats().calls == gauge.calls
 
 
 def test_a_worker_killed_loses_its_call_alone(tmp_path):
@@ -370,9 +370,9 @@ def test_a_worker_killed_loses_its_call_alone(tmp_path):
         killer.start()
         assert sorted(values) == [(i, value_of(x)) for i, x in enumerate(points(4))]
         killer.join()
-    ledger = balanced(pool.ledger())
-    assert (ledger.calls, ledger.lost, ledger.retries) == (5, 1, 1)
-    assert ledger.calls == oracles.size(tmp_path / "calls")
+    stats = balanced(pool.stats())
+    assert (stats.calls, stats.lost, stats.retries) == (5, 1, 1)
+    assert stats.calls == oracles.size(tmp_path / "calls")
 
 
 def kill_one_of(folder, num, ending):
@@ -412,7 +412,7 @@ def test_a_process_that_hangs_is_killed(tmp_path):
         while any(map(is_running, pids)) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not any(map(is_running, pids))
-    assert balanced(pool.ledger()).timeouts == 2
+    assert balanced(pool.stats()).timeouts == 2
 
 
 def test_a_pool_of_processes_given_as_it_is_that_breaks_loses_no_value(tmp_path):
@@ -428,15 +428,15 @@ def test_a_pool_of_processes_given_as_it_is_that_breaks_loses_no_value(tmp_path)
             rule = "must be a function that makes executors where workers may be killed"
             with pytest.raises(RuntimeError, match=f"{rule}.*BrokenProcessPool.*lost"):
                 arrived += pool.evaluate(enumerate(points(6, 3), 3))
-            # So none of them can begin a call any more, and the ledger is final.
+            # So none of them can begin a call any more, and the stats are final.
             assert not any(map(is_running, processes(tmp_path)))
             killer.join()
-            ledger = balanced(pool.ledger())
+            stats = balanced(pool.stats())
             with pytest.raises(RuntimeError, match=rule):
                 list(pool.evaluate([(0, np.zeros(9))]))
     # Two were called, and two more waited in the queue of the processes.
-    assert ledger.calls == oracles.size(tmp_path / "calls") == 5
-    assert (ledger.values, ledger.lost) == (3, 2)
+    assert stats.calls == oracles.size(tmp_path / "calls") == 5
+    assert (stats.values, stats.lost) == (3, 2)
     assert sorted(arrived) == [(i, value_of(x)) for i, x in enumerate(points(3))]
 
 
@@ -453,15 +453,15 @@ def test_executors_whose_workers_never_start_are_given_up():
         pytest.raises(RuntimeError, match=f"{rule}.*__main__"),
     ):
         list(pool.evaluate(enumerate(points(4))))
-    assert pool.ledger().calls == 0
+    assert pool.stats().calls == 0
 
 
 def test_what_cannot_be_sent_to_a_process_is_raised():
     with pool_of(lambda point: 0.0, one_process) as pool:
         with pytest.raises((AttributeError, TypeError, Exception)) as caught:
             list(pool.evaluate(enumerate(points(2))))
-        assert "must be importable by name, and no lambda" in caught.value.__notes__[0]
-    assert pool.ledger().calls == 0
+        assert "must be importable by name, not a lambda" in caught.value.__notes__[0]
+    assert pool.stats().calls == 0
 
 
 def test_workers_that_died_while_idle_are_replaced(tmp_path):
@@ -472,8 +472,8 @@ def test_workers_that_died_while_idle_are_replaced(tmp_path):
         for pid in processes(tmp_path):
             os.kill(pid, signal.SIGKILL)
         assert evaluated(pool, points(4, 4)) == [value_of(x) for x in points(4, 4)]
-    ledger = balanced(pool.ledger())
-    assert (ledger.calls, ledger.lost) == (8, 0)
+    stats = balanced(pool.stats())
+    assert (stats.calls, stats.lost) == (8, 0)
 
 
 def test_an_iterator_given_up_leaves_its_calls_and_their_values_are_kept():
@@ -492,15 +492,15 @@ def test_an_iterator_given_up_leaves_its_calls_and_their_values_are_kept():
             list(pool.evaluate([]))
         values.close()
         deadline = time.monotonic() + 30
-        while pool.ledger().under_way < 1 and time.monotonic() < deadline:
+        while pool.stats().under_way < 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         free.set()
         # The first of these is under way, or was.
         assert evaluated(pool, points(3)) == [value_of(x) for x in points(3)]
         num_calls = gauge.calls
     assert num_calls <= 3
-    ledger = balanced(pool.ledger())
-    assert (ledger.calls, ledger.under_way) == (gauge.calls, 0)
+    stats = balanced(pool.stats())
+    assert (stats.calls, stats.under_way) == (gauge.calls, 0)
 
 
 def test_an_iterator_that_outlives_its_pool_just_ends():
@@ -509,7 +509,7 @@ def test_an_iterator_that_outlives_its_pool_just_ends():
         values = pool.evaluate(enumerate(points(9)))
         next(values)
     assert len(list(values)) <= 2
-    assert pool.ledger().calls == gauge.calls <= 3
+    assert pool.stats().calls == gauge.calls <= 3
 
 
 def test_an_error_of_the_queries_is_raised_and_the_pool_goes_on():
@@ -522,7 +522,7 @@ def test_an_error_of_the_queries_is_raised_and_the_pool_goes_on():
         with pytest.raises(LookupError, match="of the queries"):
             list(pool.evaluate(made()))
         assert evaluated(pool, points(2)) == [value_of(x) for x in points(2)]
-    assert balanced(pool.ledger()).under_way == 0
+    assert balanced(pool.stats()).under_way == 0
 
 
 def test_a_bar_shows_the_calls_of_the_budget(capfd):

@@ -34,10 +34,10 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(tmp_path, is_made, clust
     options = {"max_concurrent": 2, "max_retries": 3, "backoff": 0.001, "budget": 100}
     with radazo.pool.evaluation_pool(value_fn, executor, **options) as pool:
         values = dict(pool.evaluate(enumerate(asked)))
-        ledger = pool.ledger()
+        stats = pool.stats()
     np.testing.assert_array_equal(
         [values[i] for i in range(12)], [script(point) for point in asked]
     )
-    assert ledger.calls == value_fn.num() == script.calls
-    assert ledger.lost == value_fn.num("kills") == script.counts["kills"] > 0
-    assert ledger.exceptions == script.counts["raises"] > 0
+    assert stats.calls == value_fn.num() == script.calls
+    assert stats.lost == value_fn.num("kills") == script.counts["kills"] > 0
+    assert stats.exceptions == script.counts["raises"] > 0

@@ -63,7 +63,7 @@ def test_a_run_is_that_of_ask_and_tell(difference):
     same((result.params, result.state), by_hand(tried, 12))
     assert (result.num_steps, result.status) == (12, "finished")
     assert result.values.shape == result.num_values.shape == (12,)
-    assert result.num_values[-1] == pool.ledger().calls == result.state.num_values
+    assert result.num_values[-1] == pool.stats().calls == result.state.num_values
     assert result.values[-1] == result.state.last_value
 
 
@@ -77,11 +77,11 @@ def test_under_faults_it_is_the_run_of_the_directions_that_survive(
     value_fn, tried = Scripted(tmp_path, shares), optimizer(8)
     with pool_of(value_fn, executor, timeout=0.5, max_retries=1) as pool:
         result = pool.minimize(START, tried, num_steps)
-    ledger, script = pool.ledger(), oracles.Expected(shares, 1)
+    stats, script = pool.stats(), oracles.Expected(shares, 1)
     same((result.params, result.state), by_hand(tried, num_steps, script))
-    assert ledger.calls == value_fn.num() == script.calls
-    assert ledger.lost == value_fn.num("kills") >= 2 * (kills > 0)
-    assert min(ledger.exceptions, ledger.timeouts, ledger.invalid) > 0
+    assert stats.calls == value_fn.num() == script.calls
+    assert stats.lost == value_fn.num("kills") >= 2 * (kills > 0)
+    assert min(stats.exceptions, stats.timeouts, stats.invalid) > 0
     assert result.state.num_dropped > 0
     assert value_of(result.params) < 0.3 * value_of(START)
 
@@ -101,7 +101,7 @@ def test_a_step_that_cannot_be_paid_is_not_begun(budget):
         result = pool.minimize(START, tried, 9)
     assert result.status == "exhausted"
     assert result.num_steps == budget // 6
-    assert pool.ledger().calls == 6 * result.num_steps
+    assert pool.stats().calls == 6 * result.num_steps
     same((result.params, result.state), by_hand(tried, result.num_steps))
 
 
@@ -111,7 +111,7 @@ def test_a_step_in_which_the_budget_ends_is_given_up_as_a_whole(tmp_path):
         result = pool.minimize(START, tried, 40)
         again = pool.minimize(START, tried, 3)
     assert result.status == again.status == "exhausted"
-    assert pool.ledger().calls == value_fn.num() <= 40
+    assert pool.stats().calls == value_fn.num() <= 40
     same((result.params, result.state), by_hand(tried, result.num_steps))
     assert 1 <= result.num_steps < 6
     assert again.num_steps == 0
@@ -156,7 +156,7 @@ def test_a_run_that_failed_goes_on_from_its_checkpoint(tmp_path):
     same((result.params, result.state), by_hand(tried, 12))
     assert result.num_steps == result.values.size == 12
     assert len(calls) == 6 * (7 + 12 - 6)  # The seventh step was not kept.
-    assert pool.ledger().calls == 0  # A run that has ended asks for nothing.
+    assert pool.stats().calls == 0  # A run that has ended asks for nothing.
 
 
 def test_a_callback_sees_each_step_and_may_end_the_run():
@@ -199,7 +199,7 @@ def test_where_every_call_fails_from_some_step_on_it_stays_there():
         result = pool.minimize(START, optimizer(5), 4)
     same(result.params, by_hand(optimizer(5), 1)[0])
     assert int(result.state.num_skipped) == 3
-    assert pool.ledger().last_failure == "SystemExit: 3"
+    assert pool.stats().last_failure == "SystemExit: 3"
 
 
 PROGRAM = "import sys; print(sum((float(x) - 1) ** 2 for x in sys.argv[1:]))"
@@ -253,6 +253,6 @@ def test_a_service_is_a_function_and_is_asked_again_when_it_is_busy():
         thread.join()
         server.server_close()
     same(result.params, by_hand(optimizer(5), 4)[0])
-    ledger = pool.ledger()
-    assert ledger.calls == Handler.asked == 24 + ledger.exceptions
-    assert (ledger.failed, ledger.exceptions) == (0, Handler.asked // 3)
+    stats = pool.stats()
+    assert stats.calls == Handler.asked == 24 + stats.exceptions
+    assert (stats.failed, stats.exceptions) == (0, Handler.asked // 3)

@@ -1,7 +1,6 @@
-"""Values of a function that JAX cannot trace, from workers that may fail.
+"""A pool of workers that evaluates a function that JAX cannot trace.
 
-`evaluation_pool` opens a pool; the loop that keeps it busy is in `dispatch`, the call
-as a worker makes it in `calls`.
+`scheduler` starts and repeats the calls; `worker` makes one call in a worker.
 """
 
 import functools
@@ -17,37 +16,37 @@ import optax
 
 from radazo import core, partition, validation
 from radazo.optimizers import combinators
-from radazo.pool import executors, scheduler, stats
+from radazo.pool import executors, scheduler
 from radazo.run import ask_tell, loop, progress_bar, results
 
-_WHERE = "evaluation_pool"
-_RUN = "EvaluationPool.minimize"
+_API_NAME = "evaluation_pool"
+_MINIMIZE = "EvaluationPool.minimize"
 
 
 class EvaluationPool(NamedTuple):
-    """A pool that is open, as `evaluation_pool` gives it.
+    """An open pool, made by `evaluation_pool`.
 
     Attributes:
-      evaluate: `evaluate(queries) -> values`: from an iterable of (id, point) to an
-        iterator of (id, value) in any order, NaN for a query that failed for good. At
-        most `max_concurrent` points are held. It ends early where the budget does: the
-        queries that are left have no value.
+      evaluate: `evaluate(queries) -> values` maps an iterable of (id, point) to an
+        iterator of (id, value) in order of arrival. A query without an answer after all
+        repetitions has the value NaN. At most `max_concurrent` points are held. If the
+        budget ends, so does the iterator, without values for the remaining queries.
       minimize: `minimize(params, optimizer, num_steps, *, state=None, bounds=None,
-        callback=None, checkpoints=None)`, a run like `radazo.minimize`: each step asks
-        for its points, evaluates them, and tells their values. What failed for good
-        drops its direction. The callback is called after each step, and ends the run by
-        returning True. A step begins only if the budget has a call for each of its
-        queries, and is given up as a whole if repetitions take them: then the status is
-        "exhausted". With `checkpoints` the same call goes on after whatever ended it,
-        and repeats the calls of one step at most; for the others, set how often it
-        saves by `open_checkpoints`. The ledger and the budget are those of the pool. If
-        no call gives a value from the start on, there is a ValueError.
-      ledger: `ledger() -> PoolStats`, the counts so far.
+        callback=None, checkpoints=None)` runs `radazo.minimize` with values of the
+        pool: each step asks for its points, evaluates them, and tells their values; a
+        query that failed drops its direction. `callback` is called after each step and
+        ends the run if it returns True. A step begins only if the budget allows a call
+        for each query; if repetitions use up the budget, the step is discarded and the
+        status is "exhausted". With `checkpoints` the same call resumes the run and
+        repeats at most the calls of one step (`open_checkpoints` sets how often other
+        checkpoints save). The budget and the stats are those of the pool. Raises
+        ValueError if no call of the first step returns a value.
+      stats: `stats() -> PoolStats` returns the counts so far.
     """
 
     evaluate: Callable[[Iterable[tuple[Any, core.Params]]], Iterator[tuple[Any, float]]]
     minimize: Callable[..., results.MinimizeResult]
-    ledger: Callable[[], stats.PoolStats]
+    stats: Callable[[], scheduler.PoolStats]
 
 
 def evaluation_pool(
@@ -62,126 +61,131 @@ def evaluation_pool(
     cache: bool | int = True,
     progress: bool | None = None,
 ) -> AbstractContextManager[EvaluationPool]:
-    """A pool of workers that evaluate a function of plain Python.
+    """Open a pool of workers that evaluate a function of plain Python.
 
-    The function is anything that takes a pytree of NumPy arrays and returns a number:
+    `value_fn` takes a pytree of NumPy arrays and returns a number, e.g.
 
       lambda x: float(subprocess.check_output(["./simulate", *map(str, x)]))
       lambda x: requests.post(url, json=x.tolist(), timeout=9).json()["value"]
 
-    A call without an answer (it raised, took too long, or its worker was killed) is
+    A call without an answer (it raised, timed out, or its worker was killed) is
     repeated up to `max_retries` times, after `backoff`, 2 · `backoff`, 4 · `backoff`,
-    ... seconds; an answer is final, and where it is no real number the value is NaN.
+    ... seconds. An answer is final; if it is not a real number, the value is NaN.
 
-    Workers come from any executor. Given as a function that makes one, each of the
-    `max_concurrent` calls under way has an executor of its own, which is replaced when
-    its call hangs or its worker is killed: one worker in each is enough.
+    `executor` is any `concurrent.futures.Executor`, or a function that makes one:
 
-      ThreadPoolExecutor                          threads
-      partial(ProcessPoolExecutor, 1, mp_context=context)                   processes
-      dask.distributed.Client(...).get_executor   a cluster
+      ThreadPoolExecutor                                    threads
+      partial(ProcessPoolExecutor, 1, mp_context=context)   processes
+      dask.distributed.Client(...).get_executor             a cluster
 
-    Given as an executor (with at least `max_concurrent` workers), it is used as it is,
-    and stays open. A process pool of Python breaks as a whole when one worker is
-    killed, and then there is an error.
+    With a function, each simultaneous call has its own executor (one worker is enough),
+    which is replaced if the call hangs or its worker is killed. An executor is shared
+    by all calls, needs `max_concurrent` workers and stays open; a `ProcessPoolExecutor`
+    breaks as a whole if one worker is killed, which raises an error.
 
-    Processes must not be forked from one in which JAX has threads, or may hang: take
-    `context = get_context("spawn")`, or "forkserver", where
-    `context.set_forkserver_preload(["radazo"])` has a new one ready at once. What they
-    call must be importable by name.
+    Do not fork processes from one in which JAX runs threads; they may hang. Use
+    `context = get_context("spawn")`, or "forkserver" with
+    `context.set_forkserver_preload(["radazo"])`, which starts faster. Functions that
+    are sent to processes must be importable by name.
 
-    A time-out of a process worker (made by the pool) kills it. A thread cannot be
-    killed, and no more can a worker of a cluster: the call goes on, counts, and what it
-    returns is ignored. An executor made by the pool is left behind with it; in an
-    executor given as it is, the call keeps its place until it ends. Python waits for
-    its threads before it ends, so have a function that may hang for ever time out by
-    itself, as above, or run it in processes.
+    A time-out kills a process made by the pool. Threads and workers of a cluster cannot
+    be killed: the call continues, is counted, and its result is ignored. It occupies
+    its place in a shared executor until it ends. Python waits for threads at exit:
+    give a function that may hang forever a time-out of its own, or use processes.
 
-    Nothing is read but what the workers write to a temporary folder, and nothing
-    listens on a network (but what an executor of a cluster does).
+    The pool reads only what its workers write to a temporary folder, and does not use
+    the network itself.
 
     Args:
       value_fn: `value_fn(point) -> number`.
-      executor: A `concurrent.futures.Executor`, or a function that makes one.
-      max_concurrent: Calls under way at once, and points held.
-      timeout: Seconds that a call may take from its beginning, where that is seen: in
-        threads and processes; else from when it is handed over. None for no limit.
-      max_retries: How often a call without an answer is repeated.
+      executor: An executor, or a function that makes one.
+      max_concurrent: Maximum number of simultaneous calls, and of points held.
+      timeout: Maximum duration of a call in seconds, measured from its start in threads
+        and processes, from its submission elsewhere; None for no limit.
+      max_retries: Maximum number of repetitions of a call without an answer.
       backoff: Seconds before the first repetition, doubled for each further one.
-      budget: Calls that may be begun in all, repeated ones and failures included; None
-        for no limit.
-      cache: Whether queries of the same bytes share one call while it is under way, and
-        its value later: True, or the number of values to keep. False for a function
-        whose values are random.
+      budget: Maximum number of calls, including repetitions; None for no limit.
+      cache: Whether points with equal bytes share a call and its value: True, or the
+        number of values to keep. False for random functions.
       progress: Whether to show a bar of calls (needs tqdm); None shows it on a terminal
-        where tqdm is installed.
+        if tqdm is installed.
     Returns:
       A context manager that gives an `EvaluationPool`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
-      RuntimeError: From `evaluate`, if executors break before a call begins, or if one
-        that was given as it is breaks or has a hanging call in each place. What came
-        before is handed out, and the ledger is right.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
+      RuntimeError: From `evaluate`, if executors break before a call begins, or if a
+        shared executor breaks or is full of hanging calls. Values that have arrived are
+        returned before, and the stats stay exact.
     Cost:
-      One call for each query, but for duplicates and repetitions.
+      One call for each query, except duplicates, and one for each repetition.
     Example:
       >>> threads = futures.ThreadPoolExecutor
       >>> queries = [(i, np.full(2, i)) for i in (1, 2, 2)]
       >>> with evaluation_pool(np.sum, threads, max_concurrent=2) as pool:
       ...     values = dict(pool.evaluate(queries))
-      >>> print(sorted(values.items()), pool.ledger().calls)
+      >>> print(sorted(values.items()), pool.stats().calls)
       [(1, 2.0), (2, 4.0)] 2
       >>> def value_fn(x):
       ...     return np.sum((x - 1) ** 2)
       >>> optimizer = radazo.radazo(0.02, key=0)
       >>> with evaluation_pool(value_fn, threads, max_concurrent=2) as pool:
       ...     result = pool.minimize(np.zeros(5, np.float32), optimizer, 300)
-      >>> print(result.num_steps, result.values[-1] < 0.01, pool.ledger().calls)
+      >>> print(result.num_steps, result.values[-1] < 0.01, pool.stats().calls)
       300 True 3300
     """
-    options = scheduler.Options(
-        max_concurrent, timeout, max_retries, backoff, budget, cache
+    limits = {"timeout": timeout, "budget": budget}
+    given = {name: x for name, x in limits.items() if x is not None}
+    if not isinstance(cache, bool):
+        given["cache"] = cache
+    validation.check(
+        _API_NAME,
+        value_fn=value_fn,
+        max_concurrent=max_concurrent,
+        max_retries=max_retries,
+        backoff=backoff,
+        **given,
     )
-    _check(value_fn, options, progress)
-    crew = executors.crew(_WHERE, executor)
-    return _opened(value_fn, crew, options, progress)
+    if progress is not None:
+        hint = "None shows a bar on a terminal if tqdm is installed."
+        validation.instance(_API_NAME, "progress", progress, bool, hint)
+    workers = executors.executors(_API_NAME, executor)
+    options = scheduler.Options(
+        value_fn, workers, max_concurrent, timeout, max_retries, backoff, budget, cache
+    )
+    return _open(options, progress)
 
 
 @contextmanager
-def _opened(
-    value_fn: Any,
-    crew: executors.Crew,
-    options: scheduler.Options,
-    progress: bool | None,
+def _open(
+    options: scheduler.Options, progress: bool | None
 ) -> Iterator[EvaluationPool]:
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        progress_bar.progress_bar(_WHERE, progress, options.budget) as bar,
+        progress_bar.progress_bar(_API_NAME, progress, options.budget) as bar,
     ):
         path = Path(folder) / "marks"
         path.touch()
-        work = scheduler.dispatch(value_fn, crew, options, str(path), bar)
-        pool = EvaluationPool(
-            functools.partial(_evaluate, work),
-            functools.partial(_minimize, work),
-            work.counts,
-        )
+        calls = scheduler.scheduler(options, str(path), bar)
         try:
-            yield pool
+            yield EvaluationPool(
+                functools.partial(_evaluate, calls),
+                functools.partial(_minimize, calls),
+                calls.stats,
+            )
         finally:
-            work.close()
+            calls.close()
 
 
 def _evaluate(
-    work: scheduler.Dispatch, queries: Iterable[tuple[Any, core.Params]]
+    calls: scheduler.Scheduler, queries: Iterable[tuple[Any, core.Params]]
 ) -> Iterator[tuple[Any, float]]:
     hint = "Pass a list, or a generator that makes one point at a time."
     validation.instance("EvaluationPool.evaluate", "queries", queries, Iterable, hint)
-    return work.run(iter(queries))
+    return calls.run(iter(queries))
 
 
 def _minimize(
-    work: scheduler.Dispatch,
+    calls: scheduler.Scheduler,
     params: core.Params,
     optimizer: optax.GradientTransformationExtraArgs,
     num_steps: int,
@@ -192,13 +196,12 @@ def _minimize(
     checkpoints: Any = None,
 ) -> results.MinimizeResult:
     """`EvaluationPool.minimize`."""
-    validation.transformation(
-        _RUN, optimizer, "Pass `radazo.radazo(0.01, key=0)`, say."
-    )
-    results.check_steps(_RUN, num_steps, callback)
-    run, box = results.started(_RUN, params, optimizer, num_steps, state, bounds)
-    step = functools.partial(_step, work, optimizer, run.rest, box)
-    with run.kept_in(_RUN, checkpoints) as kept:
+    hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
+    validation.transformation(_MINIMIZE, optimizer, hint)
+    results.check_steps(_MINIMIZE, num_steps, callback)
+    run, box = results.started(_MINIMIZE, params, optimizer, num_steps, state, bounds)
+    step = functools.partial(_step, calls, optimizer, run.rest, box)
+    with run.kept_in(_MINIMIZE, checkpoints) as kept:
         while run.goes_on():
             if not run.advance(step, 1, None):
                 run.status = "exhausted"
@@ -209,7 +212,7 @@ def _minimize(
 
 
 def _step(
-    work: scheduler.Dispatch,
+    calls: scheduler.Scheduler,
     optimizer: optax.GradientTransformation,
     rest: partition.Static,
     box: Callable[[list[Any]], list[Any]] | None,
@@ -218,51 +221,51 @@ def _step(
     num: int,
     batch: Any,
 ) -> Any:
-    """One of `compiled.compiled_steps` with values of the pool; none without them."""
+    """Take a step of `loop.compiled_steps` with values of the pool, or no step."""
     del num, batch
     params = rest.join(arrays)
-    ids, point = ask_tell.ask(optimizer, params, state)
-    num_left = work.num_left()
-    can_end = num_left is None or num_left >= len(ids)
-    values = dict(work.run((id_, point(id_)) for id_ in ids)) if can_end else {}
+    queries = ask_tell.ask(optimizer, params, state)
+    num_left, ids = calls.num_left(), queries.ids
+    pairs = ((id_, queries.point(id_)) for id_ in ids)
+    is_paid = num_left is None or num_left >= len(ids)
+    values = dict(calls.run(pairs)) if is_paid else {}
     if len(values) < len(ids):
-        nothing = loop.Record(np.zeros(0), np.zeros(0))
-        return arrays, state, nothing, 0, False
-    told = np.array([values[id_] for id_ in ids])
-    ledger = work.counts()
-    if not ledger.values:
+        return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
+    stats = calls.stats()
+    if not stats.values:
         validation.fail(
-            _RUN,
+            _MINIMIZE,
             "value_fn",
-            "give a value in the first step",
-            f"none in {ledger.calls} calls; the last: {ledger.last_failure}"[:400],
-            "Call it once yourself with the parameters.",
+            "return a value in the first step",
+            f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400],
+            "Call it once with the parameters to see why.",
         )
-    params, state = ask_tell.tell(optimizer, params, state, told)
+    in_order = np.array([values[id_] for id_ in ids])
+    params, state = ask_tell.tell(optimizer, params, state, in_order)
     arrays = partition.split(params)[0]
-    seen = combinators.counters(_RUN, state)
-    record = loop.Record(seen.last_value[None], seen.num_values[None])
+    counters = combinators.counters(_MINIMIZE, state)
+    record = loop.Record(counters.last_value[None], counters.num_values[None])
     return arrays if box is None else box(arrays), state, record, 1, False
 
 
-def _check(value_fn: Any, options: scheduler.Options, progress: Any) -> None:
-    hint = "It takes a point, a pytree of NumPy arrays, and returns a number."
-    validation.function(_WHERE, "value_fn", value_fn, hint)
-    hint = "It is the number of calls under way at once: one for each worker."
-    validation.integer(_WHERE, "max_concurrent", options.max_concurrent, 1, hint)
-    if options.timeout is not None:
-        hint = "It is the seconds that a call may take, or None for no limit."
-        validation.positive(_WHERE, "timeout", options.timeout, hint)
-    hint = "It is how often a call without an answer is repeated."
-    validation.integer(_WHERE, "max_retries", options.max_retries, 0, hint)
-    hint = "It is the seconds before a call is repeated, doubled each time."
-    validation.non_negative(_WHERE, "backoff", options.backoff, hint)
-    if options.budget is not None:
-        hint = "It is the number of calls that may be begun, or None for no limit."
-        validation.integer(_WHERE, "budget", options.budget, 0, hint)
-    if not isinstance(options.cache, bool):
-        hint = "True keeps all values, False none, a number as many as it says."
-        validation.integer(_WHERE, "cache", options.cache, 1, hint)
-    if progress is not None:
-        hint = "None shows a bar on a terminal where tqdm is installed."
-        validation.instance(_WHERE, "progress", progress, bool, hint)
+validation.declare(
+    validation.integer,
+    "max_concurrent",
+    minimum=1,
+    hint="It is the number of simultaneous calls: at most one for each worker.",
+)
+validation.declare(
+    validation.positive, "timeout", hint="It is in seconds; None sets no limit."
+)
+validation.declare(
+    validation.integer, "max_retries", minimum=0, hint="0 repeats no call."
+)
+validation.declare(
+    validation.non_negative, "backoff", hint="It is the first pause, in seconds."
+)
+validation.declare(
+    validation.integer, "budget", minimum=0, hint="None sets no limit to the calls."
+)
+validation.declare(
+    validation.integer, "cache", minimum=1, hint="True keeps all values, False none."
+)

@@ -1,8 +1,8 @@
-"""The loop of a pool: which query is called when, by whom, and what it has cost.
+"""The scheduler of a pool: start calls, wait, collect, repeat, and count.
 
-It runs in the thread of its caller, one pass at a time: take queries while there is
-room, start calls while there are places, wait, collect. Workers know nothing of a query
-but its point, so one that dies takes nothing with it but its call.
+It runs in the caller's thread, one pass at a time: take queries while there is room,
+start calls, wait, collect. A worker knows only the point of one query, so a worker that
+dies loses only its call.
 """
 
 import collections
@@ -15,20 +15,58 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 from radazo import validation
-from radazo.pool import executors, stats, worker
+from radazo.pool import executors, worker
 
-_POLL_SECONDS = 0.02  # How often to look whether a call has begun.
+_POLL_SECONDS = 0.02  # Between looks at whether a call has begun.
 _MAX_FALSE_STARTS = 3
 _END = object()
-_ANSWERS = "values", "invalid"
-_NO_ANSWERS = "exceptions", "timeouts", "lost"
+_EVALUATE = "EvaluationPool.evaluate"
+_ANSWERED = "values", "invalid"
+_UNANSWERED = "exceptions", "timeouts", "lost"
 
-_Value = tuple[Any, float]  # The id of a query, and its value.
+_Value = tuple[Any, float]  # The id of a query and its value.
+_Future = futures.Future[worker.Outcome]
+
+
+class PoolStats(NamedTuple):
+    """Exact counts of a pool since it was opened.
+
+      calls = values + invalid + exceptions + timeouts + lost + under_way
+
+    Attributes:
+      calls: Calls of the function that have begun, which a paid service would bill.
+      values: Calls that returned a real number, including infinity.
+      invalid: Calls that returned NaN or no real number.
+      exceptions: Calls that raised.
+      timeouts: Calls that took longer than `timeout`, even if they end later.
+      lost: Calls that had begun when their worker was killed.
+      under_way: Calls that have begun and not ended.
+      retries: The calls that repeat another.
+      queries: Queries taken.
+      cached: Queries that share the call of another query with the same point.
+      failed: Queries without an answer after the last repetition.
+      last_failure: Why the last call without a value had none, or "".
+    """
+
+    calls: int
+    values: int
+    invalid: int
+    exceptions: int
+    timeouts: int
+    lost: int
+    under_way: int
+    retries: int
+    queries: int
+    cached: int
+    failed: int
+    last_failure: str
 
 
 class Options(NamedTuple):
-    """The arguments of a pool that its loop reads."""
+    """The arguments of `evaluation_pool` that the scheduler reads."""
 
+    value_fn: Callable[[Any], Any]
+    workers: executors.Executors
     max_concurrent: int
     timeout: float | None
     max_retries: int
@@ -37,36 +75,32 @@ class Options(NamedTuple):
     cache: bool | int
 
 
-class Dispatch(NamedTuple):
-    """A loop, as the functions that its pool calls."""
+class Scheduler(NamedTuple):
+    """The functions of a scheduler that a pool calls."""
 
     run: Callable[[Iterator[Any]], Iterator[_Value]]
-    counts: Callable[[], stats.PoolStats]
+    stats: Callable[[], PoolStats]
     num_left: Callable[[], int | None]
     close: Callable[[], None]
 
 
-def dispatch(
-    value_fn: Callable[[Any], Any],
-    crew: executors.Crew,
-    options: Options,
-    path: str,
-    advance: Callable[[int, float], None],
-) -> Dispatch:
-    """A loop whose calls leave their marks in `path`; `advance` hears of each."""
-    loop = _Loop(value_fn, crew, options, path, advance)
-    return Dispatch(loop.run, loop.ledger, loop.num_left, loop.close)
+def scheduler(
+    options: Options, path: str, advance: Callable[[int, float], None]
+) -> Scheduler:
+    """Return a scheduler with its marks in `path`; it calls `advance` for each call."""
+    loop = _Loop(options, path, advance)
+    return Scheduler(loop.run, loop.stats, loop.num_left, loop.close)
 
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A point, and the queries that wait for its value."""
+    """A point and the ids of the queries that wait for its value."""
 
     ids: list[Any]
     point: Any
     digest: bytes | None
     tries: int = 0  # Calls without an answer.
-    ready_at: float = 0.0  # It is not called before.
+    ready_at: float = 0.0  # The earliest time of the next call.
 
 
 @dataclasses.dataclass(eq=False)
@@ -76,145 +110,130 @@ class _Call:
     job: _Job
     number: int
     executor: futures.Executor
-    began_at: float | None  # None before it is seen to have begun.
+    began_at: float | None  # None until the call is known to have begun.
 
 
 class _Loop:
-    """All that changes while a pool is open."""
+    """The mutable state of an open pool."""
 
     def __init__(
-        self,
-        value_fn: Any,
-        crew: executors.Crew,
-        options: Options,
-        path: str,
-        advance: Callable[[int, float], None],
+        self, options: Options, path: str, advance: Callable[[int, float], None]
     ) -> None:
-        self.value_fn, self.crew, self.options = value_fn, crew, options
-        self.path, self.advance = path, advance
+        self.options, self.path, self.advance = options, path, advance
+        self.workers = options.workers
         self.timeout = math.inf if options.timeout is None else options.timeout
         self.waiting: collections.deque[_Job] = collections.deque()
-        self.under_way: dict[futures.Future[worker.Answer], _Call] = {}
-        self.held: dict[futures.Future[worker.Answer], float] = {}  # Timed out, and on.
-        self.of_point: dict[bytes, _Job] = {}
-        self.known: dict[bytes, float] = {}
+        self.under_way: dict[_Future, _Call] = {}
+        self.hanging: dict[_Future, float] = {}  # Since when: timed out in `shared`.
+        self.jobs: dict[bytes, _Job] = {}  # Waiting or under way, by digest.
+        self.cache: dict[bytes, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
         self.last_failure = ""
         self.next_number = self.false_starts = 0
-        self.state = "free"  # Or "busy", or "closed".
-        self.trouble: Callable[[], object] | None = None
-
-    # -- A pass over the queries --
+        self.state = "free"  # Or "busy" or "closed".
+        self.raise_error: Callable[[], object] | None = None
 
     def run(self, source: Iterator[tuple[Any, Any]]) -> Iterator[_Value]:
         if self.state != "free":
-            hint = "Open another pool, or finish the iterator that you have."
             rule = "be evaluated by an open pool, one iterator at a time"
             got = f"a pool that is {self.state}"
-            validation.fail(
-                "EvaluationPool.evaluate", "queries", rule, got, hint, RuntimeError
-            )
+            hint = "Open another pool, or finish the current iterator."
+            validation.fail(_EVALUATE, "queries", rule, got, hint, RuntimeError)
         self.state, more = "busy", True
-        # Each run waits for them anew.
-        self.held = dict.fromkeys(self.held, time.monotonic())
+        # Give hanging calls the time-out again to end.
+        self.hanging = dict.fromkeys(self.hanging, time.monotonic())
         try:
             while True:
                 for _ in range(self.options.max_concurrent):
-                    query = next(source, _END) if more and self._has_room() else None
-                    more = more and query is not _END
-                    if query is not None and query is not _END:
+                    if not (more and self._has_room()):
+                        break
+                    query = next(source, _END)
+                    more = query is not _END
+                    if more:
                         yield from self._take(query)
                 self._start()
-                more_now = more and self._has_room()
-                if not more_now and not self._is_waited_for():
+                can_take = more and self._has_room()
+                if not can_take and not self._has_work():
                     break
-                self._wait(at_once=more_now)
+                self._wait(at_once=can_take)
                 yield from self._collect()
-            if self.trouble is not None:
-                self.trouble()
+            if self.raise_error is not None:
+                self.raise_error()
         finally:
-            self._give_up()
+            self._drop_queries()
 
     def _take(self, query: Any) -> list[_Value]:
-        """The value of a query if it is known; else a job for it."""
+        """Return the value of a query if it is cached; otherwise add a job for it."""
         if not (isinstance(query, tuple | list) and len(query) == 2):
-            hint = "The id is anything, and comes back with the value."
             rule = "be an iterable of (id, point)"
-            validation.fail(
-                "EvaluationPool.evaluate", "queries", rule, repr(query)[:200], hint
-            )
-        name, point = query[0], worker.plain(query[1])
+            hint = "An id is any object; it is returned with the value."
+            validation.fail(_EVALUATE, "queries", rule, repr(query)[:200], hint)
+        id_, point = query[0], worker.to_numpy(query[1])
         digest = worker.digest(point) if self.options.cache else None
         self.counts["queries"] += 1
-        if digest in self.known:
+        if digest in self.cache:
             self.counts["cached"] += 1
-            self._remember(digest, self.known.pop(digest))
-            return [(name, self.known[digest])]
-        if digest in self.of_point:
+            self._remember(digest, self.cache.pop(digest))
+            return [(id_, self.cache[digest])]
+        if digest in self.jobs:
             self.counts["cached"] += 1
-            self.of_point[digest].ids.append(name)
+            self.jobs[digest].ids.append(id_)
             return []
-        job = _Job([name], point, digest)
+        job = _Job([id_], point, digest)
         if digest is not None:
-            self.of_point[digest] = job
+            self.jobs[digest] = job
         self.waiting.append(job)
         return []
 
     def _has_room(self) -> bool:
-        jobs = len(self.waiting) + len(self.under_way)
-        has_place, num_left = jobs < self.options.max_concurrent, self.num_left()
+        num_jobs, num_left = len(self.waiting) + len(self.under_way), self.num_left()
         is_paid = num_left is None or num_left > len(self.waiting)
-        return self._is_on() and has_place and is_paid
+        return self._is_on() and num_jobs < self.options.max_concurrent and is_paid
 
     def _is_on(self) -> bool:
-        return self.state == "busy" and self.trouble is None
+        return self.state == "busy" and self.raise_error is None
 
-    def _is_waited_for(self) -> bool:
+    def _has_work(self) -> bool:
         if any(call.job.ids for call in self.under_way.values()):
             return True
-        can_be_paid = bool(self.under_way) or not self._is_spent()
-        return self._is_on() and bool(self.waiting) and can_be_paid
+        is_paid = bool(self.under_way) or self.num_left() != 0
+        return self._is_on() and bool(self.waiting) and is_paid
 
-    def _give_up(self) -> None:
-        """Queries without a value are forgotten; calls under way go on."""
+    def _drop_queries(self) -> None:
+        """Drop the queries without a value; calls under way continue."""
         self.state = "free" if self.state == "busy" else self.state
-        self.trouble = None
+        self.raise_error = None
         self.waiting.clear()
-        for call in self.under_way.values():
-            call.job.ids.clear()
-        going_on = {call.job for call in self.under_way.values()}
-        self.of_point = {x: job for x, job in self.of_point.items() if job in going_on}
-
-    # -- Calls --
+        jobs = {call.job for call in self.under_way.values()}
+        for job in jobs:
+            job.ids.clear()
+        self.jobs = {digest: job for digest, job in self.jobs.items() if job in jobs}
 
     def num_left(self) -> int | None:
-        """Calls that may still be begun; None for any number."""
+        """Return how many calls the budget still allows; None for no limit."""
         if self.options.budget is None:
             return None
-        past = sum(self.counts[kind] for kind in (*_ANSWERS, *_NO_ANSWERS))
-        return self.options.budget - past - len(self.under_way)
-
-    def _is_spent(self) -> bool:
-        return self.num_left() == 0
+        num_ended = sum(self.counts[kind] for kind in (*_ANSWERED, *_UNANSWERED))
+        return self.options.budget - num_ended - len(self.under_way)
 
     def _can_start(self) -> bool:
-        busy = len(self.under_way) + len(self.held)
-        has_place = busy < self.options.max_concurrent
-        return self._is_on() and has_place and not self._is_spent()
+        num_busy = len(self.under_way) + len(self.hanging)
+        has_place = num_busy < self.options.max_concurrent
+        return self._is_on() and has_place and self.num_left() != 0
 
     def _start(self) -> None:
         now = time.monotonic()
         for job in [job for job in self.waiting if job.ready_at <= now]:
             if not self._can_start():
                 break
-            executor, number = self.crew.take(), self.next_number
+            executor, number = self.workers.acquire(), self.next_number
             try:
                 future = executor.submit(
-                    worker.answer, self.path, number, self.value_fn, job.point
+                    worker.call, self.path, number, self.options.value_fn, job.point
                 )
-            except futures.BrokenExecutor as error:  # While it was idle.
-                self.crew.leave(executor)
-                self._break(error)
+            except futures.BrokenExecutor as error:  # It broke while idle.
+                self.workers.abandon(executor)
+                self._note_broken(error)
                 continue
             self.waiting.remove(job)
             self.next_number += 1
@@ -223,177 +242,180 @@ class _Loop:
             self.under_way[future] = _Call(job, number, executor, began_at)
 
     def _wait(self, *, at_once: bool) -> None:
-        """Until a call ends, is to be ended, or is to be repeated."""
-        now, end = time.monotonic(), math.inf
+        """Wait until a call ends, times out, or is due to be repeated."""
+        now, times = time.monotonic(), []
         if self._can_start():
-            end = min([end, *(job.ready_at for job in self.waiting)])
+            times += [job.ready_at for job in self.waiting]
         if self.timeout < math.inf:
-            for began in [call.began_at for call in self.under_way.values()]:
-                look_at = now + _POLL_SECONDS if began is None else began + self.timeout
-                end = min(end, look_at)
-        if self._is_full_of_held():
-            end = min(end, max(self.held.values()) + self.timeout)
-        seconds = 0.0 if at_once else max(0.0, end - now)
-        watched = [*self.under_way, *self.held]
+            times += [
+                now + _POLL_SECONDS
+                if call.began_at is None
+                else call.began_at + self.timeout
+                for call in self.under_way.values()
+            ]
+        if self._is_blocked():
+            times.append(max(self.hanging.values()) + self.timeout)
+        end = now if at_once else min(times, default=math.inf)
+        seconds = None if math.isinf(end) else max(0.0, end - now)
+        watched = [*self.under_way, *self.hanging]
         if watched:
-            limit = None if math.isinf(seconds) else seconds
-            futures.wait(watched, limit, futures.FIRST_COMPLETED)
-        elif math.isfinite(seconds):
+            futures.wait(watched, seconds, futures.FIRST_COMPLETED)
+        elif seconds is not None:
             time.sleep(seconds)
 
     def _collect(self) -> list[_Value]:
         values = []
         for future in [future for future in self.under_way if future.done()]:
-            values += self._settle(self.under_way.pop(future), future)
+            values += self._end(self.under_way.pop(future), future)
         now = time.monotonic()
         for future in list(self.under_way) if self.timeout < math.inf else []:
             call = self.under_way[future]
             if call.began_at is None:
-                call.began_at = now if self._begun_by(call) else None
+                call.began_at = now if self._process_of(call) else None
             elif now >= call.began_at + self.timeout and not future.done():
                 values += self._time_out(self.under_way.pop(future), future)
-        self.held = {future: x for future, x in self.held.items() if not future.done()}
-        if self._is_full_of_held() and now >= max(self.held.values()) + self.timeout:
-            fail, api_name = executors.fail_as_stalled, self.crew.api_name
-            self.trouble = functools.partial(fail, api_name, len(self.held))
+        self.hanging = {x: since for x, since in self.hanging.items() if not x.done()}
+        if self._is_blocked() and now >= max(self.hanging.values()) + self.timeout:
+            self._fail(
+                "be a function that makes executors where calls may hang",
+                f"an executor with {len(self.hanging)} calls that have timed out and "
+                "do not end",
+                f"Pass {executors.PROCESSES}, which can be killed.",
+            )
         return values
 
-    def _is_full_of_held(self) -> bool:
-        """Whether nothing can be called before calls end that have timed out."""
-        return bool(self.waiting) and len(self.held) >= self.options.max_concurrent
+    def _is_blocked(self) -> bool:
+        """Return whether hanging calls occupy all places of a shared executor."""
+        return bool(self.waiting) and len(self.hanging) >= self.options.max_concurrent
 
-    # -- What becomes of a call --
+    def _process_of(self, call: _Call) -> int:
+        return worker.process_of(self.path, call.number)
 
-    def _begun_by(self, call: _Call) -> int:
-        return worker.begun_by(self.path, call.number)
-
-    def _settle(
-        self, call: _Call, future: futures.Future[worker.Answer]
-    ) -> list[_Value]:
-        """What a call brought that has ended, one way or another."""
-        error = _error_of(future)
+    def _end(self, call: _Call, future: _Future) -> list[_Value]:
+        """Handle a call whose future is done; return the values it gives."""
+        cancelled = futures.CancelledError() if future.cancelled() else None
+        error = cancelled or future.exception()
         if error is None or isinstance(error, KeyboardInterrupt):
-            self.crew.give_back(call.executor)
-            raised = worker.Answer("exceptions", math.nan, repr(error))
-            return self._note(call.job, future.result() if error is None else raised)
+            self.workers.release(call.executor)
+            raised = worker.Outcome("exceptions", failure=repr(error))
+            return self._record(call.job, future.result() if error is None else raised)
         is_broken = isinstance(error, futures.BrokenExecutor)
         if is_broken:
             executors.await_death(call.executor)
-        if executors.is_local(call.executor) and not self._begun_by(call):
+        if executors.is_local(call.executor) and not self._process_of(call):
             self.waiting.appendleft(call.job)
-            if is_broken or future.cancelled():
-                self._false_start(call.executor, error)
-            else:  # It cannot be sent to a worker, and never will.
-                self.crew.give_back(call.executor)
-                self.trouble = functools.partial(_raise, future, error)
+            if is_broken or cancelled:
+                self.workers.abandon(call.executor)
+                self._note_false_start(error)
+            else:  # It cannot be pickled.
+                self.workers.release(call.executor)
+                self.raise_error = functools.partial(_raise, future, error)
             return []
-        self.crew.leave(call.executor)
+        self.workers.abandon(call.executor)
         if is_broken:
-            self._break(error)
-        text = f"{type(error).__name__}: {error}"
-        return self._note(call.job, worker.Answer("lost", math.nan, text))
+            self._note_broken(error)
+        failure = f"{type(error).__name__}: {error}"
+        return self._record(call.job, worker.Outcome("lost", failure=failure))
 
-    def _time_out(
-        self, call: _Call, future: futures.Future[worker.Answer]
-    ) -> list[_Value]:
-        process = self._begun_by(call)
+    def _time_out(self, call: _Call, future: _Future) -> list[_Value]:
+        process = self._process_of(call)
         if not process:
-            future.cancel()  # It may not have begun, and had better not.
-        if self.crew.shared is not None:
-            self.held[future] = time.monotonic()
-        self.crew.leave(call.executor, process)
-        text = f"took longer than {self.timeout} s"
-        return self._note(call.job, worker.Answer("timeouts", math.nan, text))
+            future.cancel()  # It may not have begun.
+        if self.workers.shared is not None:
+            self.hanging[future] = time.monotonic()
+        self.workers.abandon(call.executor, process)
+        failure = f"took longer than {self.timeout} s"
+        return self._record(call.job, worker.Outcome("timeouts", failure=failure))
 
-    def _false_start(self, executor: futures.Executor, error: BaseException) -> None:
-        """An executor broke before its call began."""
-        self.crew.leave(executor)
+    def _note_false_start(self, error: BaseException) -> None:
+        """Count a call whose executor broke before it began; fail after several."""
         self.false_starts += 1
-        self._break(error)
-        if self.trouble is None and self.false_starts >= _MAX_FALSE_STARTS:
-            fail, api_name = executors.fail_as_stillborn, self.crew.api_name
-            self.trouble = functools.partial(fail, api_name, self.false_starts)
+        self._note_broken(error)
+        if self.raise_error is None and self.false_starts >= _MAX_FALSE_STARTS:
+            self._fail(
+                "make executors whose workers start",
+                f"{self.false_starts} in a row that broke before a call began",
+                "Processes import `value_fn` and the main script: put the script's "
+                "code under `if __name__ == '__main__':`.",
+            )
 
-    def _break(self, error: BaseException) -> None:
-        """An executor broke: if it was the only one, that is the end."""
-        if self.crew.shared is not None:
-            fail, cause = executors.fail_as_broken, type(error).__name__
-            self.trouble = functools.partial(fail, self.crew.api_name, cause)
+    def _note_broken(self, error: BaseException) -> None:
+        """Fail if the broken executor is the shared one."""
+        if self.workers.shared is not None:
+            self._fail(
+                "be a function that makes executors where workers may be killed",
+                f"an executor that has broken ({type(error).__name__})",
+                "Values that had arrived are returned, and calls that had begun are "
+                "counted as lost. Evaluate the other queries in a new pool, with "
+                f"{executors.PROCESSES}.",
+            )
 
-    def _note(self, job: _Job, answer: worker.Answer) -> list[_Value]:
-        """Count a call that had begun; its value goes to all that wait for it."""
+    def _fail(self, rule: str, got: str, hint: str) -> None:
+        """Raise this error when the calls under way have ended."""
+        arguments = self.workers.api_name, "executor", rule, got, hint, RuntimeError
+        self.raise_error = functools.partial(validation.fail, *arguments)
+
+    def _record(self, job: _Job, outcome: worker.Outcome) -> list[_Value]:
+        """Count a call that had begun; return the values it gives, or repeat it."""
         self.false_starts = 0
-        self.counts[answer.kind] += 1
-        self.last_failure = answer.text or self.last_failure
-        self.advance(1, answer.value)
-        if answer.kind in _ANSWERS:
-            if answer.kind == "values":
-                self._remember(job.digest, answer.value)
-            return self._serve(job, answer.value)
+        self.counts[outcome.kind] += 1
+        self.last_failure = outcome.failure or self.last_failure
+        self.advance(1, outcome.value)
+        if outcome.kind in _ANSWERED:
+            if outcome.kind == "values":
+                self._remember(job.digest, outcome.value)
+            return self._finish(job, outcome.value)
         job.tries += 1
-        if self.trouble is not None or not job.ids:
-            self._serve(job, math.nan)
+        if self.raise_error is not None or not job.ids:
+            self._finish(job, math.nan)
             return []
         if job.tries > self.options.max_retries:
             self.counts["failed"] += 1
-            return self._serve(job, math.nan)
+            return self._finish(job, math.nan)
         pause = self.options.backoff * 2.0 ** min(job.tries - 1, 60)
         job.ready_at = time.monotonic() + pause
         self.waiting.append(job)
         return []
 
-    def _serve(self, job: _Job, value: float) -> list[_Value]:
+    def _finish(self, job: _Job, value: float) -> list[_Value]:
         if job.digest is not None:
-            self.of_point.pop(job.digest, None)
-        return [(name, value) for name in job.ids]
+            self.jobs.pop(job.digest, None)
+        return [(id_, value) for id_ in job.ids]
 
     def _remember(self, digest: bytes | None, value: float) -> None:
-        """Keep a value, in the place of the one that was used longest ago."""
+        """Cache a value; evict the least recently used one if the cache is full."""
         if digest is not None:
-            self.known[digest] = value
+            self.cache[digest] = value
             size = self.options.cache
-            if size is not True and len(self.known) > size:
-                del self.known[next(iter(self.known))]
+            if size is not True and len(self.cache) > size:
+                del self.cache[next(iter(self.cache))]
 
-    # -- The end --
-
-    def ledger(self) -> stats.PoolStats:
-        kinds = {kind: self.counts[kind] for kind in (*_ANSWERS, *_NO_ANSWERS)}
-        going_on = list(self.under_way.values())
-        begun = [call for call in going_on if self._begun_by(call)]
-        return stats.PoolStats(
-            calls=sum(kinds.values()) + len(begun),
-            under_way=len(begun),
-            retries=self.counts["retries"],
-            queries=self.counts["queries"],
-            cached=self.counts["cached"],
-            failed=self.counts["failed"],
-            last_failure=self.last_failure,
-            **kinds,
-        )
+    def stats(self) -> PoolStats:
+        counts, calls = self.counts.copy(), [*self.under_way.values()]
+        counts["under_way"] = sum(self._process_of(call) > 0 for call in calls)
+        kinds = (*_ANSWERED, *_UNANSWERED, "under_way")
+        counts["calls"] = sum(counts[kind] for kind in kinds)
+        numbers = {name: counts[name] for name in PoolStats._fields[:-1]}
+        return PoolStats(**numbers, last_failure=self.last_failure)
 
     def close(self) -> None:
-        """Wait for what is under way, or leave it behind at Ctrl-C."""
+        """Wait for the calls under way; abandon them if interrupted."""
         self.state = "closed"
-        self._give_up()
+        self._drop_queries()
         try:
             while self.under_way:
                 self._wait(at_once=False)
                 self._collect()
         finally:
             for call in self.under_way.values():
-                self.crew.leave(call.executor, self._begun_by(call))
-            self.crew.close()
+                self.workers.abandon(call.executor, self._process_of(call))
+            self.workers.close()
 
 
-def _error_of(future: futures.Future[worker.Answer]) -> BaseException | None:
-    return futures.CancelledError() if future.cancelled() else future.exception()
-
-
-def _raise(future: futures.Future[worker.Answer], error: BaseException) -> None:
-    """Raise what kept a call from being sent."""
+def _raise(future: _Future, error: BaseException) -> None:
+    """Raise the error that kept a call from being sent."""
     error.add_note(
-        "A call could not be sent to a worker: `value_fn` and the points are pickled "
-        "for it, so `value_fn` must be importable by name, and no lambda."
+        "The call could not be sent to a worker. Its function and point are pickled: "
+        "`value_fn` must be importable by name, not a lambda."
     )
     future.result()

@@ -1,7 +1,7 @@
-"""One call in a worker, and the mark that it leaves before it begins.
+"""One call in a worker, and the mark that the worker writes before it.
 
-A file of a pool has eight bytes for each of its calls: the number of the process that
-began it, or 0. A worker that is killed cannot say how far it was; the file can.
+The file of marks has eight bytes for each call of a pool: the id of the process that
+began the call, or 0. After a worker is killed, its mark tells whether the call began.
 """
 
 import contextlib
@@ -19,66 +19,63 @@ import numpy as np
 
 from radazo import validation
 
-_SIZE = 8
+_MARK_SIZE = 8
 
 
-class Answer(NamedTuple):
-    """What a worker says of a call.
+class Outcome(NamedTuple):
+    """The outcome of a call.
 
     Attributes:
-      kind: "values", "invalid" (NaN, or no real number), "exceptions", or "lost" if it
-        had begun before: somebody else started it again when its worker was gone.
-      value: The value, NaN where there is none.
-      text: What went wrong, or "".
+      kind: The counter of `PoolStats`: "values", "invalid", "exceptions", "timeouts" or
+        "lost".
+      value: The value, NaN if there is none.
+      failure: Why there is no value, or "".
     """
 
     kind: str
-    value: float
-    text: str
+    value: float = math.nan
+    failure: str = ""
 
 
-def answer(
-    path: str, number: int, value_fn: Callable[[Any], Any], point: Any
-) -> Answer:
-    """Call `value_fn(point)` as call `number` of the pool whose marks are in `path`."""
-    if begun_by(path, number):
-        return Answer("lost", math.nan, "its worker was lost")
+def call(path: str, number: int, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
+    """Call `value_fn(point)` as call `number` of the pool with its marks in `path`."""
+    if process_of(path, number):  # An executor may resubmit a call of a lost worker.
+        return Outcome("lost", failure="its worker was lost")
     _mark(path, number)
-    # As text: not every exception survives being pickled.
-    texts: list[str] = []
-    with validation.Caught(lambda error: texts.append(_text(error))):
-        # Its own arrays: what it writes into them is not in the next try.
-        returned = value_fn(plain(point))
+    # Send exceptions as text: some cannot be pickled.
+    failures: list[str] = []
+    with validation.Caught(lambda error: failures.append(_text(error))):
+        returned = value_fn(to_numpy(point))  # A copy, which `value_fn` may modify.
         value = validation.real(returned)
         if math.isnan(value):
-            return Answer("invalid", value, f"returned {returned!r}"[:200])
-        return Answer("values", value, "")
-    return Answer("exceptions", math.nan, texts[0])
+            return Outcome("invalid", failure=f"returned {returned!r}"[:200])
+        return Outcome("values", value)
+    return Outcome("exceptions", failure=failures[0])
 
 
 def _text(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()[:1000]
 
 
-def begun_by(path: str, number: int) -> int:
-    """The process that began call `number`, or 0."""
+def process_of(path: str, number: int) -> int:
+    """Return the id of the process that began call `number`, or 0."""
     with contextlib.suppress(OSError), Path(path).open("rb", buffering=0) as file:
-        file.seek(_SIZE * number)
-        return int.from_bytes(file.read(_SIZE), "little")
+        file.seek(_MARK_SIZE * number)
+        return int.from_bytes(file.read(_MARK_SIZE), "little")
     return 0
 
 
 def _mark(path: str, number: int) -> None:
     # Workers on other machines do not have the file.
     with contextlib.suppress(OSError), Path(path).open("r+b", buffering=0) as file:
-        file.seek(_SIZE * number)
-        file.write(os.getpid().to_bytes(_SIZE, "little"))
+        file.seek(_MARK_SIZE * number)
+        file.write(os.getpid().to_bytes(_MARK_SIZE, "little"))
 
 
-def plain(point: Any) -> Any:
-    """A copy of the point with arrays of NumPy, which any process can read."""
+def to_numpy(point: Any) -> Any:
+    """Copy a point; JAX arrays become NumPy arrays, which any process can read."""
 
-    def plain_leaf(leaf: Any) -> Any:
+    def copy(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray):
             return leaf.copy()
         is_array = isinstance(leaf, jax.Array)
@@ -86,27 +83,30 @@ def plain(point: Any) -> Any:
             return np.array(leaf)
         return leaf
 
-    return jax.tree.map(plain_leaf, point)
+    return jax.tree.map(copy, point)
 
 
 def digest(point: Any) -> bytes:
-    """What two points share if, and only if, they are the same."""
-    seen = hashlib.blake2b(digest_size=16)
+    """Return a hash of the structure, types and bytes of a point."""
+    found = hashlib.blake2b(digest_size=16)
     leaves, treedef = jax.tree.flatten(point)
-    seen.update(str(treedef).encode())
+    found.update(str(treedef).encode())
     for leaf in leaves:
         data, kind = leaf, str(type(leaf))
         if isinstance(leaf, jax.Array):
             data = np.asarray(jax.random.key_data(leaf))
         if isinstance(data, np.ndarray | np.generic) and data.dtype != object:
-            seen.update(f"{kind} {data.dtype} {data.shape}".encode())
-            seen.update(data.tobytes())
+            found.update(f"{kind} {data.dtype} {data.shape}".encode())
+            found.update(data.tobytes())
         elif isinstance(leaf, bool | int | float | complex | str | bytes):
-            seen.update(f"{kind} {leaf!r}".encode())
+            found.update(f"{kind} {leaf!r}".encode())
         else:
-            hint = "Pass `cache=False` for points that cannot be compared."
-            rule = "be points of arrays and numbers"
-            got = f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind
-            api_name = "EvaluationPool.evaluate"
-            validation.fail(api_name, "queries", rule, got, hint, TypeError)
-    return seen.digest()
+            validation.fail(
+                "EvaluationPool.evaluate",
+                "queries",
+                "have points of arrays and numbers",
+                f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind,
+                "Pass `cache=False` to evaluate points that cannot be hashed.",
+                TypeError,
+            )
+    return found.digest()
