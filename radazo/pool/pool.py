@@ -261,7 +261,7 @@ validation.declare(
     validation.integer, "max_retries", minimum=0, hint="0 repeats no call."
 )
 validation.declare(
-    validation.non_negative, "backoff", hint="It is the first pause, in seconds."
+    validation.non_negative, "backoff", hint="It is the first pause in seconds."
 )
 validation.declare(
     validation.integer, "budget", minimum=0, hint="None sets no limit to the calls."
