@@ -291,7 +291,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("where", "make"), WRONG.items(), ids=WRONG)
+@pytest.mark.parametrize(("api_name", "make"), WRONG.items(), ids=WRONG)
 def test_a_granularity_by_name_is_explained(api_name, make):
     explained(
         Mistake(

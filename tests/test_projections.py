@@ -286,7 +286,7 @@ def test_a_size_that_is_none_is_explained(mistake):
 
 
 @pytest.mark.parametrize(
-    ("call", "name", "rule", "got", "way_out"),
+    ("call", "name", "rule", "got", "hint"),
     [
         (
             lambda: radazo.projections.box(1, 0),
