@@ -1,10 +1,9 @@
-"""Which leaves of a pytree are perturbed, and where each lies in the flat direction.
+"""Layout of the perturbed leaves of a pytree in one flat direction.
 
-A direction is one vector over all perturbed leaves jointly: one norm, one dimension d.
-It is drawn flat and cut into leaves where they are used, because a model of a hundred
-leaves then compiles in a fraction of the time that a hundred draws take; the values are
-those of a leaf-by-leaf draw, since an element depends on its index in the flat vector
-and not on the layout.
+A direction is one vector over all perturbed leaves: one norm, one dimension d. It is
+drawn flat and cut into leaves where they are used, because a model with a hundred
+leaves then compiles much faster than with a hundred draws. Element i depends on its
+index in the flat vector and not on the layout.
 """
 
 from typing import Any, NamedTuple
@@ -17,17 +16,17 @@ from jax import lax
 
 from radazo import core, validation
 
-_MAX_DIM = 1 << 32  # What the places of a direction that is drawn as a whole can be.
-_MAX_IN_PARTS = 1 << 37  # What `threefry.signs` can number.
+_MAX_DIM = 1 << 32  # Number of uint32 indices into a flat direction.
+_MAX_IN_PARTS = 1 << 37  # Number of signs that `random.signs` can index.
 
 
 class Layout(NamedTuple):
-    """The perturbed leaves of `params`, in the order of its flattening.
+    """Perturbed leaves of `params`, in flattening order.
 
     Attributes:
-      active: For each leaf whether it is perturbed.
-      sizes: For each leaf its number of elements, 0 if not perturbed.
-      dim: d, the number of perturbed elements.
+      active: Whether each leaf is perturbed.
+      sizes: Number of elements of each leaf, 0 if it is not perturbed.
+      dim: Number d of perturbed elements.
       dtype: Type of the direction: float64 if a perturbed leaf is, else float32.
     """
 
@@ -44,41 +43,39 @@ def layout(
     *,
     in_parts: bool = False,
 ) -> Layout:
-    """Read the layout of `params`, or say what in them cannot be perturbed.
+    """Return the layout of `params`; fail if they cannot be perturbed.
 
-    `in_parts`: a direction is not drawn as a whole, so that there may be more of it."""
+    Directions that are drawn `in_parts` may have up to 2³⁷ elements.
+    """
     _no_masked_node(api_name, params)
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    chosen = [True] * len(paths) if mask is None else _chosen(api_name, params, mask)
+    paths = jax.tree.leaves_with_path(params)
     active = tuple(
         _is_floating(api_name, path, leaf) and choice
-        for (path, leaf), choice in zip(paths, chosen, strict=True)
+        for (path, leaf), choice in zip(
+            paths, _chosen(api_name, params, mask), strict=True
+        )
     )
-    leaves = [leaf for _, leaf in paths]
-    sizes = tuple(
-        leaf.size if on else 0 for leaf, on in zip(leaves, active, strict=True)
-    )
-    if leaves and not any(active):
+    perturbed = [leaf for (_, leaf), on in zip(paths, active, strict=True) if on]
+    if paths and not perturbed:
         validation.fail(
             api_name,
             "params",
             "have a floating-point leaf to perturb",
             "none" if mask is None else "none where the mask is True",
-            "Integers, bools, keys and Python numbers pass through; convert what is to "
-            "be optimized by `jnp.asarray(x, float)`, and let `mask` choose a leaf.",
+            "Integers, bools, keys and Python numbers are not perturbed: convert them "
+            "by `jnp.asarray(x, float)`, and select at least one leaf with `mask`.",
         )
-    dim = sum(sizes)
-    if dim >= (_MAX_IN_PARTS if in_parts else _MAX_DIM):
-        hint = "Freeze some leaves with `mask`"
-        validation.fail(
-            api_name,
-            "params",
-            f"have fewer than {'2³⁷' if in_parts else '2³²'} perturbed elements",
-            dim,
-            f"{hint}." if in_parts else f"{hint}, or take `radazo.in_place`.",
-        )
-    dtypes = [leaf.dtype for leaf, on in zip(leaves, active, strict=True) if on]
-    return Layout(active, sizes, dim, core.wide(*dtypes))
+    dim, limit, power = sum(leaf.size for leaf in perturbed), _MAX_DIM, "2³²"
+    hint = "Freeze some leaves with `mask`, or take `radazo.in_place`."
+    if in_parts:
+        limit, power, hint = _MAX_IN_PARTS, "2³⁷", "Freeze some leaves with `mask`."
+    if dim >= limit:
+        rule = f"have fewer than {power} perturbed elements"
+        validation.fail(api_name, "params", rule, dim, hint)
+    sizes = tuple(
+        leaf.size if on else 0 for (_, leaf), on in zip(paths, active, strict=True)
+    )
+    return Layout(active, sizes, dim, core.wide(*(leaf.dtype for leaf in perturbed)))
 
 
 def perturb(
@@ -88,14 +85,15 @@ def perturb(
     step: jax.Array,
     turn: jax.Array,
 ) -> core.Params:
-    """params + step · direction, rounded once to the type of each leaf; for `turn` see
-    `unravel`."""
+    """Return params + step · direction, rounded once to the type of each leaf.
+
+    For `turn` see `unravel`.
+    """
 
     def moved(leaf: jax.Array, part: jax.Array) -> jax.Array:
         wide = core.wide(leaf.dtype)
-        return (leaf.astype(wide) + step.astype(wide) * part.astype(wide)).astype(
-            leaf.dtype
-        )
+        end = leaf.astype(wide) + step.astype(wide) * part.astype(wide)
+        return end.astype(leaf.dtype)
 
     leaves, treedef = jax.tree.flatten(params)
     parts = _cut(layout, leaves, direction, turn)
@@ -106,7 +104,7 @@ def perturb(
 
 
 def ravel(layout: Layout, params: core.Params) -> jax.Array:
-    """The perturbed leaves of `params` as one flat vector, (dim,)."""
+    """Return the perturbed leaves of `params` as one flat vector, (dim,)."""
     parts = [
         jnp.ravel(leaf).astype(layout.dtype)
         for leaf, on in zip(jax.tree.leaves(params), layout.active, strict=True)
@@ -118,12 +116,12 @@ def ravel(layout: Layout, params: core.Params) -> jax.Array:
 def unravel(
     layout: Layout, params: core.Params, flat: jax.Array, turn: jax.Array
 ) -> core.Params:
-    """The flat vector as a pytree like `params`, zero where nothing is perturbed.
+    """Return the flat vector as a pytree like `params`, zero for unperturbed leaves.
 
-    `turn` is any uint32 that is not known when the program is compiled. Places of
-    leaves are read by it from tables of equal entries, since with constant places no
-    two leaves of a shape could share a compiled kernel: a step of a transformer of 100
-    leaves compiles in half the time.
+    `turn` is any uint32 unknown at compile time. It selects the offsets of leaves from
+    tables with equal entries: with constant offsets, leaves of one shape could not
+    share a compiled kernel. A step of a transformer with 100 leaves compiles in half
+    the time.
     """
     leaves, treedef = jax.tree.flatten(params)
     parts = _cut(layout, leaves, flat, turn)
@@ -134,7 +132,7 @@ def unravel(
 
 
 def _saturate(part: jax.Array, dtype: Any) -> jax.Array:
-    """`part` in `dtype`, the largest number where it would be infinite (float16)."""
+    """Cast `part` to `dtype`, clipped to its largest finite number."""
     if part.dtype == dtype:
         return part
     largest = jnp.finfo(dtype).max.astype(part.dtype)
@@ -156,14 +154,14 @@ def _cut(
 def _part(flat: jax.Array, start: int, size: int, turn: jax.Array) -> jax.Array:
     if size == flat.size:
         return flat
-    # The third entry is never read; without it the table would be a constant too.
+    # The third entry is never read; it keeps the table from being folded.
     table = jnp.asarray(np.array([start, start, _MAX_DIM - 1], np.uint32))
     place = lax.dynamic_slice(table, (turn & jnp.uint32(1),), (1,))
     return lax.dynamic_slice(flat, (place[0],), (size,))
 
 
 def _zeros(leaf: Any) -> Any:
-    """A gradient for a leaf that has none: zeros of its own type."""
+    """Return the zero gradient of a leaf that is not perturbed."""
     if not hasattr(leaf, "dtype"):
         return type(leaf)(0)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
@@ -172,7 +170,7 @@ def _zeros(leaf: Any) -> Any:
 
 
 def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
-    """Whether `leaf` can be perturbed; an error if it has no place in parameters."""
+    """Return whether `leaf` can be perturbed; fail on leaves no parameters may have."""
     if isinstance(leaf, bool | int | float) and not isinstance(leaf, np.generic):
         return False
     name = jax.tree_util.keystr(path) or "params itself"
@@ -182,7 +180,7 @@ def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
             "params",
             "have arrays for leaves",
             f"a {type(leaf).__name__} at {name}",
-            "Keep the rest of the model apart, as by "
+            "Separate the arrays from the rest of the model, e.g. by "
             "`equinox.partition(model, equinox.is_inexact_array)`.",
             TypeError,
         )
@@ -192,7 +190,7 @@ def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
             "params",
             "have real leaves",
             f"{leaf.dtype} at {name}",
-            "Hold the real and the imaginary part as two leaves.",
+            "Store the real and the imaginary part as two leaves.",
             TypeError,
         )
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
@@ -204,30 +202,30 @@ def _no_masked_node(api_name: str, params: core.Params) -> None:
         validation.fail(
             api_name,
             "params",
-            "be the whole of the parameters",
-            "parameters with an optax.MaskedNode in them",
+            "be all of the parameters",
+            "parameters that contain an optax.MaskedNode",
             "`optax.masked` and `optax.partition` hide leaves that the function needs: "
             "put the estimator outside, `with_estimator(estimator, "
-            "optax.masked(...), key)`, and choose what is perturbed by its `mask`.",
+            "optax.masked(...), key)`, and select the perturbed leaves with its "
+            "`mask`.",
         )
 
 
-def is_tree_like(mask: core.Mask, params: core.Params) -> bool:
-    """Whether `mask` is a pytree with the structure of `params`, and not a leaf."""
+def resolve_mask(mask: core.Mask, params: core.Params) -> Any:
+    """Return `mask` as a pytree or a prefix of one: call it if it is a function."""
+    # A model may be both a function and a pytree, and so may a mask made from it.
     structure = jax.tree.structure(mask)
-    leaf = jax.tree.structure(0)
-    return structure == jax.tree.structure(params) and structure != leaf
+    is_tree = structure == jax.tree.structure(params) != jax.tree.structure(0)
+    if callable(mask) and not is_tree:
+        mask = mask(params)
+    return True if mask is None else mask
 
 
 def _chosen(api_name: str, params: core.Params, mask: core.Mask) -> list[bool]:
-    """One bool a leaf, from a mask that is a function, a pytree or a prefix of one."""
-    # A model may be a function and a pytree, and so may a mask made from it.
-    if callable(mask) and not is_tree_like(mask, params):
-        mask = mask(params)
+    """Return one bool per leaf."""
+    mask = resolve_mask(mask, params)
     try:
-        full = jax.tree.map(
-            lambda choice, sub: jax.tree.map(lambda _: choice, sub), mask, params
-        )
+        chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
     except (ValueError, TypeError):
         validation.fail(
             api_name,
@@ -236,7 +234,6 @@ def _chosen(api_name: str, params: core.Params, mask: core.Mask) -> list[bool]:
             f"{jax.tree.structure(mask)} for parameters {jax.tree.structure(params)}",
             "Make it by `jax.tree.map(lambda p: ..., params)`.",
         )
-    chosen = jax.tree.leaves(full)
     for choice in chosen:
         if not isinstance(choice, bool | np.bool_):
             validation.fail(

@@ -121,18 +121,6 @@ def share(api_name: str, argument: str, value: Any, hint: str) -> None:
     _number(api_name, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, hint)
 
 
-def moments(
-    api_name: str, b1: Any, b2: Any, eps: Any, eps_root: Any, mu_dtype: Any = None
-) -> None:
-    """The constants of a rule made of moments."""
-    decay(api_name, "b1", b1)
-    decay(api_name, "b2", b2)
-    for argument, value in (("eps", eps), ("eps_root", eps_root)):
-        hint = "It keeps the division from overflowing."
-        non_negative(api_name, argument, value, hint)
-    floating(api_name, "mu_dtype", mu_dtype)
-
-
 def floating(api_name: str, argument: str, value: Any) -> None:
     """`value` is None or names a floating-point type."""
     try:

@@ -300,7 +300,7 @@ def test_a_granularity_by_name_is_explained(api_name, make):
             f"{api_name}(granularity",
             "be a Granularity",
             "'scalar'.",
-            "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say.",
+            "Pass a granularity, e.g. `radazo.optimizers.scalar`.",
         )
     )
 

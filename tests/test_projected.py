@@ -305,7 +305,7 @@ def test_nothing_seen_moves_nothing():
 
 
 V, T = ValueError, TypeError
-A_SET = "Pass `radazo.projections.box(-1.0, 1.0)`, say"
+A_SET = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
 STEP = "It is the size of a step or a schedule of it"
 sgd, make = optax.sgd(0.1), radazo.projected
 MISTAKES = {
@@ -315,7 +315,7 @@ MISTAKES = {
         "projected(optimizer",
         "be an optax.GradientTransformation",
         "0.1.",
-        "Pass `optax.sgd(0.1)`, say",
+        "Pass an optimizer, e.g. `optax.sgd(0.1)`",
     ),
     "bounds for a projection": Mistake(
         lambda: make(sgd, (0, 1)),
@@ -339,7 +339,7 @@ MISTAKES = {
         "projected(...).update(params",
         "be the current parameters",
         "None.",
-        "Where a step ends is what is projected",
+        "The end of a step is projected",
     ),
     "a rate below zero": Mistake(
         lambda: radazo.zo_psgd(-1.0, BOX, key=0),

@@ -1,9 +1,9 @@
-"""Optimizers whose parameters stay in a set.
+"""Optimizers that keep the parameters in a set, by projection after each step.
 
-A projected step is any step, and then the nearest point of the set. It is a wrapper
-around a whole optimizer, so that momentum and moments see what they always see. Only
-the parameters stay inside: an estimator evaluates at x + smoothing · u, which may lie
-outside by that much. Where a function has no values there, project within it.
+`projected` wraps a whole optimizer, so momentum and moments are those of the
+unprojected rule. Only the parameters stay in the set: an estimator evaluates at
+x + smoothing · u, which may lie outside. If the function has no values there, project
+inside the function.
 """
 
 from collections.abc import Callable
@@ -26,33 +26,33 @@ def projected(
     projection: projections.Projection,
     metric: Metric | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let every step of an optimizer end in a set.
+    """Project the parameters on a set after each step of an optimizer.
 
       updates ← optimizer.update(updates, state, x, ...)
       updates ← project(x + updates) − x
 
-    Put it around all that changes the updates, the learning rate included. The moments
-    within, R-AdaZO's among them, are of gradients that know of no set. Around an
-    optimizer with an estimator in it or within `with_estimator`, the steps are the
-    same. Start inside the set, from `projection(params)`: then every step stays in a
-    box exactly, and in other sets up to the last place of x + updates.
+    Wrap everything that changes the updates, including the learning rate. The moments
+    inside do not see the projection. It makes no difference whether an estimator is
+    inside `optimizer` or around this wrapper. Start in the set, at
+    `projection(params)`: then every step stays exactly in a box, and in other sets up
+    to the rounding of x + updates.
 
     Args:
       optimizer: Any `optax.GradientTransformation`.
-      projection: `box`, `l2_ball`, `l1_ball` or `simplex` with its size, or a function
-        `project(params)` of your own, as those of `optax.projections`.
-      metric: None for the nearest point in the Euclidean sense, or a function from the
-        optimizer's new state to weights like the parameters: then the projection is
-        called as `projection(params, weights)`.
+      projection: A projection such as `radazo.projections.box(-1.0, 1.0)`, or any
+        function `project(params)`, as in `optax.projections`.
+      metric: None for the Euclidean projection, or a function from the new state of
+        the optimizer to weights like the parameters, which are passed as
+        `projection(params, weights)`.
     Returns:
-      A `GradientTransformationExtraArgs`, whose state is that of `optimizer` and whose
-      keywords, as `value_fn=`, go to `optimizer`.
+      A `GradientTransformationExtraArgs` with the state of `optimizer`, which passes
+      keywords such as `value_fn=` to `optimizer`.
     Raises:
-      TypeError: If an argument is of the wrong kind.
+      TypeError: If an argument has the wrong type.
       ValueError: In `update`, if `params` is missing.
     Cost:
-      No function values; one copy of the parameters, and those of the projection, while
-      it runs; no state.
+      No function values and no state; during a step one copy of the parameters and
+      those of the projection.
     Example:
       >>> box = radazo.projections.box(-1.0, 1.0)
       >>> optimizer = projected(radazo.radazo(0.1, key=0), box)
@@ -67,12 +67,11 @@ def projected(
       convergence analysis and applications, 2018.
     """
     api_name = "projected"
-    hint = "Pass `optax.sgd(0.1)`, say, or `radazo.radazo(0.1, key=0)`."
+    hint = "Pass an optimizer, e.g. `optax.sgd(0.1)` or `radazo.radazo(0.1, key=0)`."
     validation.transformation(api_name, optimizer, hint)
-    _check_projection(api_name, projection)
+    validation.check(api_name, projection=projection)
     if metric is not None:
-        hint = "It takes the optimizer's state; for fixed weights, ignore that."
-        validation.function(api_name, "metric", metric, hint)
+        validation.check(api_name, metric=metric)
     inner = optax.with_extra_args_support(optimizer)
 
     def update(
@@ -81,15 +80,13 @@ def projected(
         validation.current_params(
             f"{api_name}(...).update",
             params,
-            "Where a step ends is what is projected: call "
+            "The end of a step is projected: call "
             "`optimizer.update(updates, state, params)`.",
         )
         updates, state = inner.update(updates, state, params, **extra)
         moved = jax.tree.map(_moved, params, updates)
-        if metric is None:
-            inside = projection(moved)
-        else:
-            inside = projection(moved, metric(state))
+        weights = () if metric is None else (metric(state),)
+        inside = projection(moved, *weights)
         return jax.tree.map(_towards, params, inside, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -102,28 +99,24 @@ def zo_psgd(
     *,
     key: core.Key,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order projected (stochastic) gradient descent, ZO-PSGD or ZO-SPGD.
-
-    `zo_sgd` in a set. Its authors take directions of bounded length, as the default's,
-    `smoothing` near 1 / √(d T) for T steps, and the mean over a batch: pass that as a
-    keyword of `value_fn`, and all points of a step are compared on the same batch.
+    """Zeroth-order projected (stochastic) gradient descent (ZO-PSGD, ZO-SPGD).
 
       update = project(x − learning_rate · g) − x
 
+    The authors use directions of bounded length, as the default estimator does, a
+    `smoothing` near 1 / √(d T) for T steps, and the mean over a batch: pass the batch
+    as a keyword of `value_fn`, so that all points of a step share it.
+
     Args:
-      learning_rate: Step size, at least 0, or a schedule.
+      learning_rate, estimator, key: As in `radazo`.
       projection: As in `projected`.
-      estimator: An `Estimator`; None is `sphere_estimator()`.
-      key: Typed key or integer seed of the run.
     Returns:
-      A `GradientTransformationExtraArgs`, used as
-      `optimizer.update(None, state, params, value_fn=f)`; its state is a
-      `WithEstimatorState`.
+      As `radazo`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
       K + 1 function values per step by default; no copy of the parameters in the state,
-      and one more than `zo_sgd` while a step runs.
+      and during a step one more than `zo_sgd`.
     Example:
       >>> optimizer = zo_psgd(0.5, radazo.projections.simplex(), key=0)
       >>> params = jnp.array([0.5, 0.5])
@@ -136,9 +129,8 @@ def zo_psgd(
       Liu et al., Zeroth-order online alternating direction method of multipliers:
       convergence analysis and applications, 2018.
     """
-    api_name = "zo_psgd"
-    _check_projection(api_name, projection)
-    rule = optax.identity()
+    api_name, rule = "zo_psgd", optax.identity()
+    validation.check(api_name, projection=projection)
     optimizer = assembly.optimizer(api_name, estimator, rule, key, learning_rate)
     return projected(optimizer, projection)
 
@@ -149,17 +141,13 @@ def projected_zo_adamm(
     estimator: core.Estimator | None = None,
     *,
     key: core.Key,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    eps: float = 0.0,
-    eps_root: float = 1e-8,
+    b1: float = transforms.B1,
+    b2: float = transforms.B2,
+    eps: float = transforms.EPS,
+    eps_root: float = transforms.EPS_ROOT,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """ZO-AdaMM as its authors published it: projected in the metric of its own steps.
-
-    A parameter whose steps are short, since its second moment is large, is one that
-    the projection moves little. Euclidean projection may not converge here; in a box
-    the two are the same. Theirs goes with a learning rate that falls as 1/√t.
+    """ZO-AdaMM as published, projected in the metric of its own step sizes.
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · g²
@@ -167,21 +155,21 @@ def projected_zo_adamm(
       h = √(nu_max + eps_root) + eps
       update = project(x − learning_rate · mu / h, metric h) − x
 
+    The projection moves a parameter with a large second moment less. With the Euclidean
+    projection the method may not converge; in a box the two agree. The published method
+    has a learning rate that falls as 1/√t.
+
     Args:
-      learning_rate: Step size, at least 0, or a schedule.
-      projection: As in `projected`, a function of two arguments.
-      estimator: An `Estimator`; None is `sphere_estimator()`.
-      key: Typed key or integer seed of the run.
+      learning_rate, estimator, key: As in `radazo`.
+      projection: As in `projected`; takes two arguments.
       b1, b2, eps, eps_root, mu_dtype: As in `scale_by_zo_adamm`.
     Returns:
-      A `GradientTransformationExtraArgs`, used as
-      `optimizer.update(None, state, params, value_fn=f)`; its state is a
-      `WithEstimatorState`.
+      As `radazo`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
       K + 1 function values per step by default; three copies of the parameters in the
-      state, and those of the projection while a step runs.
+      state, and during a step those of the projection.
     Example:
       >>> optimizer = projected_zo_adamm(0.5, radazo.projections.l2_ball(1.0), key=0)
       >>> params = jnp.array([0.6, 0.8])
@@ -195,8 +183,8 @@ def projected_zo_adamm(
       optimization, 2019. arXiv:1910.06513, algorithm 1.
     """
     api_name = "projected_zo_adamm"
-    _check_projection(api_name, projection)
-    validation.moments(api_name, b1, b2, eps, eps_root, mu_dtype)
+    validation.check(api_name, projection=projection, b1=b1, b2=b2, eps=eps)
+    validation.check(api_name, eps_root=eps_root, mu_dtype=mu_dtype)
     rule = transforms.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=True)
     optimizer = assembly.optimizer(api_name, estimator, rule, key, learning_rate)
 
@@ -207,17 +195,12 @@ def projected_zo_adamm(
     return projected(optimizer, projection, metric)
 
 
-def _check_projection(api_name: str, projection: Any) -> None:
-    hint = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
-    validation.function(api_name, "projection", projection, hint)
-
-
 def _moved(leaf: Any, change: Any) -> Any:
     return leaf + change.astype(leaf.dtype) if core.is_floating(leaf) else leaf
 
 
 def _towards(leaf: Any, inside: Any, change: Any) -> Any:
-    """The update that takes `leaf` to `inside`, and by no rounding beyond it."""
+    """Return the update from `leaf` to `inside`, rounded so as not to overshoot."""
     if not core.is_floating(leaf):
         return change
     wide, form = core.wide(leaf.dtype), jnp.finfo(leaf.dtype)
@@ -230,3 +213,15 @@ def _towards(leaf: Any, inside: Any, change: Any) -> Any:
     beyond = (rounded(start + step) - end) * jnp.sign(end - start) > 0
     step = step.astype(leaf.dtype)
     return jnp.where(beyond, jnp.nextafter(step, jnp.zeros_like(step)), step)
+
+
+validation.declare(
+    validation.function,
+    "projection",
+    hint="Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`.",
+)
+validation.declare(
+    validation.function,
+    "metric",
+    hint="It takes the optimizer's state; for fixed weights, ignore that.",
+)

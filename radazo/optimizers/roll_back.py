@@ -1,8 +1,8 @@
-"""Back to the last good parameters where a run goes wrong.
+"""Return to the last good parameters when a run diverges.
 
-A wrapper around a complete optimizer, which reads the value of each step in its state.
-What it keeps goes back together: parameters, moments and what the estimator remembers.
-The counters of the run go on, the key of the next step with them.
+A wrapper around a complete optimizer, which reads the value of each step from its
+state. Parameters, moments and the memory of the estimator are restored together. The
+counters of the run, and with them the key of the next step, are not restored.
 """
 
 import functools
@@ -15,22 +15,21 @@ import optax
 from radazo import core, validation
 from radazo.optimizers import combinators
 
-_ENOUGH = 10  # Recent values without which none is said to have risen.
+_ENOUGH = 10  # Fewer recent values never show a rise.
 
 
 class RollBackState(NamedTuple):
     """State of `roll_back`.
 
     Attributes:
-      num_rolled_back: int32 scalar, how often the parameters were set back so far.
-      num_bad: int32 scalar, bad values in a row.
-      age: int32 scalar, steps since the copy was taken; negative before the first one.
-      num_recent: int32 scalar, how many of `recent` there are.
-      recent: (window,) the last good values, the newest first.
-      kept_params: The floating-point leaves of the parameters at the time of the copy,
-        None where the parameters have others.
-      kept_state: The optimizer's state at that time but for the counters of the run,
-        which go on; tuples without names, so that `optax.tree.get` finds what is.
+      num_rolled_back: int32 scalar, number of times the parameters were restored.
+      num_bad: int32 scalar, number of consecutive bad values.
+      age: int32 scalar, steps since the copy was taken; negative before the first copy.
+      num_recent: int32 scalar, number of values in `recent`.
+      recent: (window,) last good values, the newest first.
+      kept_params: Copy of the floating-point leaves of the parameters, None for others.
+      kept_state: Copy of the optimizer's state without the counters of the run, in
+        unnamed tuples, so that `optax.tree.get` finds names once.
       inner_state: State of the optimizer.
     """
 
@@ -52,58 +51,52 @@ def roll_back(
     window: int = 50,
     factor: float = 20.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Around a complete optimizer: back to the last good parameters where values fail.
+    """Restore the last good parameters when the values of an optimizer go wrong.
 
-    For runs that diverge, or that step where the function has no finite value: there
-    each step is skipped and none leads out. With m the median of the last `window` good
-    values, and s that of their |value − m|, the value of a step is bad where
+    With m the median of the last `window` good values and s the median of their
+    |value − m|, the value of a step is bad if
 
       value is not finite,  or  value > m + factor · s
 
-    and good otherwise. A step whose value is good, `every` steps after the last copy or
-    return, takes a copy of the parameters and of the state, both as they are before the
-    step. With the `patience`-th bad value in a row, and where a step would leave a
-    parameter that is not finite,
+    The second test needs 10 good values (or `window`, if smaller) and s > 0. A step
+    with a good value, `every` steps after the last copy or return, first copies
+    parameters and state. At the `patience`-th consecutive bad value, and when a step
+    would make a parameter non-finite,
 
       updates = kept parameters − parameters,   state = kept state
 
-    in which the state is that of the rule and that of the estimator. The counters go
-    on: so does the key of a step, and the way taken from there is another. The first
-    copy is of the start. Before 10 good values (or `window`, if that is less) and where
-    s is 0, no value is said to have risen.
+    for the states of the rule and of the estimator. Counters and keys continue, so the
+    run then takes another path. The first copy is taken at the start.
 
-    x + (kept − x) is rounded: it is `kept` bit for bit wherever the two are within a
-    factor of two of each other, and elsewhere within 2 ε · max(|x|, |kept|), ε that of
-    their type.
+    x + (kept − x) equals kept bit for bit if the two are within a factor of two of each
+    other, and otherwise up to 2 ε · max(|x|, |kept|), ε that of their type.
 
-    A rise that is slower than `window` steps is none, and a learning rate that is too
-    large stays too large: a count that grows and grows says so. Where values rise for
-    good, since the function changes, it never gives in: it is for functions that do
-    not. A value out of line for once is no reason to go back (`patience`), but a step
-    taken by it may be long: for that see `skip_outliers`. Schedules of the learning
-    rate and of `smoothing` go back with the state.
+    Rises slower than `window` steps go undetected, and a learning rate that is too
+    large stays too large: `num_rolled_back` then keeps growing. If the objective itself
+    shifts upward, it rolls back forever. To limit single outliers, use `skip_outliers`.
+    Schedules of the learning rate and of `smoothing` are restored with the state.
 
     Args:
-      optimizer: A complete optimizer, with one estimator in it, as `radazo`.
-      every: Steps from one copy to the next, at least 1. Fewer lose less; a copy that
-        is too fresh may go wrong again.
-      patience: Bad values in a row with which it goes back, at least 1.
-      window: Recent good values that are remembered, at least 2.
-      factor: How far above the median is bad, in units of s; greater than 0. For
-        normal noise, s is two thirds of its standard deviation.
+      optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
+      every: Steps between copies, at least 1. A smaller number loses less progress, but
+        a fresh copy may be bad already.
+      patience: Consecutive bad values that trigger a return, at least 1.
+      window: Number of good values to compare with, at least 2.
+      factor: How far above the median a value is bad, in units of s; greater than 0.
+        For normal noise, s is two thirds of the standard deviation.
     Returns:
-      A `GradientTransformationExtraArgs`, used as `optimizer` is. How often it went
-      back: `optax.tree.get(state, "num_rolled_back")`, of a state or of `minimize`'s
+      A `GradientTransformationExtraArgs`, used like `optimizer`. The number of returns
+      is `optax.tree.get(state, "num_rolled_back")`, for a state or `minimize`'s
       `result.state`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
-      ValueError: In `init`, if the optimizer has no estimator in it, or several; in
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
+      ValueError: In `init`, if the optimizer does not have exactly one estimator; in
         `update`, if `params` is missing.
     Cost:
       No function values. One copy of the parameters and one of the optimizer's state,
-      which for `radazo` is three copies of the parameters in all.
+      for `radazo` three copies of the parameters in all.
     Example:
-      >>> def value_fn(x, step):  # An absurd batch in step 50, and no values far off.
+      >>> def value_fn(x, step):  # An outlier in step 50; no values far away.
       ...     value = jnp.sum(x**2) * jnp.where(step == 50, 1e6, 1.0)
       ...     return jnp.where(value < 1e9, value, jnp.nan)
       >>> optimizer = roll_back(radazo.zo_sgd(0.05, key=0))
@@ -116,7 +109,16 @@ def roll_back(
       True
     """
     api_name = "roll_back"
-    _check(api_name, optimizer, every, patience, window, factor)
+    hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
+    validation.transformation(api_name, optimizer, hint)
+    hint = "It is the number of steps between copies."
+    validation.integer(api_name, "every", every, 1, hint)
+    hint = "It is the number of consecutive bad values that trigger a return."
+    validation.integer(api_name, "patience", patience, 1, hint)
+    hint = "It is the number of good values that a new one is compared with."
+    validation.integer(api_name, "window", window, 2, hint)
+    hint = "It is how many spreads above the median a value is bad."
+    validation.positive(api_name, "factor", factor, hint)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: core.Params) -> RollBackState:
@@ -141,7 +143,7 @@ def roll_back(
         validation.current_params(
             f"{api_name}(...).update",
             params,
-            "They are what is kept and set back: call "
+            "They are copied and restored: call "
             "`optimizer.update(None, state, params, value_fn=f)`.",
         )
         updates, new = inner.update(updates, state.inner_state, params, **extra)
@@ -174,23 +176,8 @@ def roll_back(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(
-    api_name: str, optimizer: Any, every: Any, patience: Any, window: Any, factor: Any
-) -> None:
-    hint = "Pass `radazo.radazo(0.1, key=0)`, say."
-    validation.transformation(api_name, optimizer, hint)
-    hint = "It is the number of steps from one copy to the next."
-    validation.integer(api_name, "every", every, 1, hint)
-    hint = "It is the number of bad values in a row with which it goes back."
-    validation.integer(api_name, "patience", patience, 1, hint)
-    hint = "It is the number of good values that a new one is compared with."
-    validation.integer(api_name, "window", window, 2, hint)
-    hint = "It is how many spreads above the median a value is bad."
-    validation.positive(api_name, "factor", factor, hint)
-
-
 def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:
-    """Whether the value is above the recent ones by more than their spread explains."""
+    """Return whether the value exceeds the recent ones by more than their spread."""
     recent, num_recent = state.recent, state.num_recent
     median = _median(recent, num_recent)
     spread = _median(jnp.abs(recent - median), num_recent)
@@ -199,14 +186,14 @@ def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:
 
 
 def _median(recent: jax.Array, num_recent: jax.Array) -> jax.Array:
-    """The (lower) median of the first `num_recent`."""
-    there = jnp.arange(recent.size) < num_recent
-    in_order = jnp.sort(jnp.where(there, recent, jnp.asarray(jnp.inf, recent.dtype)))
-    return in_order[jnp.maximum(num_recent - 1, 0) // 2]
+    """Return the lower median of the first `num_recent` values."""
+    filled = jnp.arange(recent.size) < num_recent
+    ordered = jnp.sort(jnp.where(filled, recent, jnp.asarray(jnp.inf, recent.dtype)))
+    return ordered[jnp.maximum(num_recent - 1, 0) // 2]
 
 
 def _memory(state: Any) -> Any:
-    """The state but for the counters of the run, in tuples without names."""
+    """Return the state without the counters of the run, in unnamed tuples."""
     if combinators.is_counters(state):
         return _memory((state.estimator, state.optimizer))
     if isinstance(state, tuple):
@@ -217,7 +204,7 @@ def _memory(state: Any) -> Any:
 
 
 def _with_memory(state: Any, memory: Any) -> Any:
-    """The state with these leaves in place of its own, but for the counters."""
+    """Return the state with the leaves of `memory`; keep its counters."""
     leaves = iter(jax.tree.leaves(memory))
 
     def filled(node: Any) -> Any:
@@ -231,7 +218,7 @@ def _with_memory(state: Any, memory: Any) -> Any:
 
 
 def _either(first: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where `first` holds, else `old`; None where `old` is None."""
+    """Select `new` if `first`, else `old`; None where `old` is None."""
 
     def chosen(old: Any, new: Any) -> Any:
         return None if old is None else jnp.where(first, new, old)
@@ -240,16 +227,13 @@ def _either(first: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _all_finite(params: core.Params) -> jax.Array:
-    found = [
-        jnp.all(jnp.isfinite(leaf))
-        for leaf in jax.tree.leaves(params)
-        if core.is_floating(leaf)
-    ]
-    return jnp.all(jnp.stack([jnp.asarray(True), *found]))
+    leaves = [leaf for leaf in jax.tree.leaves(params) if core.is_floating(leaf)]
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+    return jnp.all(jnp.stack([jnp.asarray(True), *finite]))
 
 
 def _towards(back: jax.Array, leaf: Any, update: Any, kept: Any) -> Any:
-    """The update, or the one that leads back to what was kept."""
+    """Return the update, or the one that leads back to `kept`."""
     if kept is None:
         return update
     return jnp.where(back, (kept - leaf).astype(update.dtype), update)

@@ -1,13 +1,13 @@
-"""Which elements share a second moment: from one number for all to one for each.
+"""Granularities of a second moment: which elements share one.
 
   per_coordinate   nuᵢ = mean over time of gᵢ²
-  factored         of a matrix rows r and columns c, nuᵢⱼ = rᵢ · cⱼ / mean r
-  per_leaf         one number a leaf, of the mean of its gᵢ²
-  scalar           one number, of the mean of gᵢ² over all leaves
+  factored         nuᵢⱼ = rᵢ · cⱼ / mean r, with row means r and column means c of g²
+  per_leaf         one number per leaf: the mean of its gᵢ²
+  scalar           one number: the mean of gᵢ² over all leaves
 
-Here g is what comes in: a gradient, or the momentum in R-AdaZO. Fewer numbers are less
-memory and less noise. What they cannot say is how elements that share one differ; in
-high dimension that is little, since every element of an estimate has the same noise.
+g is the input, a gradient or, in R-AdaZO, the momentum. Fewer numbers take less memory
+and are less noisy, but elements that share one get the same scale. In high dimension
+little is lost, because noise of one size dominates every element of an estimate.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from radazo import core, naming, validation
 
 
 class Granularity(NamedTuple):
-    """Which elements share a second moment, in three functions.
+    """Functions that reduce squares to a second moment and expand it again.
 
     Attributes:
-      zeros: `zeros(params) -> nu`, at its start: float32 at least.
-      squares: `squares(tree, nu) -> like nu`, the mean of the squares of `tree`, a
-        pytree like the parameters, over the elements that share.
-      each: `each(nu, tree) -> like tree`, the second moment of each element, or what
-        broadcasts against a leaf.
+      zeros: `zeros(params) -> nu`, the initial second moment, at least float32.
+      squares: `squares(tree, nu) -> like nu`, the squares of `tree`, a pytree like the
+        parameters, averaged over the elements that share a second moment.
+      each: `each(nu, tree) -> like tree`, the second moment of each element; leaves
+        need only broadcast against those of `tree`.
     """
 
     zeros: Callable[[core.Params], Any]
@@ -38,32 +38,26 @@ class Granularity(NamedTuple):
 
 
 class RowsAndColumns(NamedTuple):
-    """The second moment of a leaf with two axes or more, if it is `factored`.
+    """Second moment of a leaf with at least two axes if `factored`.
 
     Attributes:
-      rows: The mean over the last axis.
-      columns: The mean over the last axis but one.
+      rows: Mean over the last axis.
+      columns: Mean over the second to last axis.
     """
 
     rows: jax.Array
     columns: jax.Array
 
 
-def check(api_name: str, granularity: Any) -> None:
-    """`granularity` is one."""
-    hint = "Pass `radazo.optimizers.per_coordinate`, `radazo.optimizers.scalar`, say."
-    validation.instance(api_name, "granularity", granularity, Granularity, hint)
-
-
 def _leaf_by_leaf(
     reduce: Callable[[jax.Array], Any], expand: Callable[[Any], jax.Array]
 ) -> Granularity:
-    """What is kept of the squares of a leaf, and the leaf again of what is kept."""
+    """Build a granularity from functions that reduce and expand a single leaf."""
 
     def zeros(params: core.Params) -> Any:
         def start(leaf: Any) -> Any:
             if not core.is_floating(leaf):
-                return jnp.zeros((), jnp.float32)  # It holds the place.
+                return jnp.zeros((), jnp.float32)  # Placeholder.
             shape = jax.ShapeDtypeStruct(leaf.shape, core.wide(leaf.dtype))
             kept = jax.eval_shape(reduce, shape)
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
@@ -72,9 +66,7 @@ def _leaf_by_leaf(
 
     def squares(tree: core.Params, nu: Any) -> Any:
         def mean(leaf: Any, old: Any) -> Any:
-            if not core.is_floating(leaf):
-                return old
-            return reduce(_square(leaf, old))
+            return reduce(_square(leaf, old)) if core.is_floating(leaf) else old
 
         return jax.tree.map(mean, tree, nu)
 
@@ -117,26 +109,31 @@ def _one_zero(params: core.Params) -> jax.Array:
 
 
 def _mean_of_all(tree: core.Params, nu: jax.Array) -> jax.Array:
-    parts = [_square(x, nu) for x in jax.tree.leaves(tree) if core.is_floating(x)]
-    total = jnp.zeros((), nu.dtype)
-    for part in parts:
-        total = total + jnp.sum(part).astype(nu.dtype)
-    return total / max(sum(part.size for part in parts), 1)
+    squares = [_square(x, nu) for x in jax.tree.leaves(tree) if core.is_floating(x)]
+    sums = [jnp.sum(square).astype(nu.dtype) for square in squares]
+    return sum(sums, jnp.zeros((), nu.dtype)) / max(sum(x.size for x in squares), 1)
 
 
 per_coordinate = _leaf_by_leaf(lambda square: square, lambda nu: nu)
-"""A second moment of each element, as in Adam: one copy of the parameters."""
+"""One second moment per element, as in Adam: one copy of the parameters."""
 
 factored = _leaf_by_leaf(_factor, _product)
-"""Rows and columns of the last two axes of a leaf, as in Adafactor (Shazeer and Stern,
-2018); vectors, and matrices of one row or column, have one of each element. Exact where
-the squares of a matrix are of rank one. n + m numbers for n · m elements."""
+"""Row and column means over the last two axes, as in Adafactor (Shazeer and Stern,
+2018): n + m numbers for n · m elements, exact if the squares have rank one. Vectors and
+matrices with one row or column keep one second moment per element."""
 
 per_leaf = _leaf_by_leaf(_mean, lambda nu: nu)
-"""One second moment a leaf: a number each."""
+"""One second moment per leaf: one number each."""
 
 scalar = Granularity(
     _one_zero, _mean_of_all, lambda nu, tree: jax.tree.map(lambda leaf: nu, tree)
 )
-"""One second moment of all elements of all floating-point leaves: one number. Leaves
-that an estimator's `mask` leaves out count as zeros."""
+"""One second moment of all floating-point elements. Elements that the `mask` of an
+estimator excludes count as zeros."""
+
+validation.declare(
+    validation.instance,
+    "granularity",
+    of=Granularity,
+    hint="Pass a granularity, e.g. `radazo.optimizers.scalar`.",
+)

@@ -1,17 +1,14 @@
-"""Update rules made of moments, as links that follow a gradient.
+"""Update rules made of moments, as `optax` transformations of a gradient.
 
-They differ by what is averaged and what is squared:
+  first_moment             mu ← b1 · mu + (1 − b1) · g
+  scale_by_second_moment   nu ← b2 · nu + (1 − b2) · g²     update g / √nu (RMSProp)
+  scale_by_zo_adamm        both moments of g                update mu / √nu
+  scale_by_radazo          nu of mu instead of g            update mu / √nu
 
-  first_moment                   mu ← b1 · mu + (1 − b1) · g
-  scale_by_second_moment         nu ← b2 · nu + (1 − b2) · g²       g / √nu: RMSProp
-  scale_by_zo_adamm              both of g                          mu / √nu
-  scale_by_radazo                nu of mu instead of g              mu / √nu
-
-so that R-AdaZO is `chain(first_moment(b1), scale_by_second_moment(b2))`. Whether each
-element has a nu of its own is the `granularity` of all three. No moment is
-corrected for its start at zero: the correction would undo the averaging in the first
-steps, where a single estimate is mostly noise. The first steps are therefore long, up
-to 1 / √(1 − b2) per parameter; warm the learning rate up if that matters.
+so that R-AdaZO is `chain(first_moment(b1), scale_by_second_moment(b2))`. No moment is
+corrected for its start at zero: in the first steps, which are mostly noise, the
+correction would undo the averaging. Early steps are therefore long, up to 1 / √(1 − b2)
+per parameter; warm up the learning rate if that matters.
 """
 
 from typing import Any, NamedTuple
@@ -23,12 +20,15 @@ import optax
 from radazo import core, validation
 from radazo.optimizers import second_moments
 
+# Defaults of all rules: the decay rates and the ζ of the R-AdaZO paper.
+B1, B2, EPS, EPS_ROOT = 0.9, 0.99, 0.0, 1e-8
+
 
 class ScaleBySecondMomentState(NamedTuple):
     """State of `scale_by_second_moment`.
 
     Attributes:
-      nu: As the granularity has it, in float32 at least: mean square of what came in.
+      nu: Mean square of the input, at least float32, in the form of the granularity.
     """
 
     nu: Any
@@ -38,9 +38,9 @@ class ScaleByRadazoState(NamedTuple):
     """State of `scale_by_radazo`.
 
     Attributes:
-      count: int32 scalar, steps so far.
-      mu: Like the parameters: mean of the gradients.
-      nu: As the granularity has it, in float32 at least: mean square of `mu`.
+      count: int32 scalar, number of steps.
+      mu: Mean of the gradients, like the parameters.
+      nu: Mean square of `mu`, at least float32, in the form of the granularity.
     """
 
     count: jax.Array
@@ -52,10 +52,11 @@ class ScaleByZoAdammState(NamedTuple):
     """State of `scale_by_zo_adamm`.
 
     Attributes:
-      count: int32 scalar, steps so far.
-      mu: Like the parameters: mean of the gradients.
-      nu: As the granularity has it, in float32 at least: mean square of the gradients.
-      nu_max: The largest `nu` so far if `amsgrad`, else None, which holds nothing.
+      count: int32 scalar, number of steps.
+      mu: Mean of the gradients, like the parameters.
+      nu: Mean square of the gradients, at least float32, in the form of the
+        granularity.
+      nu_max: Largest `nu` so far if `amsgrad`, else None.
     """
 
     count: jax.Array
@@ -64,18 +65,18 @@ class ScaleByZoAdammState(NamedTuple):
     nu_max: Any
 
 
-def first_moment(b1: float = 0.9, mu_dtype: Any = None) -> optax.GradientTransformation:
-    """Replace the gradient by its exponential moving average, not corrected.
+def first_moment(b1: float = B1, mu_dtype: Any = None) -> optax.GradientTransformation:
+    """Replace the gradient by its exponential moving average, without bias correction.
 
       mu ← b1 · mu + (1 − b1) · g
       update = mu
 
-    On noise of variance s² around a fixed gradient the variance of mu is
-    (1 − b1) / (1 + b1) · (1 − b1²ᵗ) · s² after t steps.
+    For a fixed gradient with noise of variance s², the variance of mu after t steps is
+    (1 − b1) / (1 + b1) · (1 − b1²ᵗ) · s².
 
     Args:
-      b1: Decay rate in [0, 1); larger averages longer.
-      mu_dtype: Type of mu; None keeps that of the parameters.
+      b1: Decay rate in [0, 1); larger values average over more steps.
+      mu_dtype: Type of mu; None keeps the types of the parameters.
     Returns:
       `optax.ema(b1, debias=False)`.
     Raises:
@@ -91,55 +92,51 @@ def first_moment(b1: float = 0.9, mu_dtype: Any = None) -> optax.GradientTransfo
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, equation 4.
     """
-    validation.decay("first_moment", "b1", b1)
-    validation.floating("first_moment", "mu_dtype", mu_dtype)
+    validation.check("first_moment", b1=b1, mu_dtype=mu_dtype)
     return optax.ema(b1, debias=False, accumulator_dtype=mu_dtype)
 
 
 def scale_by_second_moment(
-    b2: float = 0.99,
-    eps: float = 0.0,
-    eps_root: float = 1e-8,
+    b2: float = B2,
+    eps: float = EPS,
+    eps_root: float = EPS_ROOT,
     *,
     granularity: second_moments.Granularity = second_moments.per_coordinate,
 ) -> optax.GradientTransformation:
-    """Divide what comes in by the root of its mean square.
-
-    Behind `first_moment` what comes in is the momentum, and this is R-AdaZO's refined
-    second moment; behind a gradient it is that of RMSProp.
+    """Divide the input by the root of its mean square.
 
       nu ← b2 · nu + (1 − b2) · g²
       update = g / (√(nu + eps_root) + eps)
 
-    `optax.scale_by_rms` has either constant; here nu is float32 for half-precision
-    parameters, where 1e-8 would be zero.
+    After `first_moment` the input is the momentum, and the two form R-AdaZO; applied
+    to the gradient this is RMSProp. Unlike in `optax.scale_by_rms`, nu is float32 for
+    half-precision parameters, in which 1e-8 would be zero.
 
     Args:
-      b2: Decay rate in [0, 1); larger averages longer.
-      eps: Constant beside the root, at least 0: the form of the authors' code.
-      eps_root: Constant inside the root, at least 0: the form of the paper (ζ).
-      granularity: Which elements share a second moment: `per_coordinate`, `factored`,
-        `per_leaf` or `scalar`. Those that share get the mean of their squares, and
-        with it one step size.
+      b2, eps, eps_root: As in `scale_by_radazo`.
+      granularity: Which elements share a second moment, and so a scale:
+        `per_coordinate`, `factored`, `per_leaf` or `scalar`.
     Returns:
       A `GradientTransformation` with a `ScaleBySecondMomentState`.
     Raises:
-      TypeError, ValueError: If an argument is not a number in its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; one copy of the parameters, in float32 at least. Next to
-      nothing if `factored`: rows and columns; a number a leaf `per_leaf`, one `scalar`.
+      No function values; one copy of the parameters, at least float32, with
+      `per_coordinate`, and almost nothing with the other granularities.
     Example:
       >>> link = scale_by_second_moment(b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
-      >>> print(jnp.round(updates, 3))  # whatever the gradient: 1 / √(1 − 0.99)
+      >>> print(jnp.round(updates, 3))  # 1 / √(1 − 0.99) for any gradient
       [ 10. -10.]
     References:
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, equations 5 and 6.
     """
-    validation.moments("scale_by_second_moment", 0.0, b2, eps, eps_root)
-    second_moments.check("scale_by_second_moment", granularity)
+    api_name = "scale_by_second_moment"
+    validation.check(
+        api_name, b2=b2, eps=eps, eps_root=eps_root, granularity=granularity
+    )
 
     def init(params: core.Params) -> Any:
         return ScaleBySecondMomentState(granularity.zeros(params))
@@ -155,51 +152,52 @@ def scale_by_second_moment(
 
 
 def scale_by_radazo(
-    b1: float = 0.9,
-    b2: float = 0.99,
-    eps: float = 0.0,
-    eps_root: float = 1e-8,
+    b1: float = B1,
+    b2: float = B2,
+    eps: float = EPS,
+    eps_root: float = EPS_ROOT,
     mu_dtype: Any = None,
     *,
     granularity: second_moments.Granularity = second_moments.per_coordinate,
 ) -> optax.GradientTransformation:
-    """R-AdaZO's rule: momentum over the root of the momentum's own mean square.
-
-    Differs from `scale_by_zo_adamm` in one place: the second moment is that of the
-    momentum and not of the gradient, so that the noise of a single estimate does not
-    shorten the step. A step is never longer than 1 / √(1 − b2) per parameter.
+    """Divide the momentum by the root of its own mean square (R-AdaZO).
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · mu²
       update = mu / (√(nu + eps_root) + eps)
 
+    In contrast to `scale_by_zo_adamm`, nu is the second moment of the momentum, not of
+    the gradient, so that the noise of single estimates does not shorten the step. No
+    element of a step exceeds 1 / √(1 − b2).
+
     Args:
-      b1: Decay rate of the first moment, in [0, 1); larger averages longer.
-      b2: Decay rate of the second moment, in [0, 1).
-      eps: Constant beside the root, at least 0: the form of the authors' code.
-      eps_root: Constant inside the root, at least 0: the form of the paper (ζ).
-      mu_dtype: Type in which mu is kept; None is that of the parameters, in float32 at
-        least. The arithmetic is in float32 at least.
+      b1: Decay rate of mu in [0, 1); larger values average over more steps.
+      b2: Decay rate of nu in [0, 1).
+      eps: Constant added to the root, at least 0, as in the code of the authors.
+      eps_root: Constant added inside the root, at least 0, as in the paper (ζ).
+      mu_dtype: Type of mu; None keeps the types of the parameters, but at least
+        float32. The arithmetic is at least float32.
       granularity: As in `scale_by_second_moment`.
     Returns:
       A `GradientTransformation` with a `ScaleByRadazoState`.
     Raises:
-      TypeError, ValueError: If an argument is not a number in its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; two copies of the parameters, in float32 at least; one if the
+      No function values; two copies of the parameters, at least float32, or one if the
       granularity is not `per_coordinate`.
     Example:
       >>> link = scale_by_radazo(b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
-      >>> print(jnp.round(updates, 2))  # whatever the gradient: 1 / √(1 − 0.99)
+      >>> print(jnp.round(updates, 2))  # 1 / √(1 − 0.99) for any gradient
       [ 10. -10.]
     References:
       Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
       arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
     """
-    validation.moments("scale_by_radazo", b1, b2, eps, eps_root, mu_dtype)
-    second_moments.check("scale_by_radazo", granularity)
+    api_name = "scale_by_radazo"
+    validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    validation.check(api_name, mu_dtype=mu_dtype, granularity=granularity)
 
     def init(params: core.Params) -> Any:
         count, mu = jnp.zeros((), jnp.int32), _zeros(params, mu_dtype)
@@ -208,9 +206,11 @@ def scale_by_radazo(
     def update(updates: core.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
-        moved = jax.tree.map(lambda g, m: m if core.is_floating(g) else g, updates, mu)
-        nu = _mean_square(moved, state.nu, b2, granularity)
-        scaled = _ratio(mu, granularity.each(nu, moved), eps, eps_root, updates)
+        momentum = jax.tree.map(
+            lambda g, m: m if core.is_floating(g) else g, updates, mu
+        )
+        nu = _mean_square(momentum, state.nu, b2, granularity)
+        scaled = _ratio(mu, granularity.each(nu, momentum), eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByRadazoState(count, _like(mu, state.mu), nu)
 
@@ -218,42 +218,37 @@ def scale_by_radazo(
 
 
 def scale_by_zo_adamm(
-    b1: float = 0.9,
-    b2: float = 0.99,
-    eps: float = 0.0,
-    eps_root: float = 1e-8,
+    b1: float = B1,
+    b2: float = B2,
+    eps: float = EPS,
+    eps_root: float = EPS_ROOT,
     mu_dtype: Any = None,
     *,
     amsgrad: bool = False,
     granularity: second_moments.Granularity = second_moments.per_coordinate,
 ) -> optax.GradientTransformation:
-    """ZO-AdaMM's rule: momentum over the root of the gradient's mean square.
-
-    As in algorithm 1 of the R-AdaZO paper: Adam without its corrections. With
-    `amsgrad`, as its authors published it in 2019: the largest second moment so far.
+    """Divide the momentum by the root of the gradient's mean square (ZO-AdaMM).
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · g²
-      nu_max ← max(nu_max, nu)                           with amsgrad, else nu
+      nu_max ← max(nu_max, nu) if amsgrad else nu
       update = mu / (√(nu_max + eps_root) + eps)
 
+    By default this is algorithm 1 of the R-AdaZO paper, Adam without bias correction;
+    with `amsgrad` it is the rule published in 2019.
+
     Args:
-      b1: Decay rate of the first moment, in [0, 1); larger averages longer.
-      b2: Decay rate of the second moment, in [0, 1).
-      eps: Constant beside the root, at least 0.
-      eps_root: Constant inside the root, at least 0.
-      mu_dtype: Type in which mu is kept; None is that of the parameters, in float32 at
-        least. The arithmetic is in float32 at least.
-      amsgrad: Whether the second moment never falls; if `factored`, its rows and its
-        columns, each for itself.
+      b1, b2, eps, eps_root, mu_dtype: As in `scale_by_radazo`.
+      amsgrad: Whether to divide by the largest second moment so far; if `factored`,
+        rows and columns have separate maxima.
       granularity: As in `scale_by_second_moment`.
     Returns:
       A `GradientTransformation` with a `ScaleByZoAdammState`.
     Raises:
-      TypeError, ValueError: If an argument is not a number in its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; two copies of the parameters, three with `amsgrad`, in
-      float32 at least; one if the granularity is not `per_coordinate`.
+      No function values; two copies of the parameters, at least float32, three with
+      `amsgrad`, or one if the granularity is not `per_coordinate`.
     Example:
       >>> link = scale_by_zo_adamm(b1=0.9, b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -266,11 +261,10 @@ def scale_by_zo_adamm(
       optimization at ease, 2025. arXiv:2502.01014, algorithm 1.
     """
     api_name = "scale_by_zo_adamm"
-    validation.moments(api_name, b1, b2, eps, eps_root, mu_dtype)
-    validation.instance(
-        api_name, "amsgrad", amsgrad, bool, "True is the published rule of 2019."
+    validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    validation.check(
+        api_name, mu_dtype=mu_dtype, amsgrad=amsgrad, granularity=granularity
     )
-    second_moments.check(api_name, granularity)
 
     def init(params: core.Params) -> Any:
         return ScaleByZoAdammState(
@@ -294,7 +288,7 @@ def scale_by_zo_adamm(
 
 
 def _zeros(params: core.Params, dtype: Any) -> core.Params:
-    """A first moment at its start; leaves that do not move have none but a place."""
+    """Return an initial first moment, with placeholders for non-floating leaves."""
 
     def zeros(leaf: Any) -> jax.Array:
         if not core.is_floating(leaf):
@@ -305,7 +299,7 @@ def _zeros(params: core.Params, dtype: Any) -> core.Params:
 
 
 def _mean(updates: core.Params, moment: core.Params, decay: Any) -> core.Params:
-    """decay · moment + (1 − decay) · updates, in float32 at least."""
+    """Return decay · moment + (1 − decay) · updates in at least float32."""
 
     def mean(update: Any, old: jax.Array) -> jax.Array:
         if not core.is_floating(update):
@@ -318,42 +312,39 @@ def _mean(updates: core.Params, moment: core.Params, decay: Any) -> core.Params:
 
 
 def _mean_square(
-    updates: core.Params,
-    nu: Any,
-    decay: Any,
-    granularity: second_moments.Granularity,
+    updates: core.Params, nu: Any, decay: Any, granularity: second_moments.Granularity
 ) -> Any:
-    """decay · nu + (1 − decay) · squares of the updates, like nu."""
+    """Return decay · nu + (1 − decay) · updates², in the form of nu."""
     return _mean(granularity.squares(updates, nu), nu, decay)
 
 
 def _ratio(
-    numerator: core.Params,
-    nu: core.Params,
-    eps: Any,
-    eps_root: Any,
-    updates: core.Params,
+    numerator: core.Params, nu: core.Params, eps: Any, eps_root: Any, like: core.Params
 ) -> core.Params:
-    """numerator / (√(nu + eps_root) + eps) in the types of `updates`; 0 / 0 is 0."""
-
+    """Return numerator / (√(nu + eps_root) + eps) in the types of `like`; 0 / 0 = 0."""
     constants = (eps, eps_root)
     positive = any(isinstance(c, int | float) and c > 0 for c in constants)
 
-    def ratio(top: Any, nu: jax.Array, update: Any) -> Any:
-        if not core.is_floating(update):
-            return update
+    def ratio(top: Any, nu: jax.Array, like: Any) -> Any:
+        if not core.is_floating(like):
+            return like
         root = jnp.sqrt(nu + _typed(eps_root, nu.dtype)) + _typed(eps, nu.dtype)
         if not positive:
             root = jnp.where(root > 0, root, jnp.ones_like(root))
-        return (top.astype(root.dtype) / root).astype(update.dtype)
+        return (top.astype(root.dtype) / root).astype(like.dtype)
 
-    return jax.tree.map(ratio, numerator, nu, updates)
+    return jax.tree.map(ratio, numerator, nu, like)
 
 
 def _typed(constant: Any, dtype: Any) -> Any:
-    """An injected hyperparameter in `dtype`; a Python number takes what it meets."""
+    """Cast an injected hyperparameter; Python numbers are weakly typed already."""
     return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
 
 
 def _like(tree: core.Params, types: core.Params) -> core.Params:
     return jax.tree.map(lambda x, like: x.astype(like.dtype), tree, types)
+
+
+validation.declare(
+    validation.instance, "amsgrad", of=bool, hint="True is the published rule of 2019."
+)
