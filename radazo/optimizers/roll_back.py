@@ -109,16 +109,7 @@ def roll_back(
       True
     """
     api_name = "roll_back"
-    hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
-    validation.transformation(api_name, optimizer, hint)
-    hint = "It is the number of steps between copies."
-    validation.integer(api_name, "every", every, 1, hint)
-    hint = "It is the number of consecutive bad values that trigger a return."
-    validation.integer(api_name, "patience", patience, 1, hint)
-    hint = "It is the number of good values that a new one is compared with."
-    validation.integer(api_name, "window", window, 2, hint)
-    hint = "It is how many spreads above the median a value is bad."
-    validation.positive(api_name, "factor", factor, hint)
+    _check(api_name, optimizer, every, patience, window, factor)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: core.Params) -> RollBackState:
@@ -174,6 +165,21 @@ def roll_back(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(
+    api_name: str, optimizer: Any, every: Any, patience: Any, window: Any, factor: Any
+) -> None:
+    hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
+    validation.transformation(api_name, optimizer, hint)
+    hint = "It is the number of steps between copies."
+    validation.integer(api_name, "every", every, 1, hint)
+    hint = "It is the number of consecutive bad values that trigger a return."
+    validation.integer(api_name, "patience", patience, 1, hint)
+    hint = "It is the number of good values that a new one is compared with."
+    validation.integer(api_name, "window", window, 2, hint)
+    hint = "It is how many spreads above the median a value is bad."
+    validation.positive(api_name, "factor", factor, hint)
 
 
 def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:
