@@ -1,11 +1,11 @@
-"""Who writes a file or a folder: one process at a time."""
+"""Locks on files and folders against a second writer."""
 
 import importlib
 from typing import Any
 
 
 def is_taken(file: Any) -> bool:
-    """Whether another has the file, or folder; else it is ours until it is closed."""
+    """Try to lock a file or folder until it is closed; return whether another has."""
     try:
         fcntl = importlib.import_module("fcntl")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A run that is kept goes on bit for bit, and a tree comes back as it was."""
+"""A saved run resumes bit for bit, and a tree is restored as it was."""
 
 import functools
 import os
@@ -42,7 +42,7 @@ def of_step(step):
 
 
 def items():
-    """The same batches, one after another, and no more than once."""
+    """An iterator over the same batches."""
     return (np.float32(np.sin(np.float32(i))) for i in range(NUM_STEPS))
 
 
@@ -64,12 +64,12 @@ def run(checkpoints=None, num_steps=NUM_STEPS, batches=items, params=PARAMS, **o
 
 @functools.cache
 def whole(batches=items):
-    """The run that nothing has ended before its time."""
+    """The uninterrupted run."""
     return run(batches=batches)
 
 
 def bits(tree):
-    """All of a tree, as text in which no bit and no type is lost."""
+    """Return all bits and types of a tree as text."""
 
     def of(leaf):
         if not hasattr(leaf, "dtype"):
@@ -88,7 +88,7 @@ def kept_steps(folder):
 
 
 def ends_at(step):
-    """A callback that asks for the end as a person or a machine would."""
+    """Return a callback that sends a signal at a step."""
 
     def ask(number):
         return lambda result: (
@@ -100,7 +100,7 @@ def ends_at(step):
 
 @pytest.fixture
 def handlers():
-    """Handlers of the caller's own, which must stand again, and hear nothing."""
+    """Handlers of the caller, which must be restored and never called."""
     heard = []
     own = lambda number, frame: heard.append(number)
     before = {n: signal.signal(n, own) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -119,7 +119,7 @@ def test_a_run_in_parts_is_the_run_in_one(tmp_path, batches):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_the_run_first_and_it_goes_on(tmp_path, handlers, number):
+def test_a_run_is_saved_at_a_signal_and_resumes(tmp_path, handlers, number):
     first = run(tmp_path, callback=ends_at(4)(number), callback_every=1)
     assert (first.num_steps, first.status) == (4, "interrupted")
     assert kept_steps(tmp_path) == [4]
@@ -135,9 +135,7 @@ def test_without_checkpoints_sigterm_is_the_callers(handlers):
     assert handlers[1] == [signal.SIGTERM]
 
 
-def test_control_c_twice_is_raised_and_what_was_kept_is_gone_on_from(
-    tmp_path, handlers
-):
+def test_a_second_control_c_is_raised_and_the_run_resumes(tmp_path, handlers):
     def twice(result):
         if result.num_steps == 6:
             os.kill(os.getpid(), signal.SIGINT)
@@ -152,7 +150,7 @@ def test_control_c_twice_is_raised_and_what_was_kept_is_gone_on_from(
     assert bits(run(tmp_path)) == bits(whole())
 
 
-def test_a_run_that_has_ended_returns_at_once_what_it_returned(tmp_path):
+def test_a_run_that_has_ended_returns_its_result_at_once(tmp_path):
     ended = run(tmp_path)
     calls = []
     tell = lambda params, batch: calls.append(1) or value_fn(params, batch)
@@ -181,7 +179,7 @@ def test_a_run_that_ended_early_ends_there_again(tmp_path, options):
     assert bits(run(tmp_path, **options)) == bits(ended)
 
 
-def test_a_run_from_a_state_goes_on_from_its_own_checkpoint(tmp_path):
+def test_a_run_from_a_state_resumes_from_its_own_checkpoint(tmp_path):
     first = run(num_steps=5, batches=lambda: of_step)
     rest = {"params": first.params, "state": first.state, "batches": lambda: of_step}
     in_one = run(num_steps=7, **rest)
@@ -217,7 +215,7 @@ LEAVES = {
 }
 
 
-def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
+def test_every_kind_of_leaf_is_restored_as_it_was(tmp_path):
     with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(LEAVES) == (0, LEAVES)
         checkpoints.save(3, LEAVES, now=True)
@@ -228,7 +226,7 @@ def test_every_kind_of_leaf_comes_back_as_it_was(tmp_path):
     assert bits(restored) == bits(LEAVES)
 
 
-def test_what_is_being_written_can_be_restored(tmp_path):
+def test_a_checkpoint_being_written_can_be_restored(tmp_path):
     with radazo.run.open_checkpoints(tmp_path, interval_seconds=0) as checkpoints:
         for step in range(1, 4):
             checkpoints.save(step, jnp.full(1000, float(step)))
@@ -236,7 +234,7 @@ def test_what_is_being_written_can_be_restored(tmp_path):
             assert (reached, float(restored[-1])) == (step, step)
 
 
-def test_a_tree_of_numbers_alone_can_be_kept(tmp_path):
+def test_a_tree_without_arrays_can_be_saved(tmp_path):
     with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"best": 2.5}, now=True)
         checkpoints.save(2, {"best": 1.5}, now=True)
@@ -255,7 +253,7 @@ def test_a_history_may_grow_and_functions_are_those_given(tmp_path):
     assert restored["fn"] is jnp.cos
 
 
-def test_what_is_kept_is_what_was_given_even_if_it_is_used_up_meanwhile(tmp_path):
+def test_arrays_are_copied_before_save_returns(tmp_path):
     spoil = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     with radazo.run.open_checkpoints(tmp_path) as checkpoints:
         on_device, on_host = jnp.full(2**20, 7.0), np.full(2**20, 7.0)
@@ -267,9 +265,7 @@ def test_what_is_kept_is_what_was_given_even_if_it_is_used_up_meanwhile(tmp_path
     assert all(np.all(np.asarray(x) == 7) for x in restored)
 
 
-def test_a_checkpoint_is_kept_when_it_is_time_and_as_many_as_asked(
-    tmp_path, monkeypatch
-):
+def test_checkpoints_are_saved_at_intervals_and_the_latest_kept(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(checkpointing.time, "monotonic", lambda: clock[0])
     with radazo.run.open_checkpoints(
@@ -284,22 +280,22 @@ def test_a_checkpoint_is_kept_when_it_is_time_and_as_many_as_asked(
     assert kept_steps(tmp_path) == [30, 40, 50]
 
 
-def test_a_loop_of_ones_own_is_kept_by_a_signal_that_comes_between(tmp_path, handlers):
+def test_the_next_save_after_a_signal_writes(tmp_path, handlers):
     with radazo.run.open_checkpoints(tmp_path, interval_seconds=1e9) as checkpoints:
         for step in range(1, 10):
             checkpoints.save(step, {"x": step})
-            if step == 4:  # Too late for this save: the next one hears it.
+            if step == 4:  # After the save, so that the next one acts on it.
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
                 assert not checkpoints.interrupted()
             if checkpoints.interrupted():
                 break
         assert step == 5
-        assert kept_steps(tmp_path) == [5]  # It is on disk, not on its way.
+        assert kept_steps(tmp_path) == [5]  # Already on disk.
     assert handlers[1] == []
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path):
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
     for name in ("1", "notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("mine", encoding="utf-8")
@@ -313,7 +309,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path):
     assert (tmp_path / "1" / "file").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_relative_path_is_one_from_here(tmp_path, monkeypatch):
+def test_a_relative_path_starts_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(Path("runs") / "first", num_steps=2)
     assert kept_steps(tmp_path / "runs" / "first") == [2]

@@ -1,4 +1,4 @@
-"""A full disk, a spoiled file and another version are refused; nothing is lost."""
+"""Full disks, damaged files and other versions are refused without loss of data."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def opened(folder, tree=None, step=None, **options):
-    """Open the folder; restore the tree, or save it at the step."""
+    """Open the folder, and save the tree at the step or restore it."""
     with radazo.run.open_checkpoints(folder, **options) as checkpoints:
         if step is not None:
             checkpoints.save(step, tree, now=True)
@@ -35,16 +35,16 @@ def opened(folder, tree=None, step=None, **options):
 
 
 def refused(rule, got, hint, call):
-    """The folder is refused, with this message."""
+    """Assert that the call refuses the folder with this message."""
     explained(Mistake(call, ValueError, "open_checkpoints(folder", rule, got, hint))
 
 
-WRITE, ROOM = "be a folder that can be written", "What is kept there is as it was:"
-READ, REMOVE = "have checkpoints that can be read", "remove this one, and the run"
+WRITE, ROOM = "be a writable folder", "Earlier checkpoints are intact:"
+READ, REMOVE = "have readable checkpoints", "Remove this checkpoint to resume"
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_a_file_in_the_way_is_said_before_anything_is_computed(tmp_path, below):
+def test_a_file_in_place_of_the_folder_is_refused_before_tracing(tmp_path, below):
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
     untouched = lambda params, batch: pytest.fail("It was traced.")
@@ -57,7 +57,7 @@ def test_a_file_in_the_way_is_said_before_anything_is_computed(tmp_path, below):
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """A file that would be larger cannot be written, as on a disk that is full."""
+    """Limit the size of files, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -70,7 +70,7 @@ BIG = np.random.default_rng(0).normal(size=2**18)
 
 
 @pytest.mark.parametrize("size", [2**18, 2**10, 64])
-def test_a_disk_that_is_full_is_said_and_what_was_kept_is_gone_on_from(tmp_path, size):
+def test_a_run_resumes_from_its_last_checkpoint_after_a_full_disk(tmp_path, size):
     opened(tmp_path, {"x": BIG}, 1)
     with files_of_at_most(size):
         call = lambda: opened(tmp_path, {"x": BIG + 1}, 2)
@@ -97,11 +97,11 @@ def test_a_disk_that_fills_up_ends_the_run_at_its_next_save(tmp_path):
     refused(WRITE, f"'{tmp_path}', with ", ROOM, fill)
     assert steps in ([3], [3, 4])
     step, restored = opened(tmp_path, {"x": BIG})
-    assert step in (1, 2)  # The second was on its way when the disk was full.
+    assert step in (1, 2)  # The second was being written when the disk filled up.
     np.testing.assert_array_equal(restored["x"], step * BIG)
 
 
-def test_what_fails_behind_an_error_does_not_hide_it(tmp_path):
+def test_an_error_while_closing_does_not_hide_the_first(tmp_path):
     def fail():
         with (
             files_of_at_most(2**10),
@@ -116,7 +116,7 @@ def test_what_fails_behind_an_error_does_not_hide_it(tmp_path):
 
 
 TREE = {"x": jnp.arange(100.0), "values": np.arange(3.0), "best": 2.5}
-SPOILED = {
+DAMAGES = {
     "gone": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
@@ -133,21 +133,21 @@ def kept(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
-def test_a_spoiled_file_is_refused_or_was_not_needed(tmp_path, kept, spoil):
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_file_is_refused_or_not_needed(tmp_path, kept, damage):
     names = [p.relative_to(kept) for p in (kept / "step_2").rglob("*") if p.is_file()]
     num_refused = 0
     for i, name in enumerate(sorted(names)):
         folder = tmp_path / str(i)
         shutil.copytree(kept, folder)
-        spoil(folder / name)
+        damage(folder / name)
         again = functools.partial(opened, folder, TREE)
         try:
             step, restored = again()
         except ValueError:
             num_refused += 1
             refused(READ, f"'{folder / 'step_2'}', with ", REMOVE, again)
-            shutil.rmtree(folder / "step_2")  # The way out.
+            shutil.rmtree(folder / "step_2")  # As the message says.
             step, restored = again()
         wanted = {1: jax.tree.map(lambda x: 2 * x, TREE), 2: TREE}[step]
         assert bits(restored) == bits(wanted), name
@@ -167,18 +167,18 @@ def test_another_version_is_refused(tmp_path, kept, name):
     refused(
         "have checkpoints of format 1 and key contract 1",
         f"'{folder}/step_2' of format {versions[0]} and key contract {versions[1]}.",
-        "Go on with the version of radazo that wrote it, or start in a new folder.",
+        "Use the version of radazo that wrote it, or a new folder.",
         lambda: opened(folder, TREE),
     )
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    rule, hint = "be given in a run of one process", "agree on when to save."
+    rule, hint = "be used in a run of one process", "cannot save one run yet."
     refused(rule, "2 processes.", hint, lambda: opened(tmp_path))
 
 
-def test_orbax_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+def test_a_missing_orbax_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     refused(
         "be None or absent without orbax",
@@ -191,7 +191,7 @@ def test_orbax_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
 
 def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
     def banned(*_, **__):
-        message = "a pickle"
+        message = "a pickle was used"
         raise AssertionError(message)
 
     for name in ("load", "loads", "Unpickler"):

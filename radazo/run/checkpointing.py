@@ -1,9 +1,8 @@
-"""A run kept on disk, to go on from after whatever ended it.
+"""Checkpoints: a run saved to disk, to resume it after any interruption.
 
-orbax writes a checkpoint beside those that are there and renames it when it is whole,
-so that one is never half there: a run that is killed while it writes goes on from the
-checkpoint before. Arrays are kept by orbax, everything else as JSON: nothing that is
-read back is run.
+orbax writes each checkpoint to a temporary folder and renames it when it is complete: a
+run killed while writing resumes from the previous checkpoint. orbax stores arrays, JSON
+everything else; restoring executes nothing that was stored.
 """
 
 import contextlib
@@ -14,25 +13,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
 from radazo import locks, random, validation
 from radazo.run import progress_bar, serialization
 
-_FORMAT = 1
-# What orbax and tensorstore raise where a file cannot be read or written.
+_VERSIONS = {"format": 1, "key_contract": random.KEY_CONTRACT_VERSION}
+# What orbax and tensorstore raise when they cannot read or write a file.
 _FAILURES = (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError)
-_READABLE = "have checkpoints that can be read"
-_REMOVE = (
-    "Those before it are as they were: remove this one, and the run goes on from the "
-    "last of them."
+_READING = (
+    "have readable checkpoints",
+    "Remove this checkpoint to resume from the one before it.",
 )
-_WRITABLE = "be a folder that can be written"
-_MAKE_ROOM = (
-    "What is kept there is as it was: make room, or see to the rights, and start the "
-    "run again; it goes on from the last checkpoint."
+_WRITING = (
+    "be a writable folder",
+    "Earlier checkpoints are intact: free space or fix permissions, and start again.",
 )
 
 
@@ -40,16 +37,16 @@ class Checkpoints(NamedTuple):
     """A folder of checkpoints, open for one run.
 
     Attributes:
-      folder: Where they are.
-      restore: `restore(tree) -> (step, tree)`: the latest one and the step of it; 0 and
-        the tree given if there is none. `tree` is what the run starts from: what is
-        kept must have the same leaves, by name, type and shape. A NumPy array with a
-        first axis of length 0 stands for one of any length, a history.
-      save: `save(step, tree, *, now=False)`: keep the tree after this many steps, if it
-        is time to, or `now`, or a signal has come. It returns as soon as the arrays are
-        copied, and writes them while the run goes on; after a signal it waits.
-      interrupted: `interrupted() -> bool`: whether a signal has come and `save` has
-        been called since, so that the run can end.
+      folder: The path of the folder.
+      restore: `restore(tree) -> (step, tree)`: the latest checkpoint and its step, or 0
+        and the given tree if there is none. `tree` is the start of the run; names,
+        types and shapes of its leaves must match. A NumPy array whose first axis has
+        length 0 matches any length, e.g. of a history.
+      save: `save(step, tree, *, now=False)`: save the tree after `step` steps if the
+        interval has passed, with `now`, or after a signal. It returns when the arrays
+        are copied and writes them in the background; after a signal it waits.
+      interrupted: `interrupted() -> bool`: whether `save` was called after a signal, so
+        that the run can end.
     """
 
     folder: str
@@ -65,32 +62,31 @@ def open_checkpoints(
     interval_seconds: float = 60.0,
     max_to_keep: int = 2,
 ) -> Iterator[Checkpoints]:
-    """Checkpoints for a training loop of your own; `minimize` has them built in.
+    """Open checkpoints for your own training loop; `minimize` has them built in.
 
-    Within the `with` block the first Ctrl-C, and SIGTERM, which is what a machine gets
-    before it is taken away, end nothing: the next `save` keeps where the run is and
-    `interrupted()` is true from then on. A second Ctrl-C is raised at once. A run that
-    is killed goes on from its last checkpoint bit for bit, if a step depends on nothing
-    but the tree and the number of the step.
+    Within the `with` block the first SIGINT (Ctrl-C) and SIGTERM do not end the
+    process: the next `save` saves the run, and `interrupted()` is true from then on. A
+    second Ctrl-C raises KeyboardInterrupt at once. A killed run resumes from its last
+    checkpoint bit for bit if a step depends only on the tree and the step number.
 
-    One folder is for one run. What of another run shows in the tree is refused; another
-    function, other data and other constants of the optimizer do not show. Leaves are
-    arrays, typed keys, numbers and strings; functions are taken from the tree given.
+    Use one folder for each run. A tree of another run is refused; another function,
+    other data or other constants of the optimizer go undetected. Leaves may be arrays,
+    typed keys, numbers and strings; functions are taken from the given tree.
 
     Args:
-      folder: Where to keep them; made if it is missing.
-      interval_seconds: Seconds between two checkpoints, at least; 0 keeps each.
-      max_to_keep: Checkpoints to keep, the latest ones, at least 1.
+      folder: Where to save; created if missing.
+      interval_seconds: Least number of seconds between checkpoints; 0 saves each step.
+      max_to_keep: Number of latest checkpoints to keep, at least 1.
     Returns:
-      A context manager that gives `Checkpoints`. It ends when all is written.
+      A context manager that yields `Checkpoints` and waits for writes at the end.
     Raises:
-      TypeError: If an argument, or a leaf of a tree, is of the wrong kind.
+      TypeError: If an argument or a leaf of a tree has the wrong type.
       ValueError: If orbax is missing, the folder or a checkpoint cannot be written or
-        read, or is open in another run, what is kept is of another run or another
-        version, or `step` goes back.
+        read, is open in another run, or holds another run or version, or if `step`
+        decreases.
     Cost:
-      No function values; while a checkpoint is written, one copy of the tree on the
-      host. A run of several processes cannot be kept yet.
+      No function values; one copy of the tree on the host while a checkpoint is
+      written. Runs of several processes are not supported.
     Example:
       >>> import tempfile
       >>> def train(folder, num_steps):
@@ -107,32 +103,31 @@ def open_checkpoints(
       (0, 1.75) (3, 1.875)
     """
     api_name = "open_checkpoints"
-    hint = "It is the time between two checkpoints; 0 keeps each."
+    hint = "It is the time between two checkpoints; 0 saves each step."
     validation.non_negative(api_name, "interval_seconds", interval_seconds, hint)
-    hint = "The latest ones are kept."
+    hint = "The latest checkpoints are kept."
     validation.integer(api_name, "max_to_keep", max_to_keep, 1, hint)
-    orbax = _orbax(api_name)
-    path = _made(api_name, folder)
+    orbax = _orbax()
+    path = _created(folder)
     with (
-        _locked(api_name, path),
+        _locked(path),
         progress_bar.deferred_signals(signal.SIGINT, signal.SIGTERM) as signalled,
     ):
-        store = _Store(orbax, path, interval_seconds, max_to_keep)
-        store.signalled = signalled
+        store = _Store(orbax, path, interval_seconds, max_to_keep, signalled)
         try:
             yield Checkpoints(
-                store.folder, store.restore, store.save, lambda: store.interrupted
+                path, store.restore, store.save, lambda: store.interrupted
             )
             store.finish()
         finally:
-            # What failed has been said, and is not to hide what ended the block.
+            # An error of the block must not be replaced by one of closing.
             with contextlib.suppress(*_FAILURES):
                 store.manager.close()
 
 
 @contextlib.contextmanager
 def _no_checkpoints() -> Iterator[Checkpoints]:
-    """Nothing is kept; Ctrl-C is noted all the same."""
+    """Save nothing, but defer Ctrl-C."""
     with progress_bar.deferred_signals(signal.SIGINT) as signalled:
         yield Checkpoints("", lambda tree: (0, tree), lambda *_, **__: None, signalled)
 
@@ -140,61 +135,65 @@ def _no_checkpoints() -> Iterator[Checkpoints]:
 def opened(
     api_name: str, checkpoints: Any
 ) -> contextlib.AbstractContextManager[Checkpoints]:
-    """The checkpoints of the run: none, the caller's, or those of a folder."""
+    """Open the checkpoints of a run: None, a folder, or open `Checkpoints`."""
     if checkpoints is None:
         return _no_checkpoints()
     if isinstance(checkpoints, Checkpoints):
         return contextlib.nullcontext(checkpoints)
     if not isinstance(checkpoints, str | os.PathLike):
-        validation.fail(
-            api_name,
-            "checkpoints",
-            "be a folder or `Checkpoints`",
-            repr(checkpoints)[:200],
-            "For another interval, pass `radazo.run.open_checkpoints(...)`.",
-            TypeError,
-        )
+        rule, got = "be a folder or `Checkpoints`", repr(checkpoints)[:200]
+        hint = "For another interval, pass `radazo.run.open_checkpoints(...)`."
+        validation.fail(api_name, "checkpoints", rule, got, hint, TypeError)
     return open_checkpoints(checkpoints)
 
 
 class _Store:
-    """The mutable part: orbax's manager, and when it was last asked to save."""
+    """orbax's manager, and the step and time of the latest checkpoint."""
 
     def __init__(
-        self, orbax: Any, folder: str, interval_seconds: float, max_to_keep: int
+        self,
+        orbax: Any,
+        folder: str,
+        interval_seconds: float,
+        max_to_keep: int,
+        signalled: Callable[[], bool],
     ) -> None:
-        self.orbax, self.folder, self.interval = orbax, folder, interval_seconds
+        self.args, self.folder, self.interval = orbax.args, folder, interval_seconds
+        self.signalled, self.interrupted = signalled, False
         options = orbax.CheckpointManagerOptions(
-            step_prefix="step",  # A folder named `3` of somebody else's is none.
+            step_prefix="step",  # Unrelated folders such as `3` are left alone.
             preservation_policy=orbax.checkpoint_managers.LatestN(max_to_keep),
             cleanup_tmp_directories=True,
-            lightweight_initialize=True,  # A spoiled file is met in `restore`.
+            lightweight_initialize=True,  # `restore` reports damaged files.
         )
-        with _explained(folder, _WRITABLE, _MAKE_ROOM):
+        with _explained(folder, *_WRITING):
             self.manager = orbax.CheckpointManager(folder, options=options)
-        self.signalled: Callable[[], bool] = bool
         self.latest: int | None = self.manager.latest_step()
-        self.interrupted, self.saved_at = False, time.monotonic()
+        self.saved_at = time.monotonic()
 
     def restore(self, tree: Any) -> tuple[int, Any]:
         self.finish()
-        step, args = self.latest, self.orbax.args
+        step, args = self.latest, self.args
         if step is None:
             return 0, tree
         path = str(Path(self.folder) / f"step_{step}")
-        with _explained(path, _READABLE, _REMOVE):
+        with _explained(path, *_READING):
             wanted = args.Composite(about=args.JsonRestore())
             about = self.manager.restore(step, args=wanted).about
-            versions = (about["format"], about["key_contract"])
-        _check_versions(path, versions)
-        with _explained(path, _READABLE, _REMOVE):
-            kept = [serialization.Leaf(*entry) for entry in about["leaves"]]
-        serialization.check(path, kept, tree)
-        with _explained(path, _READABLE, _REMOVE):
-            templates = serialization.templates(tree, kept)
+            versions = {name: about[name] for name in _VERSIONS}
+            leaves = about["leaves"] if versions == _VERSIONS else []
+            saved = [serialization.Leaf(*leaf) for leaf in leaves]
+        if versions != _VERSIONS:
+            text = "of format {format} and key contract {key_contract}"
+            rule = f"have checkpoints {text.format(**_VERSIONS)}"
+            hint = "Use the version of radazo that wrote it, or a new folder."
+            _refuse(rule, f"{path!r} {text.format(**versions)}", hint)
+        serialization.check(path, saved, tree)
+        with _explained(path, *_READING):
+            templates = serialization.templates(tree, saved)
             wanted = args.Composite(arrays=args.StandardRestore(templates))
             arrays = self.manager.restore(step, args=wanted).arrays
-            return step, serialization.unpacked(tree, kept, arrays, about["plain"])
+            return step, serialization.unpack(tree, saved, arrays, about["plain"])
 
     def save(self, step: int, tree: Any, *, now: bool = False) -> None:
         hint = "It is the number of steps that the run has taken."
@@ -202,122 +201,87 @@ class _Store:
         signalled = self.signalled()
         due = time.monotonic() - self.saved_at >= self.interval
         if due or now or signalled:
-            self._write(step, tree)
+            self.write(int(step), tree)
             self.saved_at = time.monotonic()
         if signalled:
             self.finish()
             self.interrupted = True
 
-    def _write(self, step: int, tree: Any) -> None:
+    def write(self, step: int, tree: Any) -> None:
         if step == self.latest:
             return
         if self.latest is not None and step < self.latest:
-            validation.fail(
-                "save",
-                "step",
-                f"be at least {self.latest}, the step of the latest checkpoint",
-                repr(step),
-                "Start from what `restore` gives, or in a folder of its own: "
-                f"{self.folder!r} has a run in it.",
-            )
-        leaves = serialization.described("save", tree)
-        arrays, plain = serialization.packed(tree)
-        about = {
-            "format": _FORMAT,
-            "key_contract": random.KEY_CONTRACT_VERSION,
-            "leaves": leaves,
-            "plain": plain,
-        }
-        args = self.orbax.args
-        wanted = args.Composite(
-            arrays=args.StandardSave(arrays), about=args.JsonSave(about)
+            rule = f"be at least {self.latest}, the step of the latest checkpoint"
+            hint = f"Start from `restore` or in another folder than {self.folder!r}."
+            validation.fail("save", "step", rule, repr(step), hint)
+        leaves = serialization.describe("save", tree)
+        arrays, plain = serialization.pack(tree)
+        about = _VERSIONS | {"leaves": leaves, "plain": plain}
+        wanted = self.args.Composite(
+            arrays=self.args.StandardSave(arrays), about=self.args.JsonSave(about)
         )
-        with _explained(self.folder, _WRITABLE, _MAKE_ROOM):
-            self.manager.save(int(step), args=wanted)
-        self.latest = int(step)
+        with _explained(self.folder, *_WRITING):
+            self.manager.save(step, args=wanted)
+        self.latest = step
 
     def finish(self) -> None:
-        """All is written, or it is said why not."""
-        with _explained(self.folder, _WRITABLE, _MAKE_ROOM):
+        """Wait for writes in the background."""
+        with _explained(self.folder, *_WRITING):
             self.manager.wait_until_finished()
 
 
-def _check_versions(path: str, versions: tuple[Any, Any]) -> None:
-    """Another format could not be read; other keys would draw other directions."""
-    known = (_FORMAT, random.KEY_CONTRACT_VERSION)
-    if versions != known:
-        validation.fail(
-            "open_checkpoints",
-            "folder",
-            f"have checkpoints of format {known[0]} and key contract {known[1]}",
-            f"{path!r} of format {versions[0]!r} and key contract {versions[1]!r}",
-            "Go on with the version of radazo that wrote it, or start in a new folder.",
-        )
-
-
 @contextlib.contextmanager
-def _explained(got: str, rule: str, hint: str) -> Iterator[None]:
-    """Say what a failure of orbax means for the run."""
+def _explained(path: str, rule: str, hint: str) -> Iterator[None]:
+    """Turn a failure of orbax into a message of radazo."""
     try:
         yield
     except _FAILURES as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        text = reason[0] if len(reason[0]) <= 160 else "..." + reason[0][-160:]
-        got = f"{got!r}, with {type(error).__name__}: {text}"
-        validation.fail("open_checkpoints", "folder", rule, got, hint)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = lines[-1] if len(lines[-1]) <= 160 else "..." + lines[-1][-160:]
+        _refuse(rule, f"{path!r}, with {type(error).__name__}: {text}", hint)
 
 
-def _made(api_name: str, folder: Any) -> str:
-    """The folder's full path; it is there and can be written."""
+def _created(folder: Any) -> str:
+    """Create the folder if necessary, check that it is writable; return its path."""
     if not isinstance(folder, str | os.PathLike) or "://" in os.fspath(folder):
-        hint = "It is made where it is missing; a bucket has to be mounted."
-        rule = "be a path on this machine"
-        validation.fail(api_name, "folder", rule, repr(folder), hint, TypeError)
+        hint = "Checkpoints are local files; mount a bucket to write to it."
+        _refuse("be a local path", repr(folder), hint, TypeError)
     if jax.process_count() > 1:
-        validation.fail(
-            api_name,
-            "folder",
-            "be given in a run of one process",
-            f"{jax.process_count()} processes",
-            "They would have to agree on when to save.",
-        )
+        got = f"{jax.process_count()} processes"
+        hint = "Several processes cannot save one run yet."
+        _refuse("be used in a run of one process", got, hint)
     path = Path(folder).resolve()
-    with _explained(str(path), _WRITABLE, _MAKE_ROOM):
+    with _explained(str(path), *_WRITING):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return str(path)
 
 
 @contextlib.contextmanager
-def _locked(api_name: str, path: str) -> Iterator[None]:
-    """Two runs would delete each other's checkpoints."""
-    with contextlib.ExitStack() as held:
-        try:
+def _locked(path: str) -> Iterator[None]:
+    """Keep other runs out, which would delete checkpoints of this one."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # Windows cannot open a folder.
             handle = os.open(path, os.O_RDONLY)
-        except OSError:  # Windows opens no folder.
-            yield
-            return
-        held.callback(os.close, handle)
-        if locks.is_taken(handle):
-            validation.fail(
-                api_name,
-                "folder",
-                "be written by one run at a time",
-                f"{path!r}, in which another is open",
-                "Wait until it has ended, or take another folder.",
-            )
+            stack.callback(os.close, handle)
+            if locks.is_taken(handle):
+                got = f"{path!r}, which is open in another run"
+                hint = "Wait until that run has ended, or use another folder."
+                _refuse("be written by one run at a time", got, hint)
         yield
 
 
-def _orbax(api_name: str) -> Any:
-    """orbax, which only those need who keep checkpoints."""
+def _orbax() -> Any:
+    """Import orbax, an optional dependency."""
     try:
         return importlib.import_module("orbax.checkpoint")
     except ImportError as error:
-        validation.fail(
-            api_name,
-            "folder",
-            "be None or absent without orbax",
-            f"{type(error).__name__}: {error}",
-            "Install it: `pip install 'radazo[checkpoints]'`.",
-        )
+        got = f"{type(error).__name__}: {error}"
+        hint = "Install it: `pip install 'radazo[checkpoints]'`."
+        _refuse("be None or absent without orbax", got, hint)
+
+
+def _refuse(
+    rule: str, got: str, hint: str, kind: type[Exception] = ValueError
+) -> NoReturn:
+    validation.fail("open_checkpoints", "folder", rule, got, hint, kind)

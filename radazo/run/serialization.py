@@ -1,4 +1,4 @@
-"""A pytree as arrays for orbax and the rest for JSON, and what is compared of it."""
+"""Pytrees as arrays for orbax and the other leaves for JSON."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -10,12 +10,13 @@ import numpy as np
 from radazo import validation
 
 _ARRAYS = jax.Array | np.ndarray | np.generic
+_STORED = (np.number, np.bool_, jax.dtypes.prng_key)
 _PLAIN = (bool, int, float, str)
-_ALWAYS = {"none": np.array(0)}  # orbax takes no tree without arrays.
+_ALWAYS = {"none": np.array(0)}  # orbax refuses a tree without arrays.
 
 
 class Leaf(NamedTuple):
-    """What a leaf is; the shape is None if it is no array."""
+    """The name, type and shape of a leaf; `shape` is None if it is not an array."""
 
     name: str
     kind: str
@@ -25,76 +26,65 @@ class Leaf(NamedTuple):
         return f"{self.kind}{'' if self.shape is None else self.shape} at {self.name}"
 
 
-def described(api_name: str, tree: Any) -> list[Leaf]:
-    """What is compared of a tree."""
+def describe(api_name: str, tree: Any) -> list[Leaf]:
+    """Describe the leaves of a tree; refuse those that cannot be saved."""
     leaves = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path) or "the root"
-        if isinstance(leaf, _ARRAYS) and _is_kept(leaf.dtype):
+        if isinstance(leaf, _ARRAYS) and any(
+            jnp.issubdtype(leaf.dtype, kind) for kind in _STORED
+        ):
             leaves.append(Leaf(name, str(leaf.dtype), list(leaf.shape)))
-        elif type(leaf) in _PLAIN:
-            leaves.append(Leaf(name, type(leaf).__name__, None))
-        elif callable(leaf):
-            leaves.append(Leaf(name, "function", None))
+        elif type(leaf) in _PLAIN or callable(leaf):
+            kind = type(leaf).__name__ if type(leaf) in _PLAIN else "function"
+            leaves.append(Leaf(name, kind, None))
         else:
             validation.fail(
                 api_name,
                 "tree",
-                "have leaves that are arrays, numbers, strings or functions",
+                "contain only arrays, numbers, strings and functions",
                 f"{leaf!r} at {name}"[:200],
-                "Leave it out, or make it an array.",
+                "Remove the leaf or convert it to an array.",
                 TypeError,
             )
     return leaves
 
 
-def _is_kept(dtype: Any) -> bool:
-    kinds = (np.number, np.bool_, jax.dtypes.prng_key)
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+def pack(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arrays for orbax and the plain leaves for JSON, by leaf number."""
+    leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
+    arrays = {
+        i: _raw(x) for i, x in leaves.items() if isinstance(x, _ARRAYS) and x.size
+    }
+    plain = {i: x for i, x in leaves.items() if type(x) in _PLAIN}
+    return _ALWAYS | arrays, plain
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def packed(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays for orbax and the rest for JSON, each by the number of its leaf."""
-    arrays: dict[str, Any] = dict(_ALWAYS)
-    plain = {}
-    for i, leaf in enumerate(jax.tree.leaves(tree)):
-        if type(leaf) in _PLAIN:
-            plain[str(i)] = leaf
-        elif isinstance(leaf, jax.Array) and leaf.size:
-            arrays[str(i)] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        elif isinstance(leaf, _ARRAYS) and leaf.size:
-            arrays[str(i)] = np.asarray(leaf)
-    return arrays, plain
-
-
-def templates(tree: Any, kept: list[Leaf]) -> dict[str, Any]:
-    """What orbax is to make of each array that it has."""
+def templates(tree: Any, saved: list[Leaf]) -> dict[str, Any]:
+    """Return the template that orbax needs for each saved array."""
 
     def template(leaf: Any, shape: list[int]) -> Any:
-        if not isinstance(leaf, jax.Array):
-            return np.empty(shape, leaf.dtype)
-        leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        if not leaf.committed:  # It stays free to go where it is needed.
-            return np.empty(leaf.shape, leaf.dtype)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        raw = _raw(leaf)
+        if not isinstance(raw, jax.Array):
+            return np.empty(shape, raw.dtype)
+        if not raw.committed:  # On the host, so that it stays uncommitted.
+            return np.empty(raw.shape, raw.dtype)
+        return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=raw.sharding)
 
-    arrays: dict[str, Any] = dict(_ALWAYS)
-    for i, (leaf, old) in enumerate(zip(jax.tree.leaves(tree), kept, strict=True)):
-        if old.shape is not None and 0 not in old.shape:
-            arrays[str(i)] = template(leaf, old.shape)
-    return arrays
+    pairs = enumerate(zip(jax.tree.leaves(tree), saved, strict=True))
+    return _ALWAYS | {
+        str(i): template(leaf, old.shape)
+        for i, (leaf, old) in pairs
+        if old.shape is not None and 0 not in old.shape
+    }
 
 
-def unpacked(
-    tree: Any, kept: list[Leaf], arrays: dict[str, Any], plain: dict[str, Any]
+def unpack(
+    tree: Any, saved: list[Leaf], arrays: dict[str, Any], plain: dict[str, Any]
 ) -> Any:
-    """The tree that was kept; functions are those of `tree`."""
+    """Return the saved tree; functions and empty arrays are those of `tree`."""
 
-    def unpack(i: str, leaf: Any, shape: list[int] | None) -> Any:
+    def restored(i: str, leaf: Any, shape: list[int] | None) -> Any:
         if type(leaf) in _PLAIN:
             return plain[i]
         if shape is None:
@@ -104,32 +94,40 @@ def unpacked(
         if not isinstance(leaf, jax.Array):
             return arrays[i] if isinstance(leaf, np.ndarray) else arrays[i][()]
         array = jnp.asarray(arrays[i])
-        if _is_key(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
         return array
 
     leaves, treedef = jax.tree.flatten(tree)
-    pairs = enumerate(zip(leaves, kept, strict=True))
+    pairs = enumerate(zip(leaves, saved, strict=True))
     return treedef.unflatten(
-        unpack(str(i), leaf, old.shape) for i, (leaf, old) in pairs
+        restored(str(i), leaf, old.shape) for i, (leaf, old) in pairs
     )
 
 
-def check(path: str, kept: list[Leaf], tree: Any) -> None:
-    """The tree given has the leaves of the one that was kept."""
+def check(path: str, saved: list[Leaf], tree: Any) -> None:
+    """Check that the leaves of `tree` are like the saved ones."""
 
     def grows(leaf: Any, old: Leaf | None, new: Leaf | None) -> bool:
         if not isinstance(leaf, np.ndarray) or old is None or not old.shape:
             return False
         return old._replace(shape=[0, *old.shape[1:]]) == new
 
-    given, leaves = described("restore", tree), [*jax.tree.leaves(tree), None]
-    for leaf, old, new in itertools.zip_longest(leaves, kept, given):
+    leaves, given = jax.tree.leaves(tree), describe("restore", tree)
+    for leaf, old, new in itertools.zip_longest(leaves, saved, given):
         if old != new and not grows(leaf, old, new):
             validation.fail(
                 "restore",
                 "tree",
-                "be like the one that is kept",
+                "match the saved tree",
                 f"{new or 'nothing'} for {old or 'nothing'} in {path!r}",
-                "That is another run's: start in a folder of its own.",
+                "The folder holds another run: use another folder.",
             )
+
+
+def _raw(leaf: Any) -> Any:
+    """Return the array that orbax stores for an array leaf."""
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
