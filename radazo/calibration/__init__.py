@@ -2,7 +2,4 @@
 
 from radazo.calibration.calibrate import Calibration, calibrate
 
-__all__ = [
-    "Calibration",
-    "calibrate",
-]
+__all__ = ["Calibration", "calibrate"]

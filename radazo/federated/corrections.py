@@ -1,14 +1,14 @@
-"""What a client of a federated run adds to its gradient estimates.
+"""Corrections that clients of a federated run add to their gradient estimates.
 
-Left to themselves, clients drift in a round towards minimizers of their own functions.
-Methods of the field differ in the correction alone:
+Without a correction, clients drift in a round towards minimizers of their own
+functions. The methods differ only in the correction:
 
   fed_avg     none
-  fed_prox    strength · (xᵢ − x), towards the parameters x that the round began with
+  fed_prox    strength · (xᵢ − x), x the parameters at the start of the round
   scaffold    c − cᵢ, cᵢ the mean gradient estimate of client i in its last round
   fzoos       (∇s(xᵢ) − ∇sᵢ(xᵢ)) / (t + 1), sᵢ a surrogate of the function of client i
 
-with c and s the means over the clients of cᵢ and of sᵢ, and t the local step.
+where c and s are the means of cᵢ and sᵢ over the clients, and t counts local steps.
 """
 
 import math
@@ -22,26 +22,26 @@ from jax import lax
 from radazo import core, flat, random, validation
 from radazo.estimators import gaussian_process, trajectory
 
-_FEATURES = 0xFFFFFFFF  # No round has this number: the key of what all rounds share.
+_FEATURES_KEY = 0xFFFFFFFF  # Not the number of any round.
 
-# One array for each floating-point leaf of the parameters, float32 at least.
+# One array for each floating-point leaf of the parameters, in float32 or wider.
 Arrays = tuple[jax.Array, ...]
 
 
 class Correction(NamedTuple):
-    """What a client adds to its gradient estimates.
+    """A term that a client adds to its gradient estimates.
 
-    `own` is what a client remembers from round to round and sends: arrays only.
+    `memory` is what a client keeps from round to round and sends: a pytree of arrays.
 
     Attributes:
-      init: `init(params, estimator_state) -> own`, of a client.
-      prepare: `prepare(key_data, params) -> prepared`, what the clients share, drawn
-        anew from a key that never changes.
-      term: `term(prepared, own, mean_own, start, params, count)`, an array for each
-        floating-point leaf: what is added at `params` in local step `count` of a round
-        that began at `start`. `mean_own` is the mean over the clients.
-      learn: `learn(prepared, params, mean_gradient, estimator_state) -> own`, at the
-        end of a round; `mean_gradient` are the estimates without the correction.
+      init: `init(params, estimator_state) -> memory` of a client.
+      prepare: `prepare(key_data, params) -> shared`, drawn anew in each round from the
+        key of the run, the same for all clients.
+      term: `term(shared, memory, mean, start, params, count)`, an array for each
+        floating-point leaf: the term at `params` in local step `count` of a round that
+        began at `start`. `mean` is the mean memory of the clients.
+      learn: `learn(shared, params, mean_gradient, estimator_state) -> memory`, at the
+        end of a round; `mean_gradient` is the mean estimate without the term.
     """
 
     init: Callable[[core.Params, Any], Any]
@@ -51,22 +51,22 @@ class Correction(NamedTuple):
 
 
 def wide_leaves(params: core.Params) -> Arrays:
-    """The floating-point leaves, in float32 at least."""
-    found = [x for x in jax.tree.leaves(params) if core.is_floating(x)]
-    return tuple(jnp.asarray(x).astype(core.wide(x.dtype)) for x in found)
+    """Return the floating-point leaves, in float32 or wider."""
+    leaves = [x for x in jax.tree.leaves(params) if core.is_floating(x)]
+    return tuple(jnp.asarray(x).astype(core.wide(x.dtype)) for x in leaves)
 
 
 def replaced(params: core.Params, arrays: Iterable[jax.Array]) -> core.Params:
-    """`params` with these for its floating-point leaves, each in the leaf's type."""
+    """Replace the floating-point leaves of `params`, keeping their types."""
     new = iter(arrays)
     return jax.tree.map(
         lambda x: next(new).astype(x.dtype) if core.is_floating(x) else x, params
     )
 
 
-def way(x: jax.Array, began: jax.Array) -> jax.Array:
-    """x − began, 0 where they are the same: infinity less itself is no number."""
-    return jnp.where(x == began, jnp.zeros_like(x), x - began)
+def displacement(x: jax.Array, start: jax.Array) -> jax.Array:
+    """Return x − start, 0 where they are equal, even if infinite."""
+    return jnp.where(x == start, jnp.zeros_like(x), x - start)
 
 
 def _zeros(params: core.Params) -> Arrays:
@@ -76,28 +76,26 @@ def _zeros(params: core.Params) -> Arrays:
 fed_avg = Correction(
     lambda params, estimator_state: (),
     lambda key_data, params: (),
-    lambda prepared, own, mean_own, start, params, count: _zeros(params),
-    lambda prepared, params, mean_gradient, estimator_state: (),
+    lambda shared, memory, mean, start, params, count: _zeros(params),
+    lambda shared, params, mean_gradient, estimator_state: (),
 )
-"""No correction, which is `fzoos` without features: McMahan et al.,
-Communication-efficient learning of deep networks from decentralized data, 2017.
-arXiv:1602.05629."""
+"""No correction: McMahan et al., Communication-efficient learning of deep networks from
+decentralized data, 2017. arXiv:1602.05629."""
 
-scaffold = Correction(
-    lambda params, estimator_state: _zeros(params),
-    lambda key_data, params: (),
-    lambda prepared, own, mean_own, start, params, count: tuple(
-        c - mine for c, mine in zip(mean_own, own, strict=True)
+scaffold = fed_avg._replace(
+    init=lambda params, estimator_state: _zeros(params),
+    term=lambda shared, memory, mean, start, params, count: tuple(
+        c - own for c, own in zip(mean, memory, strict=True)
     ),
-    lambda prepared, params, mean_gradient, estimator_state: mean_gradient,
+    learn=lambda shared, params, mean_gradient, estimator_state: mean_gradient,
 )
 """c − cᵢ: Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated
-learning, 2020. arXiv:1910.06378, option II: there (x − xᵢ) / (steps · learning_rate)
-stands for the mean gradient, which for SGD it is."""
+learning, 2020. arXiv:1910.06378, option II, whose (x − xᵢ) / (steps · learning_rate) is
+the mean gradient of SGD."""
 
 
 def fed_prox(strength: float) -> Correction:
-    """A pull towards the parameters that the round began with.
+    """Pull the clients towards the parameters at the start of the round.
 
       term = strength · (xᵢ − x)
 
@@ -106,50 +104,46 @@ def fed_prox(strength: float) -> Correction:
     Returns:
       A `Correction` for `federated`.
     Raises:
-      TypeError, ValueError: If `strength` is no number of at least 0.
+      TypeError, ValueError: If `strength` is not a number of at least 0.
     Cost:
-      No function values; nothing is remembered.
+      No function values; no memory.
     Example:
       >>> correction = fed_prox(0.5)
       >>> print(correction.term((), (), (), jnp.zeros(2), jnp.ones(2), 0))
       (Array([0.5, 0.5], dtype=float32),)
     References:
       Li et al., Federated optimization in heterogeneous networks, 2020.
-      arXiv:1812.06127. The gradient of its proximal term.
+      arXiv:1812.06127 (the gradient of the proximal term).
     """
-    hint = "It is by what the way from the server is multiplied."
+    hint = "It multiplies the distance from the parameters of the server."
     validation.non_negative("fed_prox", "strength", strength, hint)
 
     def term(
-        prepared: Any, own: Any, mean_own: Any, start: Any, params: Any, count: Any
+        shared: Any, memory: Any, mean: Any, start: Any, params: Any, count: Any
     ) -> Arrays:
-        del prepared, own, mean_own, count
+        del shared, memory, mean, count
         pairs = zip(wide_leaves(params), wide_leaves(start), strict=True)
         return tuple(
-            jnp.asarray(strength, x.dtype) * way(x, began) for x, began in pairs
+            jnp.asarray(strength, x.dtype) * displacement(x, first)
+            for x, first in pairs
         )
 
     return fed_avg._replace(term=term)
 
 
 class _Features(NamedTuple):
-    """Random waves: φₘ(x) = √(2 / M) · cos(⟨wₘ, x⟩ + bₘ)."""
+    """Random Fourier features φₘ(x) = √(2 / M) · cos(⟨wₘ, x⟩ + bₘ)."""
 
     frequencies: jax.Array  # (M, dim)
     phases: jax.Array  # (M,)
 
     def angles(self, points: jax.Array) -> jax.Array:
-        """(n, M) for (n, dim) points."""
+        """Return (n, M) angles of (n, dim) points."""
         product = jnp.dot(points, self.frequencies.T, precision=lax.Precision.HIGHEST)
         return product + self.phases[None]
 
     def factor(self) -> float:
         return math.sqrt(2 / self.phases.size)
-
-    def gradient(self, weights: jax.Array, x: jax.Array) -> jax.Array:
-        """(dim,) of the function Σₘ weightsₘ φₘ at x."""
-        slopes = -self.factor() * weights * jnp.sin(self.angles(x[None])[0])
-        return jnp.dot(slopes, self.frequencies, precision=lax.Precision.HIGHEST)
 
 
 def fzoos(
@@ -159,32 +153,31 @@ def fzoos(
     jitter: float = 1e-6,
     mask: core.Mask = None,
 ) -> Correction:
-    """What the surrogates of all clients know more than that of one.
+    """Correct a client's gradient by the surrogates of all clients.
 
     At the end of a round a client fits the values in the buffer of its
     `trajectory_estimator` by M random Fourier features, the same for all clients, and
-    sends its M weights. With Φ the features at the points of the buffer and y the
-    values there, less their mean, over their deviation:
+    sends its M weights. With Φ the features at the points of the buffer, and y the
+    values standardised to mean 0 and deviation 1:
 
       weights = std(values) · Φᵀ (Φ Φᵀ + jitter · I)⁻¹ y
       ∇sᵢ(x) = −√(2 / M) · Σₘ weightsₘ sin(⟨wₘ, x⟩ + bₘ) wₘ
       term = (∇s(xᵢ) − ∇sᵢ(xᵢ)) / (t + 1)      s with the mean of the clients' weights
 
     Args:
-      num_features: M, at least 1. The error of the kernel falls as 1 / √M.
-      length_scale: Distance over which the functions change, for the weights of all
-        clients must be of the same features: wₘ ~ N(0, I / length_scale²).
+      num_features: M, at least 1. The error of the kernel decreases as 1 / √M.
+      length_scale: Distance over which the functions change: wₘ ~ N(0, I /
+        length_scale²). It is constant, since all clients share the features.
       jitter: As in `trajectory_estimator`.
-      mask: That of the estimator.
+      mask: The mask of the estimator.
     Returns:
       A `Correction` for `federated`.
     Raises:
-      TypeError, ValueError: If a number is out of its range; in `init`, if the
-        estimator is no `trajectory_estimator`, or its mask one of
-        another number of elements.
+      TypeError, ValueError: If a number is out of range; in `init`, if the estimator is
+        not a `trajectory_estimator` or has a mask with another number of elements.
     Cost:
       No function values; M numbers in the state of each client, and M copies of the
-      parameters while a round lasts, shared by all clients.
+      parameters during a round, shared by all clients.
     Example:
       >>> targets = jnp.array([[-1.0], [3.0]])  # Their mean is 1.
       >>> run = radazo.federated.federated(
@@ -203,14 +196,14 @@ def fzoos(
       [1.] 30
     References:
       Shu et al., Federated zeroth-order optimization using trajectory-informed
-      surrogate gradients, 2023. arXiv:2308.04077. There a client also looks at points
-      of which its surrogate is least certain, after each local step and at the end of a
-      round, and fits the 500 points nearest to the server's; the server keeps its
-      parameters where the mean did not improve. Here it looks around itself in each
-      local step, and that is all.
+      surrogate gradients, 2023. arXiv:2308.04077. There a client also evaluates points
+      where its surrogate is least certain, after each local step and at the end of a
+      round, and fits only the 500 points nearest to the server's parameters; the server
+      rejects a mean that is no improvement. Here a client evaluates only the points of
+      its estimator.
     """
     api_name = "fzoos"
-    hint = "The surrogate is a sum of so many waves; 1000 is a good start."
+    hint = "1000 is a good start."
     validation.integer(api_name, "num_features", num_features, 1, hint)
     hint = "It is the distance between parameters over which the functions change."
     validation.positive(api_name, "length_scale", length_scale, hint)
@@ -218,23 +211,21 @@ def fzoos(
     validation.non_negative(api_name, "jitter", jitter, hint)
 
     def init(params: core.Params, estimator_state: Any) -> jax.Array:
-        hint = "Its buffer is what the surrogate is fitted to."
         if not isinstance(estimator_state, trajectory.TrajectoryState):
+            rule, hint = "be a `trajectory_estimator`", "The surrogate fits its buffer."
             got = f"the state {type(estimator_state).__name__}"
-            rule = "be a `trajectory_estimator`"
             validation.fail("federated", "estimator", rule, got, hint, TypeError)
         layout = flat.layout(api_name, params, mask)
         dim = estimator_state.buffer.points.shape[1]
         if dim != layout.dim:
-            rule = "be that of the estimator"
+            rule, hint = "be that of the estimator", "Pass the same mask to both."
             got = f"one of {layout.dim} elements for points of {dim}"
-            hint = "Give both the same mask."
             validation.fail(api_name, "mask", rule, got, hint)
         return jnp.zeros(num_features, layout.dtype)
 
     def prepare(key_data: jax.Array, params: core.Params) -> _Features:
         layout = flat.layout(api_name, params, mask)
-        words = random.fold_in(key_data, jnp.uint32(_FEATURES))
+        words = random.fold_in(key_data, jnp.uint32(_FEATURES_KEY))
         size, dtype = num_features * layout.dim, layout.dtype
         normal = random.normal(random.fold_in(words, 0), size, dtype)
         key = random.typed(random.fold_in(words, 1))
@@ -243,25 +234,21 @@ def fzoos(
         return _Features(frequencies / jnp.asarray(length_scale, dtype), phases)
 
     def term(
-        prepared: _Features,
-        own: jax.Array,
-        mean_own: jax.Array,
-        start: core.Params,
-        params: core.Params,
-        count: jax.Array,
+        shared: _Features, memory: Any, mean: Any, start: Any, params: Any, count: Any
     ) -> Arrays:
         del start
         layout = flat.layout(api_name, params, mask)
-        x = flat.ravel(layout, params)
-        gradient = prepared.gradient(mean_own - own, x)
+        angles = shared.angles(flat.ravel(layout, params)[None])[0]
+        slopes = -shared.factor() * (mean - memory) * jnp.sin(angles)
+        gradient = jnp.dot(slopes, shared.frequencies, precision=lax.Precision.HIGHEST)
         gradient = gradient / (count + 1).astype(layout.dtype)
         return wide_leaves(flat.unravel(layout, params, gradient, jnp.uint32(count)))
 
     def learn(
-        prepared: _Features, params: Any, mean_gradient: Any, estimator_state: Any
+        shared: _Features, params: Any, mean_gradient: Any, estimator_state: Any
     ) -> jax.Array:
         del params, mean_gradient
-        return _fitted(prepared, estimator_state.buffer, jitter)
+        return _fitted(shared, estimator_state.buffer, jitter)
 
     return Correction(init, prepare, term, learn)
 
@@ -269,7 +256,7 @@ def fzoos(
 def _fitted(
     features: _Features, buffer: gaussian_process.Buffer, jitter: Any
 ) -> jax.Array:
-    """(M,) the weights of the features that give the values of the buffer."""
+    """Return the (M,) weights of the features fitted to the values of the buffer."""
     filled = gaussian_process.filled(buffer)
     rows = features.factor() * jnp.cos(features.angles(buffer.points))
     rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))

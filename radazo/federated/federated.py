@@ -1,9 +1,8 @@
-"""Federated optimization: clients that step on their own, and a server that averages.
+"""Federated optimization: clients take local steps, a server averages the results.
 
-In a round every client takes some steps of `with_estimator` from the server's
-parameters, with a `Correction` added to its gradient estimates; the server takes the
-mean of what they reached. A client sends its parameters and what its correction has
-learned; its data and its values stay.
+In a round each client takes some steps of `with_estimator` from the server's
+parameters, with the term of a `Correction` added to its gradient estimates. It sends
+its parameters and what its correction remembers; its data and values stay local.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +23,12 @@ class FederatedState(NamedTuple):
     """State of a federated run.
 
     Attributes:
-      count: int32 scalar, rounds so far.
-      key_data: (2,) uint32, the words of the key of the run. It never changes.
-      params: The parameters of the server.
-      num_values: int32 scalar, function values so far, of all clients.
+      count: int32 scalar, number of rounds.
+      key_data: (2,) uint32, words of the run's key; constant.
+      params: Parameters of the server.
+      num_values: int32 scalar, function values taken by all clients.
       estimators: States of the estimators, with a leading axis of clients.
-      corrections: What the clients remember, with a leading axis of clients.
+      corrections: Memories of the correction, with a leading axis of clients.
     """
 
     count: jax.Array
@@ -41,13 +40,13 @@ class FederatedState(NamedTuple):
 
 
 class FederatedInfo(NamedTuple):
-    """What a round saw.
+    """Information about a round.
 
     Attributes:
-      values: (num_clients, num_local_steps), the values that the local steps returned.
-      num_values: int32 scalar, function values taken, of all clients.
-      drift: Float scalar, the root of the mean squared distance of the parameters that
-        clients reached from the mean of them.
+      values: (num_clients, num_local_steps), the values of the local steps.
+      num_values: int32 scalar, function values taken by all clients in the round.
+      drift: Float scalar, root mean squared distance of the clients' parameters from
+        their mean.
     """
 
     values: jax.Array
@@ -56,11 +55,11 @@ class FederatedInfo(NamedTuple):
 
 
 class Federated(NamedTuple):
-    """A federated run: two pure functions.
+    """The two pure functions of a federated run.
 
     Attributes:
       init: `init(params) -> state`.
-      round: `round(state, *args) -> (state, info)`; `args` go on to the function.
+      round: `round(state, *args) -> (state, info)`; `args` are passed to the function.
     """
 
     init: Callable[[core.Params], FederatedState]
@@ -79,10 +78,10 @@ def federated(
     learning_rate: float = 1.0,
     shares: Sequence[float] | None = None,
 ) -> Federated:
-    """Minimize the mean of functions that no two of n clients know.
+    """Minimize the mean of the functions of n clients, each known to one client only.
 
-    All clients are computed at once by `jax.vmap`. In a round, with x the parameters of
-    the server, client i sets xᵢ = x and takes its local steps
+    `jax.vmap` computes all clients at once. In a round, with x the parameters of the
+    server, client i sets xᵢ = x and takes its local steps
 
       gᵢ = estimate(fᵢ, xᵢ) + correction term
       xᵢ ← local_optimizer(gᵢ), from a fresh state
@@ -91,34 +90,33 @@ def federated(
 
       x ← x + learning_rate · Σᵢ sharesᵢ · (xᵢ − x)
 
-    One client is a run of `with_estimator`, whose optimizer begins anew at each round.
-    The states of the estimators live on from round to round. R-AdaZO on the clients is
-    `local_optimizer=chain(scale_by_radazo(), scale(-0.01))`, whose moments see the
-    gradient with its correction and begin anew at each round.
+    The local optimizer is reset in each round; the states of the estimators are kept.
+    For R-AdaZO on the clients pass `optax.chain(scale_by_radazo(), optax.scale(-0.01))`
+    as `local_optimizer`.
 
     Args:
       client_value_fn: `client_value_fn(params, client, *args)`, the function of one
-        client, an int32 scalar: pick its data as `data[client]`.
-      estimator: Any `Estimator`, of which each client has its own.
+        client, an int32 scalar: select its data by `data[client]`.
+      estimator: Any `Estimator`; each client has its own state of it.
       local_optimizer: Any `optax.GradientTransformation`; None is `optax.adam(0.01)`.
       num_clients: n, at least 1.
       key: Typed key or integer seed of the run.
-      num_local_steps: Steps of a client in a round, at least 1.
-      correction: `fed_avg`, `fed_prox(strength)`, `scaffold`, `fzoos()`, or a
-        `Correction` of your own.
-      learning_rate: Of the server; 1 takes the mean of the clients' parameters.
-      shares: The weights of the clients in all means, divided by their sum; None for
-        equal ones.
+      num_local_steps: Steps of each client in a round, at least 1.
+      correction: `fed_avg`, `fed_prox(strength)`, `scaffold`, `fzoos()`, or another
+        `Correction`.
+      learning_rate: Rate of the server; 1 sets x to the mean of the xᵢ.
+      shares: Weights of the clients in all means, normalized to sum to 1; None for
+        equal weights.
     Returns:
-      `Federated(init, round)`. Put `jax.jit` around `round`.
+      `Federated(init, round)`. Compile `round` with `jax.jit`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range; in
-        `init`, if a leaf of the parameters is no array.
+      TypeError, ValueError: If an argument has the wrong type or is out of range; in
+        `init`, if a leaf of the parameters is not an array.
     Cost:
-      num_clients · num_local_steps times the function values of the estimator in a
+      num_clients · num_local_steps times the function values of the estimator per
       round. The state has one copy of the parameters, and for each client the state of
-      the estimator and what the correction remembers; a round holds for each client two
-      more copies, the state of the optimizer, and what an estimate takes.
+      the estimator and the memory of the correction. A round needs, for each client,
+      two more copies, the state of the optimizer, and the memory of an estimate.
     Example:
       >>> targets = jnp.array([[0.0, 1.0], [4.0, 3.0]])
       >>> run = federated(
@@ -138,36 +136,43 @@ def federated(
       trajectory-informed surrogate gradients, 2023. arXiv:2308.04077.
     """
     api_name = "federated"
-    _check(api_name, client_value_fn, estimator, correction)
-    hint = "Clients are numbered from 0 on."
+    hint = "It takes the parameters and the number of a client."
+    validation.function(api_name, "client_value_fn", client_value_fn, hint)
+    hint = (
+        "Pass an estimator, e.g. `radazo.trajectory_estimator()`: the result of a call."
+    )
+    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
+    hint = "Pass `radazo.federated.scaffold` or, as a call, `radazo.federated.fzoos()`."
+    of = corrections.Correction
+    validation.instance(api_name, "correction", correction, of, hint)
+    hint = "Clients are numbered from 0."
     validation.integer(api_name, "num_clients", num_clients, 1, hint)
-    hint = "A client takes so many steps of its own in a round."
+    hint = "It is the number of steps of a client in a round."
     validation.integer(api_name, "num_local_steps", num_local_steps, 1, hint)
-    hint = "1 takes the mean of the parameters that clients reached."
+    hint = "1 sets the parameters to the mean of those of the clients."
     validation.positive(api_name, "learning_rate", learning_rate, hint)
+    local = optax.adam(0.01) if local_optimizer is None else local_optimizer
+    weights = _normalized(api_name, shares, num_clients)
     options = _Options(
-        estimator,
-        optax.adam(0.01) if local_optimizer is None else local_optimizer,
-        num_local_steps,
-        correction,
-        learning_rate,
-        _normalized(api_name, shares, num_clients),
+        estimator, local, num_local_steps, correction, learning_rate, weights
     )
     words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> FederatedState:
-        def for_each(x: Any) -> jax.Array:
-            return jnp.stack([jnp.asarray(x)] * num_clients)
+        def replicate(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda x: jnp.stack([jnp.asarray(x)] * num_clients), tree
+            )
 
         _check_arrays(api_name, params)
-        first = estimator.init(params)
+        estimator_state = estimator.init(params)
         return FederatedState(
             count=jnp.zeros((), jnp.int32),
             key_data=jnp.array(words, copy=True),
             params=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
             num_values=jnp.zeros((), jnp.int32),
-            estimators=jax.tree.map(for_each, first),
-            corrections=jax.tree.map(for_each, correction.init(params, first)),
+            estimators=replicate(estimator_state),
+            corrections=replicate(correction.init(params, estimator_state)),
         )
 
     def one_round(
@@ -177,17 +182,17 @@ def federated(
             return client_value_fn(params, client, *args)
 
         reached, clients = _clients(options, value_fn, state)
-        params, drift = _averaged(state.params, reached, options)
-        taken = jnp.sum(clients.num_values, dtype=jnp.int32)
+        params, drift = _average(options, state.params, reached)
+        num_values = jnp.sum(clients.num_values, dtype=jnp.int32)
         state = FederatedState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             key_data=state.key_data,
             params=params,
-            num_values=combinators.safe_add(state.num_values, taken),
+            num_values=combinators.safe_add(state.num_values, num_values),
             estimators=clients.estimator,
-            corrections=clients.own,
+            corrections=clients.memory,
         )
-        return state, FederatedInfo(clients.values, taken, drift)
+        return state, FederatedInfo(clients.values, num_values, drift)
 
     return Federated(init, one_round)
 
@@ -202,10 +207,10 @@ class _Options(NamedTuple):
 
 
 class _Client(NamedTuple):
-    """What a client has at the end of a round, beside its parameters."""
+    """The results of a client's round, except its parameters."""
 
     estimator: Any
-    own: Any
+    memory: Any
     values: jax.Array
     num_values: jax.Array
 
@@ -213,64 +218,51 @@ class _Client(NamedTuple):
 def _clients(
     options: _Options, value_fn: Callable[..., Any], state: FederatedState
 ) -> tuple[corrections.Arrays, _Client]:
-    """What all clients reach in a round, and have then."""
+    """Run a round of all clients; return the parameters reached and the results."""
     start, correction = state.params, options.correction
-    prepared = correction.prepare(state.key_data, start)
-    mean_own = jax.tree.map(lambda x: _mean(options.weights, x), state.corrections)
+    shared = correction.prepare(state.key_data, start)
+    mean = jax.tree.map(lambda x: _mean(options.weights, x), state.corrections)
     words = random.fold_in(state.key_data, state.count)
 
-    def run(client: jax.Array, inner: Any, own: Any) -> tuple[Any, _Client]:
+    def run(client: jax.Array, inner: Any, memory: Any) -> tuple[Any, _Client]:
         def term(params: core.Params, count: jax.Array) -> corrections.Arrays:
-            return correction.term(prepared, own, mean_own, start, params, count)
+            return correction.term(shared, memory, mean, start, params, count)
 
-        reached, last, values = _local_steps(
-            combinators.with_estimator(
-                _corrected(options.estimator, term, inner),
-                options.local_optimizer,
-                random.typed(random.fold_in(words, client)),
-            ),
-            lambda params: value_fn(params, client),
-            start,
-            options.num_local_steps,
+        optimizer: Any = combinators.with_estimator(
+            _corrected(options.estimator, term, inner),
+            options.local_optimizer,
+            random.typed(random.fold_in(words, client)),
         )
+
+        def step(carry: tuple[core.Params, Any], _: None) -> tuple[Any, jax.Array]:
+            params, state = carry
+            updates, state = optimizer.update(
+                None, state, params, value_fn=lambda params: value_fn(params, client)
+            )
+            return (core.moved(updates, params), state), state.last_value
+
+        carry = start, optimizer.init(start)
+        (params, last), values = lax.scan(step, carry, length=options.num_local_steps)
         after = last.estimator
-        number = jnp.maximum(after.num_seen, 1)
-        mean_gradient = tuple(x / number.astype(x.dtype) for x in after.total)
-        learnt = correction.learn(prepared, reached, mean_gradient, after.estimator)
-        # A client that saw nothing has learnt nothing.
-        own = jax.tree.map(
-            lambda new, old: jnp.where(after.num_seen > 0, new, old), learnt, own
+        divisor = jnp.maximum(after.num_valid, 1)
+        mean_gradient = tuple(x / divisor.astype(x.dtype) for x in after.total)
+        learned = correction.learn(shared, params, mean_gradient, after.estimator)
+        # A client without a finite value keeps its memory.
+        memory = jax.tree.map(
+            lambda new, old: jnp.where(after.num_valid > 0, new, old), learned, memory
         )
-        done = _Client(after.estimator, own, values, last.num_values)
-        return corrections.wide_leaves(reached), done
+        results = _Client(after.estimator, memory, values, last.num_values)
+        return corrections.wide_leaves(params), results
 
     clients = jnp.arange(len(options.weights), dtype=jnp.int32)
     return jax.vmap(run)(clients, state.estimators, state.corrections)
 
 
-def _local_steps(
-    optimizer: Any,
-    value_fn: core.ValueFn,
-    start: core.Params,
-    num_local_steps: int,
-) -> tuple[core.Params, Any, jax.Array]:
-    """The parameters reached, the optimizer's state, and the value of each step."""
-
-    def step(carry: tuple[core.Params, Any], _: None) -> tuple[Any, jax.Array]:
-        params, state = carry
-        updates, state = optimizer.update(None, state, params, value_fn=value_fn)
-        return (core.moved(updates, params), state), state.last_value
-
-    carry = start, optimizer.init(start)
-    (reached, last), values = lax.scan(step, carry, length=num_local_steps)
-    return reached, last, values
-
-
 class _CorrectedState(NamedTuple):
-    count: jax.Array  # Local steps so far.
+    count: jax.Array  # Local steps.
     estimator: Any
-    num_seen: jax.Array  # Of these, those that saw a finite value.
-    total: corrections.Arrays  # The sum of the estimates.
+    num_valid: jax.Array  # Local steps with a finite slope.
+    total: corrections.Arrays  # Sum of the estimates.
 
 
 def _corrected(
@@ -278,7 +270,7 @@ def _corrected(
     term: Callable[[core.Params, jax.Array], corrections.Arrays],
     inner: Any,
 ) -> core.Estimator:
-    """The estimator, from this state on, with the term added to its gradient."""
+    """Return `estimator`, with the state `inner`, plus `term` in its gradients."""
 
     def init(params: core.Params) -> _CorrectedState:
         total = tuple(jnp.zeros_like(x) for x in corrections.wide_leaves(params))
@@ -302,81 +294,50 @@ def _corrected(
         gradient = corrections.replaced(
             gradient, (g + c for g, c in zip(estimates, terms, strict=True))
         )
-        num_seen = state.num_seen + jnp.any(info.kept).astype(jnp.int32)
-        state = _CorrectedState(state.count + 1, after, num_seen, tuple(total))
+        num_valid = state.num_valid + jnp.any(info.kept).astype(jnp.int32)
+        state = _CorrectedState(state.count + 1, after, num_valid, tuple(total))
         return value, gradient, state, info
 
     return core.Estimator(init, estimate)
 
 
 def _mean(weights: np.ndarray, values: jax.Array) -> jax.Array:
-    """The weighted mean over a leading axis of clients."""
+    """Return the weighted mean over a leading axis of clients."""
     by = jnp.asarray(weights, values.dtype).reshape(-1, *[1] * (values.ndim - 1))
     return jnp.sum(jnp.where(by > 0, by * values, jnp.zeros_like(values)), axis=0)
 
 
-def _averaged(
-    start: core.Params,
-    reached: corrections.Arrays,
-    options: _Options,
+def _average(
+    options: _Options, start: core.Params, reached: corrections.Arrays
 ) -> tuple[core.Params, jax.Array]:
-    """The server's next parameters, and how far the clients are apart."""
-    began = corrections.wide_leaves(start)
-    moves = [
-        corrections.way(x, first[None]) for x, first in zip(reached, began, strict=True)
-    ]
-    means = [_mean(options.weights, move) for move in moves]
-    params = corrections.replaced(
-        start,
-        (
-            x + jnp.asarray(options.learning_rate, x.dtype) * move
-            for x, move in zip(began, means, strict=True)
-        ),
-    )
-    squares = jnp.zeros((), jnp.float32)
-    for move, mean in zip(moves, means, strict=True):
-        apart = _mean(options.weights, jnp.square(move - mean[None]))
-        squares = squares + jnp.sum(apart).astype(jnp.float32)
-    return params, jnp.sqrt(squares)
-
-
-def _check(
-    api_name: str, client_value_fn: Any, estimator: Any, correction: Any
-) -> None:
-    hint = "It takes the parameters and the number of a client."
-    validation.function(api_name, "client_value_fn", client_value_fn, hint)
-    hint = "Pass `radazo.trajectory_estimator()`, say: a call, not the function."
-    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
-    hint = (
-        "Pass `radazo.federated.scaffold`, say, or `radazo.federated.fzoos()`: a call."
-    )
-    validation.instance(
-        api_name, "correction", correction, corrections.Correction, hint
-    )
+    """Return the server's next parameters and the drift of the clients."""
+    new, squares = [], jnp.zeros((), jnp.float32)
+    for x, clients in zip(corrections.wide_leaves(start), reached, strict=True):
+        moves = corrections.displacement(clients, x[None])
+        mean = _mean(options.weights, moves)
+        new.append(x + jnp.asarray(options.learning_rate, x.dtype) * mean)
+        distances = _mean(options.weights, jnp.square(moves - mean[None]))
+        squares = squares + jnp.sum(distances).astype(jnp.float32)
+    return corrections.replaced(start, new), jnp.sqrt(squares)
 
 
 def _check_arrays(api_name: str, params: core.Params) -> None:
-    """All leaves are arrays: the state is traced as a whole."""
+    """Check that all leaves are arrays, since the whole state is traced."""
     others = [x for x in jax.tree.leaves(params) if not partition.split(x)[0]]
     if others:
-        got = repr(others[0])[:200]
-        hint = "Close over what is constant, or make it an array."
+        got, hint = repr(others[0])[:200], "Close over constants, or make them arrays."
         validation.fail(api_name, "params", "be arrays", got, hint, TypeError)
 
 
 def _normalized(api_name: str, shares: Any, num_clients: int) -> np.ndarray:
-    """The weights of the clients, whose sum is 1."""
+    """Return the weights of the clients, normalized to sum to 1."""
     try:
         weights = np.ones(num_clients) if shares is None else np.asarray(shares, float)
     except (TypeError, ValueError):
         weights = np.zeros(0)
     fits = weights.shape == (num_clients,) and np.all(weights >= 0)
     if not (fits and 0 < np.sum(weights) < np.inf):
-        validation.fail(
-            api_name,
-            "shares",
-            f"be {num_clients} numbers of at least 0, one a client, not all 0",
-            repr(shares),
-            "They are the weights of the clients in the mean; None makes them equal.",
-        )
+        rule = f"be {num_clients} numbers of at least 0, one for each client, not all 0"
+        hint = "They are the weights of the clients in the mean; None makes them equal."
+        validation.fail(api_name, "shares", rule, repr(shares), hint)
     return weights / np.sum(weights)

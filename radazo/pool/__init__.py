@@ -3,8 +3,4 @@
 from radazo.pool.pool import EvaluationPool, evaluation_pool
 from radazo.pool.scheduler import PoolStats
 
-__all__ = [
-    "EvaluationPool",
-    "PoolStats",
-    "evaluation_pool",
-]
+__all__ = ["EvaluationPool", "PoolStats", "evaluation_pool"]

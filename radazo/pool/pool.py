@@ -133,18 +133,21 @@ def evaluation_pool(
       >>> print(result.num_steps, result.values[-1] < 0.01, pool.stats().calls)
       300 True 3300
     """
-    limits = {"timeout": timeout, "budget": budget}
-    given = {name: x for name, x in limits.items() if x is not None}
+    validation.check(_API_NAME, value_fn=value_fn)
+    hint = "It is the number of simultaneous calls: at most one for each worker."
+    validation.integer(_API_NAME, "max_concurrent", max_concurrent, 1, hint)
+    hint = "It is in seconds; None sets no limit."
+    if timeout is not None:
+        validation.positive(_API_NAME, "timeout", timeout, hint)
+    validation.integer(_API_NAME, "max_retries", max_retries, 0, "0 repeats no call.")
+    hint = "It is the first pause in seconds."
+    validation.non_negative(_API_NAME, "backoff", backoff, hint)
+    hint = "None sets no limit to the calls."
+    if budget is not None:
+        validation.integer(_API_NAME, "budget", budget, 0, hint)
+    hint = "True keeps all values, False none."
     if not isinstance(cache, bool):
-        given["cache"] = cache
-    validation.check(
-        _API_NAME,
-        value_fn=value_fn,
-        max_concurrent=max_concurrent,
-        max_retries=max_retries,
-        backoff=backoff,
-        **given,
-    )
+        validation.integer(_API_NAME, "cache", cache, 1, hint)
     if progress is not None:
         hint = "None shows a bar on a terminal if tqdm is installed."
         validation.instance(_API_NAME, "progress", progress, bool, hint)
@@ -246,26 +249,3 @@ def _step(
     counters = combinators.counters(_MINIMIZE, state)
     record = loop.Record(counters.last_value[None], counters.num_values[None])
     return arrays if box is None else box(arrays), state, record, 1, False
-
-
-validation.declare(
-    validation.integer,
-    "max_concurrent",
-    minimum=1,
-    hint="It is the number of simultaneous calls: at most one for each worker.",
-)
-validation.declare(
-    validation.positive, "timeout", hint="It is in seconds; None sets no limit."
-)
-validation.declare(
-    validation.integer, "max_retries", minimum=0, hint="0 repeats no call."
-)
-validation.declare(
-    validation.non_negative, "backoff", hint="It is the first pause in seconds."
-)
-validation.declare(
-    validation.integer, "budget", minimum=0, hint="None sets no limit to the calls."
-)
-validation.declare(
-    validation.integer, "cache", minimum=1, hint="True keeps all values, False none."
-)
