@@ -1,7 +1,7 @@
-"""What radazo does on the experiments of the R-AdaZO paper, and how fast it is.
+"""Experiments of the R-AdaZO paper with radazo, and measurements of its speed.
 
 `python -m benchmarks --help` lists the commands. Budgets are counted in function
-values; several seeds are shown as their median with the range, never as the best one.
-The modules in `problems` are plain functions that know nothing of radazo, so that other
-optimizers run on them too.
+values. Results of several seeds are shown as the median with the range, never as the
+best one. The modules in `problems` are plain functions that do not import radazo, so
+that other optimizers run on them too.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks <command>`: each command is the `main(argv)` of one module."""
+"""Run a command: `python -m benchmarks <command>` calls `main(argv)` of its module."""
 
 import argparse
 import importlib
@@ -8,15 +8,15 @@ COMMANDS = {
     "synthetic": "eight rules on synthetic functions: figure 1 of the paper",
     "moments": "both moments against the true gradient: figure 2 of the paper",
     "attack": "black-box attack on an image classifier: table 1 of the paper",
-    "estimators": "all estimators under three rules, at equal function values",
-    "report": "tables and figures of result lines; runs nothing",
+    "estimators": "all estimators with three rules, at equal function values",
+    "report": "tables and figures from result lines; runs no experiment",
     "speed": "time and memory of one step",
-    "finetune": "a language model tuned with function values: figure 3 of the paper",
-    "devices": "one run over the devices of several processes, bit for bit",
-    "pool": "throughput of workers that evaluate a function of plain Python",
-    "memory": "memory of a step of fine-tuning, by mode, without running it",
-    "calibration": "what is chosen without tuning, against the best of a grid",
-    "journal": "how fast a run is made again from its journal",
+    "finetune": "fine-tuning of a language model: figure 3 of the paper",
+    "devices": "one run on the devices of several processes, with equal bits",
+    "pool": "throughput of workers that evaluate a Python function",
+    "memory": "memory of a fine-tuning step by mode, without running it",
+    "calibration": "settings of `radazo.calibrate` against the best of a grid",
+    "journal": "speed of a replay from a journal",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="command")
-    # The rest belongs to the command, whose module is loaded only if it is the one.
+    # The remaining options belong to the command; only its module is imported.
     args = parser.parse_args(argv[:1])
     importlib.import_module(f"benchmarks.{args.command}").main(argv[1:])
 

@@ -1,10 +1,10 @@
-"""Black-box attack on an image classifier, by its answers alone.
+"""Attack an image classifier through its outputs alone.
 
   python -m benchmarks attack                                 bundled digits
   python -m benchmarks attack --dataset mnist --data-dir DIR  image 1 of the paper
   python -m benchmarks attack --full --data-dir DIR           table 1 of the paper
 
-About 15 s of processor time for the first, and a minute for the second:
+The first takes about 15 s of processor time, the second a minute:
 
   digits, 10 images x 1 seed, learning rate 0.01 for all, at most 20,000 steps
 
@@ -13,15 +13,16 @@ About 15 s of processor time for the first, and a minute for the second:
    zo_adamm               0.01   10 of 10          596             1,789
    zo_adamm (matched)   0.0436   10 of 10          143               430
 
-Counted are the smallest t with f(θₜ) < 0, t from 0, and the function values up to and
-with that one. All runs of a method are one batch, which finished runs leave.
+"iterations" is the smallest t ≥ 0 with f(θₜ) < 0, "function values" the number of
+values up to and including that one. All runs of a method form one batch, which
+finished runs leave.
 
 `--full` attacks 21 images of MNIST with 3 seeds each, at the learning rate of the paper
-and at a tuned one. Tuning sees other images and another seed: of all rates that with
-the least median of function values to success, failures counting as infinite; of
-equals that with the least mean f at the end. Runs of rates that can no longer win are
-not finished. What is finished is a result line; started again with the same options,
-the command goes on where it was.
+and at a tuned rate. Tuning uses other images and another seed. It chooses the rate with
+the smallest median number of function values to success, where a failure counts as
+infinite, and among equals the one with the smallest mean final f. Runs at rates that
+can no longer win are stopped early. Each finished piece is a result line. The same
+command, started again, continues with the missing pieces.
 """
 
 import argparse
@@ -53,15 +54,16 @@ CURVE_POINTS = 60
 
 
 class Experiment(NamedTuple):
-    """What all pieces of work share.
+    """The data that all pieces of work share.
 
     Attributes:
-      args: The options.
-      victim: Who is attacked.
-      indices: The test images, at `seeds`.
-      protocol: How.
-      programs: Those that were made, by their method.
-      bar: Shows the piece in work.
+      args: The command-line options.
+      victim: The classifier under attack.
+      indices: Indices of the test images.
+      seeds: Seeds of the runs of each image.
+      protocol: Settings of every run.
+      programs: Compiled programs by method.
+      bar: Progress bar of the current piece.
     """
 
     args: argparse.Namespace
@@ -84,8 +86,8 @@ def numbers(kind: type) -> Callable[[str], list[Any]]:
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks attack",
-        description="Perturb images until a classifier sees the next digit in them, "
-        "by its answers alone.",
+        description="Perturb images until a classifier reads the next digit, from its "
+        "outputs alone.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -96,27 +98,29 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--data-dir",
         type=Path,
         default=os.environ.get("RADAZO_DATA_DIR") or None,
-        help="folder in which mnist/ lies; by default the variable RADAZO_DATA_DIR",
+        help="folder with mnist/ in it; by default the variable RADAZO_DATA_DIR",
     )
-    add("--weights", type=Path, help=f"by default mnist/{mnist.WEIGHTS}, if there")
-    add("--epochs", type=int, default=1, help="of training, if there are no weights")
-    add("--save-weights", type=Path, help="where to keep weights trained for mnist")
-    add("--images", type=numbers(int), help="test images from 0, as 1,5,7")
-    add("--num-images", type=int, help="or the first so many that are classified right")
+    add("--weights", type=Path, help=f"by default mnist/{mnist.WEIGHTS}, if any")
+    add("--epochs", type=int, default=1, help="of training, if no weights are given")
+    add(
+        "--save-weights", type=Path, help="file to save the trained weights of mnist to"
+    )
+    add("--images", type=numbers(int), help="indices of test images, for example 1,5,7")
+    add("--num-images", type=int, help="number of correctly classified images instead")
     add("--seeds", type=int, default=1, help="runs of each image")
-    add("--seed", type=int, default=456, help="the first: of starts and directions")
+    add("--seed", type=int, default=456, help="first seed, of starts and directions")
     add("--bound", type=float, help=f"largest change of a pixel; by default {BOUNDS}")
     add("--start", choices=["normal", "zeros"], default="normal", help="first θ")
     add("--steps", type=int, default=20000, help="largest number of steps")
     add("--num-directions", type=int, default=2, help="directions of a step, K")
-    add("--smoothing", type=float, default=0.5, help="standard deviation of a move")
+    add("--smoothing", type=float, default=0.5, help="standard deviation of a change")
     add("--learning-rate", type=float, default=0.01, help="shared by all methods")
     add("--methods", default="radazo,zo_adamm", help=f"of {', '.join(METHODS)}")
-    add("--tuned", default="", help="methods that run at a tuned rate too")
+    add("--tuned", default="", help="methods to run at a tuned rate as well")
     rates = [float(f"{1e-3 * 10 ** (k / 6):.2g}") for k in range(14)]
-    add("--rates", type=numbers(float), default=rates, help="those that are tried")
-    add("--tuning-images", type=int, default=5, help="on so many other images")
-    add("--throughput", type=int, default=0, help="steps to measure batches; 0: none")
+    add("--rates", type=numbers(float), default=rates, help="learning rates to try")
+    add("--tuning-images", type=int, default=5, help="number of other images")
+    add("--throughput", type=int, default=0, help="steps to time batches; 0: none")
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
     if parser.parse_known_args(argv)[0].full:
         parser.set_defaults(**FULL)
@@ -138,8 +142,8 @@ def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         )
     if args.dataset == "mnist" and args.data_dir is None:
         parser.error(
-            "mnist: say where the data lie, by --data-dir or RADAZO_DATA_DIR. "
-            f"The four files of {mnist.SOURCE} belong into its folder mnist/."
+            "mnist: pass the data folder by --data-dir or RADAZO_DATA_DIR. "
+            f"Put the four files of {mnist.SOURCE} in its folder mnist/."
         )
 
 
@@ -159,14 +163,14 @@ def main(argv: list[str]) -> None:
     seeds = list(range(args.seed, args.seed + args.seeds))
     protocol = runs.Protocol(*(getattr(args, x) for x in runs.Protocol._fields))
     lines = []
-    # A bar on terminals only (disable=None); elsewhere a line for each piece.
+    # tqdm shows a bar on terminals only (disable=None); elsewhere print a line.
     with tqdm(unit="step", disable=None, leave=False) as bar:
         work = Experiment(args, victim, indices, seeds, protocol, {}, bar)
         try:
             for piece in pieces(work):
                 lines += [piece()]
         except KeyboardInterrupt:
-            bar.write("Interrupted: what follows are the pieces that were finished.")
+            bar.write("Interrupted. Finished pieces:")
     if not lines:
         console.print("No method was finished.")
         return
@@ -178,7 +182,7 @@ def main(argv: list[str]) -> None:
 
 
 def selected(args: argparse.Namespace, victim: Victim) -> np.ndarray:
-    """The images to attack, without those that are taken for another digit already."""
+    """Return the images to attack, without those that are already misclassified."""
     if args.images is None and args.num_images is None:
         args.images, args.num_images = {
             "digits": (None, 10),
@@ -199,7 +203,7 @@ def selected(args: argparse.Namespace, victim: Victim) -> np.ndarray:
 
 
 def pieces(work: Experiment) -> list[Callable[[], dict[str, Any]]]:
-    """What is to be done, in order; each returns its result line."""
+    """Return the pieces of work in order; each returns its result line when called."""
     args = work.args
     shared = [lambda name=name: attack_shared(work, name) for name in args.methods]
     measured = [lambda: measure_throughput(work, args.methods[0])]
@@ -217,10 +221,10 @@ def finished(
     settings: dict[str, Any],
     do: Callable[[Checkpoint], dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result line of a piece: one that is found, or `do(checkpoint)`.
+    """Return the stored result line of a piece, or a new one from `do(checkpoint)`.
 
-    Folders are no settings: they differ from machine to machine. What tuning found is
-    none either: it is an outcome.
+    Settings exclude folders, which differ between machines, and tuned rates, which are
+    outcomes.
     """
     settings = {
         **work.protocol._asdict(),
@@ -263,7 +267,7 @@ def outcome_of(
         program_of(work, method),
         rows,
         work.bar,
-        # Steps on the digits take less time than compiling another program.
+        # On digits, the steps take less time than compiling another program.
         compact=work.args.dataset != "digits",
         checkpoint=checkpoint,
         decided=decided,
@@ -273,7 +277,7 @@ def outcome_of(
 def attack_at(
     work: Experiment, arm: str, method: str, rate: float
 ) -> Callable[[Checkpoint], dict[str, Any]]:
-    """`do` of all reported runs of a method at one rate."""
+    """Return `do` for all reported runs of a method at one rate."""
 
     def do(checkpoint: Checkpoint) -> dict[str, Any]:
         rows, (_, *shape) = runs.plan(work.victim, work.indices, work.seeds, [rate])
@@ -302,7 +306,7 @@ def attack_at(
 
 
 def curve(outcome: runs.Outcome) -> dict[str, np.ndarray]:
-    """Median and quartiles over runs; those that succeeded stay at their last value."""
+    """Return median and quartiles over runs; a finished run keeps its last value."""
     count = len(outcome.curve_at)
     at = np.unique(np.linspace(0, count - 1, CURVE_POINTS).astype(int))
     lower, median, upper = np.quantile(outcome.curve[at], [0.25, 0.5, 0.75], axis=1)
@@ -344,7 +348,7 @@ def attack_tuned(work: Experiment, method: str) -> dict[str, Any]:
 def tune(
     work: Experiment, method: str, others: np.ndarray, seed: int
 ) -> Callable[[Checkpoint], dict[str, Any]]:
-    """`do` of the choice of a rate."""
+    """Return `do` for the choice of a rate."""
     rates = work.args.rates
 
     def do(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -370,7 +374,7 @@ def tune(
 
 
 def measure_throughput(work: Experiment, method: str) -> dict[str, Any]:
-    """Time of a step and run in batches of several sizes, at equal work."""
+    """Measure the time per step and run in batches of several sizes, at equal work."""
     rate = work.args.learning_rate * METHODS[method].factor
     steps, total = work.args.throughput, len(work.indices) * len(work.seeds)
     sizes = sorted({x for x in (1, 8, len(work.indices), total) if x <= total})
@@ -382,7 +386,7 @@ def measure_throughput(work: Experiment, method: str) -> dict[str, Any]:
         return {
             "seconds_per_step_and_run": np.median(wall, axis=0),
             "processor_seconds_per_step_and_run": np.median(processor, axis=0),
-            # Within a round, so that a busy machine is busy for both sides.
+            # Compare within a round, so that other load affects both sides alike.
             "times_one_by_one": np.median(wall[:, :1] / wall, axis=0),
             "seconds_of_rounds": wall,
             "run_seconds": float(wall.sum()) * steps * total,

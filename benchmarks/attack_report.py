@@ -1,4 +1,4 @@
-"""Tables and figures of the attack: of its result lines alone, but for the pictures."""
+"""Tables and figures of `attack`, from its result lines; pictures from its outcomes."""
 
 import json
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ TIMED = (
     "times one by one",
 )
 NOTE = (
-    "Images: those that fall for most seeds, with Wilson's 95 % interval. Iterations "
-    "and function values to success: median over images of the median over seeds, and "
-    "between brackets order statistics around it; ∞ is not within the budget. s: wall "
-    "time of all runs, without compiling."
+    "Images: the number fooled with most seeds, and Wilson's 95 % interval. Iterations "
+    "and function values to success: median over images of the median over seeds, with "
+    "an interval from order statistics in brackets; ∞ means not within the budget. s: "
+    "wall time of all runs, without compilation."
 )
 
 
@@ -47,9 +47,9 @@ class Summary(NamedTuple):
     """A table.
 
     Attributes:
-      title: What was done.
-      header: The names of the columns.
-      rows: The cells.
+      title: Title.
+      header: Names of the columns.
+      rows: Cells.
     """
 
     title: str
@@ -62,25 +62,25 @@ def number(x: float) -> str:
 
 
 def grouped(lines: list[dict[str, Any]], arms: Sequence[str]) -> list[list[dict]]:
-    """Lines that differ in their method alone, the last one of each method."""
+    """Group lines that differ in their method only; keep the last of each method."""
     groups: dict[str, dict[str, dict]] = {}
     for line in lines:
         settings = dict(line["settings"])
         if line["command"] == "attack" and settings.get("arm") in arms:
             method = settings.pop("method")
             group = groups.setdefault(json.dumps([settings, line["seeds"]]), {})
-            group.pop(method, None)  # In the order of the last ones.
+            group.pop(method, None)  # Keep the order of the last lines.
             group[method] = line
     return [list(group.values()) for group in groups.values()]
 
 
 def counts(line: dict[str, Any], name: str) -> np.ndarray:
-    """(images, seeds), with infinity for what did not succeed."""
+    """Return (images, seeds) counts, with infinity or NaN for runs without success."""
     return np.array(line["numbers"][name], dtype=float, ndmin=2, copy=True)
 
 
 def to_success(line: dict[str, Any], name: str) -> np.ndarray:
-    """(images,) medians over seeds."""
+    """Return (images,) medians over seeds."""
     found = counts(line, name)
     return np.median(np.where(np.isnan(found), np.inf, found), axis=1)
 
@@ -103,7 +103,7 @@ def heading(line: dict[str, Any]) -> str:
     title = (
         f"{settings['dataset']}, {runs}, {rate}, at most {settings['steps']:,} steps"
     )
-    if images == 1:  # No interval.
+    if images == 1:  # One image has no interval.
         return title
     return f"{title}; brackets: {median_interval(np.zeros(images)).level:.1%}"
 
@@ -125,7 +125,7 @@ def row(line: dict[str, Any]) -> Sequence[str]:
 
 
 def rate_of(line: dict[str, Any]) -> str:
-    """Marked if it is the largest or the smallest of those that were tried."""
+    """Return the rate, marked if it is the smallest or largest of those tried."""
     rate, tried = line["numbers"]["rate"], line["settings"].get("rates", [])
     at_edge = bool(tried) and rate in (min(tried), max(tried))
     return f"{rate:.3g}{' (edge)' if at_edge else ''}"
@@ -153,7 +153,7 @@ def throughput_rows(line: dict[str, Any]) -> list[Sequence[str]]:
 
 
 def summaries(lines: list[dict[str, Any]]) -> list[Summary]:
-    """A table for each group of lines."""
+    """Return a table for each group of lines."""
     found = [
         Summary(heading(group[0]), HEADER, [row(line) for line in group])
         for group in grouped(lines, ("shared", "tuned"))
@@ -161,13 +161,13 @@ def summaries(lines: list[dict[str, Any]]) -> list[Summary]:
     for (line,) in grouped(lines, ("throughput",)):
         settings = line["settings"]
         title = f"{settings['dataset']}, {METHODS[settings['method']].label}, "
-        title += f"{settings['steps']} steps of each run without early stop"
+        title += f"{settings['steps']} steps of each run without early stopping"
         found.append(Summary(title, TIMED, throughput_rows(line)))
     return found
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """The tables of all result lines that are given."""
+    """Return the tables of all result lines."""
     parts = []
     for title, header, rows in summaries(lines):
         rule = "| --- |" + " ---: |" * (len(header) - 1)
@@ -178,7 +178,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
 
 
 def tables(lines: list[dict[str, Any]]) -> list[Table]:
-    """The same for a terminal."""
+    """Return the same tables for a terminal."""
     found = []
     for title, header, rows in summaries(lines):
         table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -192,7 +192,7 @@ def tables(lines: list[dict[str, Any]]) -> list[Table]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> Path:
-    """Median and quartiles of the last f against function values: a panel a group."""
+    """Draw median and quartiles of f against function values, one panel per group."""
     groups = grouped(lines, ("shared", "tuned"))
     figure = Figure(figsize=(5.6 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
@@ -221,7 +221,7 @@ def draw_pictures(
     bound: float,
     path: Path,
 ) -> None:
-    """A row for each image: as it is, what is added (its first seed), and the sum."""
+    """Draw a row per image: the image, its perturbation (first seed), and their sum."""
     each = len(outcome.thetas) // len(indices)
     count = min(SHOWN, len(indices))
     figure = Figure(figsize=(6, 2.2 * count), layout="constrained")
@@ -239,7 +239,7 @@ def draw_pictures(
 
 
 def said(victim: Victim, image: jax.Array) -> str:
-    """What the victim says: the likeliest label and its probability."""
+    """Return the most likely label of the victim, with its probability."""
     probs = np.exp(np.asarray(victim.log_probs(victim.weights, image)))
     return f"says {probs.argmax()} ({probs.max():.0%})"
 

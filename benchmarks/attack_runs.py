@@ -1,10 +1,10 @@
-"""All runs of one method as one batch, from which the finished ones leave.
+"""Run all runs of one method as one batch, and remove finished runs from it.
 
 A run is one image, one seed and one learning rate. The batch advances in calls of
-`STEPS_PER_CALL` steps. Between calls the runs that have not succeeded are gathered into
-a batch of the next size on `LADDER`, so that a program is compiled for few sizes only.
-All that a run knows (parameters, key, count, moments) is a row of `Runs`, which moves
-with it: which batch it is in changes the last digits of its values, and nothing else.
+`STEPS_PER_CALL` steps. Between calls the unfinished runs are gathered into a batch of
+the next size on `LADDER`, so that programs are compiled for a few sizes only. The state
+of a run (parameters, key, count, moments) is a row of `Runs` and moves with it. The
+batch of a run affects only the last digits of its values.
 """
 
 import time
@@ -26,16 +26,16 @@ from benchmarks.victim import Victim
 
 STEPS_PER_CALL = 100
 ROUNDS = 3
-# Steps of at most 1.5 from 2 on: at most a third of a batch is padding.
+# Sizes grow by at most 1.5 from 2 on, so at most a third of a batch is padding.
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 class Protocol(NamedTuple):
-    """What all runs of an experiment share.
+    """Settings that all runs of an experiment share.
 
     Attributes:
       bound: Largest change of a pixel.
-      start: First θ: "normal" or "zeros".
+      start: Initial θ: "normal" or "zeros".
       steps: Largest number of steps.
       num_directions, smoothing: Of the Gaussian estimator.
     """
@@ -48,13 +48,13 @@ class Protocol(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Where the runs begin and end: a row for each.
+    """Starts and targets of the runs, one row each.
 
     Attributes:
-      seeds: (n,) of starts and directions.
-      indices: (n,) of the test images; with the seed they make the key of a run.
+      seeds: (n,) seeds of starts and directions.
+      indices: (n,) test images; seed and index make the key of a run.
       images: (n, height, width) in [0, 1].
-      targets: (n,) labels to be reached.
+      targets: (n,) target labels.
       rates: (n,) learning rates.
     """
 
@@ -66,13 +66,13 @@ class Plan(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """What the runs carry: a row for each.
+    """The state of the runs, one row each.
 
     Attributes:
-      theta: (n, height, width), the first with f < 0, or the last.
-      state: Of the optimizer; it stands where θ does.
-      value: (n,) f(θ) as it was last seen.
-      done: (n,) whether that is below 0.
+      theta: (n, height, width), the first θ with f < 0, or the last one.
+      state: Optimizer state at θ.
+      value: (n,) the last f(θ).
+      done: (n,) whether it is below 0.
     """
 
     theta: Any
@@ -82,16 +82,16 @@ class Runs(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One method in all of its runs.
+    """The outcome of one method in all its runs.
 
     Attributes:
-      thetas: (n, height, width), the first with f < 0, or the last.
+      thetas: (n, height, width), the first θ with f < 0, or the last one.
       steps: (n,) smallest t with f(θₜ) < 0, or infinity.
-      num_values: (n,) function values up to and with the first below 0, or infinity.
+      num_values: (n,) values up to and including the first below 0, or infinity.
       values: (n,) the last f(θ).
-      curve_at: (points,) function values at which the curve is known.
+      curve_at: (points,) numbers of function values at the points of the curve.
       curve: (points, n), the last f(θ) at each of them.
-      run_seconds, compile_seconds: Wall time of all steps, and of compiling them.
+      run_seconds, compile_seconds: Wall time of all steps, and of compilation.
     """
 
     thetas: np.ndarray
@@ -107,7 +107,7 @@ class Outcome(NamedTuple):
 def plan(
     victim: Victim, indices: Any, seeds: Any, rates: Any
 ) -> tuple[Plan, tuple[int, int, int]]:
-    """The runs of all rates, images and seeds; rows in that order, and their shape."""
+    """Return a row for each rate, image and seed, in that order, and their shape."""
     shape = len(rates), len(indices), len(seeds)
     rate, index, seed = (
         x.ravel() for x in np.meshgrid(rates, indices, seeds, indexing="ij")
@@ -123,14 +123,14 @@ def plan(
 
 
 class Program(NamedTuple):
-    """The steps of one method, compiled once for each size of a batch.
+    """The steps of one method, compiled once for each batch size.
 
     Attributes:
       start: `start(rows) -> runs`, before their first step.
       advance: `advance(runs, rows, num, below=0.0) -> runs`, at most `num` steps of
         each; a run ends where f < `below`.
-      compile_seconds: For each size of a batch.
-      protocol: What its runs share.
+      compile_seconds: By batch size.
+      protocol: The settings of its runs.
     """
 
     start: Callable[[Plan], Runs]
@@ -152,7 +152,7 @@ def program(victim: Victim, method: methods.Method, protocol: Protocol) -> Progr
             compile_seconds[size] = time.perf_counter() - started
         return jax.tree.map(np.asarray, compiled[size](*given))
 
-    # Copies, since rows of them are written to.
+    # Copy, because rows are written to.
     return Program(
         lambda rows: jax.tree.map(np.array, start(rows)),
         advance,
@@ -164,9 +164,9 @@ def program(victim: Victim, method: methods.Method, protocol: Protocol) -> Progr
 def _functions(
     log_probs: problem.LogProbs, method: methods.Method, protocol: Protocol
 ) -> tuple[Any, Any]:
-    """`start(rows) -> runs`, `advance(runs, rows, weights, num, below) -> runs`."""
-    # One direction at a time: the runs fill a batch, and two axes of batch (runs and
-    # directions) cost XLA on a CPU twice the time of one.
+    """Return `start(rows)` and `advance(runs, rows, weights, num, below)`, of runs."""
+    # One direction at a time: the runs fill a batch, and with two batch axes (runs and
+    # directions) XLA takes twice the time on a CPU.
     estimator = radazo.gaussian_estimator(
         num_directions=protocol.num_directions,
         smoothing=protocol.smoothing,
@@ -228,10 +228,10 @@ def run(
     checkpoint: Checkpoint | None = None,
     decided: Callable[[int, np.ndarray], bool] | None = None,
 ) -> Outcome:
-    """Advance all runs until each has succeeded or the steps are spent.
+    """Advance all runs until each has succeeded or has taken all steps.
 
-    `compact` says whether finished runs leave the batch. What `checkpoint` keeps is
-    gone on from. `decided(taken, steps)` ends the batch early.
+    `compact` removes finished runs from the batch. A run resumes from `checkpoint`.
+    `decided(taken, steps)` ends the batch early.
     """
     total = program.protocol.steps
     runs, taken, seconds = program.start(rows), 0, 0.0
@@ -262,7 +262,7 @@ def run(
 
 
 def batch_of(done: np.ndarray, compact: bool) -> np.ndarray:
-    """Rows of the next batch: the unfinished ones, some twice to fill it."""
+    """Return the rows of the next batch: the unfinished runs, padded with repeats."""
     if not compact:
         return np.arange(len(done))
     unfinished = np.flatnonzero(~done)
@@ -271,7 +271,7 @@ def batch_of(done: np.ndarray, compact: bool) -> np.ndarray:
 
 
 def steps_of(runs: Runs) -> np.ndarray:
-    """(n,) smallest t with f(θₜ) < 0, or infinity."""
+    """Return (n,) smallest t with f(θₜ) < 0, or infinity."""
     return np.where(runs.done, runs.state.count, np.inf)
 
 
@@ -286,7 +286,7 @@ def _outcome(
     return Outcome(
         thetas=runs.theta,
         steps=steps_of(runs),
-        # The state stands where the value below 0 was seen: that value is one more.
+        # The state is at the point with the value below 0, which adds one value.
         num_values=np.where(runs.done, runs.state.num_values + 1, np.inf),
         values=runs.value,
         curve_at=(taken - 1) * (protocol.num_directions + 1) + 1,
@@ -303,16 +303,16 @@ def _take(rows: Any, chosen: np.ndarray) -> Any:
 def throughput(
     program: Program, rows: Plan, sizes: list[int], steps: int, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rounds, sizes) seconds per step and run, and those of processor.
+    """Return (rounds, sizes) wall and processor seconds per step and run.
 
-    The work is equal: all runs take `steps` steps each, `size` of them at a time, and
-    none stops early. Sizes take turns, so that a busy machine is busy for all of them.
+    The work is equal: all runs take `steps` steps, `size` of them at a time, without
+    early stopping. Sizes take turns, so that other load affects all of them alike.
     """
     runs, n = program.start(rows), len(rows.rates)
     bar.reset((ROUNDS + 1) * len(sizes) * n)
     found = []
     for turn in range(ROUNDS + 1):
-        # The first turn compiles and warms up.
+        # The first round compiles and warms up.
         num = steps if turn else 1
         timed = [_timed(program, runs, rows, size, num, bar) for size in sizes]
         found += [timed] if turn else []
@@ -323,9 +323,9 @@ def throughput(
 def _timed(
     program: Program, runs: Runs, rows: Plan, size: int, steps: int, bar: tqdm
 ) -> np.ndarray:
-    """Wall and processor seconds per step and run, of all runs by batches of a size."""
+    """Return wall and processor seconds per step and run, in batches of one size."""
     n, clocks = len(rows.rates), (time.perf_counter, time.process_time)
-    # The last batch is filled up, so that one program is timed.
+    # Pad the last batch, so that one program is timed.
     order = np.resize(np.arange(n), -(-n // size) * size)
     started = [clock() for clock in clocks]
     for chosen in order.reshape(-1, size):

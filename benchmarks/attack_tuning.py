@@ -1,27 +1,27 @@
-"""The learning rate of a rule, chosen on images and a seed that are not reported.
+"""Choose the learning rate of a rule, on images and a seed that are not reported.
 
-All rates are one batch. The first rate with which most images have fallen wins, unless
-another gets there within the same call: a rate whose images have not fallen by then
-cannot reach a median below it. So the others need not be run to the end.
+All rates form one batch. The first rate at which most images are fooled wins, unless
+another gets there within the same call: the median of a rate that has not fooled most
+images by then cannot be smaller. The other rates need not be run to the end.
 """
 
 import numpy as np
 
 
 def median_of(counts: np.ndarray) -> np.ndarray:
-    """(rates,) medians over images of (rates, images), failures being infinite."""
+    """Return (rates,) medians over images of (rates, images); failures are infinite."""
     return np.median(counts, axis=1)
 
 
 def is_decided(taken: int, steps: np.ndarray) -> bool:
-    """Whether no other rate can have a smaller median than the best one so far.
+    """Return whether no other rate can have a smaller median than the best one so far.
 
     Args:
       taken: Steps of all runs so far.
-      steps: (rates, images), those to success, or infinity.
+      steps: (rates, images) steps to success, or infinity.
     """
     medians = median_of(steps)
-    at_best = median_of(np.minimum(steps, taken))  # If all were to succeed now.
+    at_best = median_of(np.minimum(steps, taken))  # As if all others succeeded now.
     best = np.argmin(medians)
     return bool(
         np.isfinite(medians[best])
@@ -30,7 +30,7 @@ def is_decided(taken: int, steps: np.ndarray) -> bool:
 
 
 def best_rate(counts: np.ndarray, values: np.ndarray) -> int:
-    """The rate with the least median of `counts`; of equals with the least mean f.
+    """Return the rate with the smallest median of `counts`, of equals by mean final f.
 
     Args:
       counts: (rates, images), function values to success, or infinity.

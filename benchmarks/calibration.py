@@ -1,18 +1,18 @@
-"""What `radazo.calibrate` chooses, untuned, against the best of a grid.
+"""Compare the settings of `radazo.calibrate` with the best of a grid.
 
   python -m benchmarks calibration            about ten minutes on one core
-  python -m benchmarks calibration --quick    toy sizes, half a minute: shows no result
+  python -m benchmarks calibration --quick    toy sizes, half a minute, no results
 
-A task is one of the paper's four functions, or the attack on the bundled digits, with
-a rule behind the estimator. On tuning seeds all smoothings x all learning rates are
-run. The level is what the best of them has reached after half of the steps, by the
-median over those seeds, as a share of f at the start; of an attack it is success, f
-below 0. The tuned setting is the one that needs the fewest function values to the
-level. Then, on other seeds, it is run against what `calibrate` chooses at each start.
-Counted are the function values up to and with the first at or below the level.
+A task is one of four functions of the paper, or the attack on the bundled digits, with
+an update rule. On tuning seeds, all smoothings x all learning rates are run. The level
+is the share of f at the start that the best of them reaches after half of the steps,
+by the median over those seeds; for an attack it is success, f below 0. The tuned
+setting needs the fewest function values to the level. On other seeds it is compared
+with the setting that `calibrate` chooses at each start. Counts include the first
+function value at or below the level.
 
-Where a run takes all its steps, `calibrate` is told their number; an attack stops when
-it has succeeded, and is not known to last.
+If a run takes all its steps, `calibrate` gets their number. An attack stops at success,
+so its number of steps is not known beforehand.
 """
 
 import argparse
@@ -40,22 +40,22 @@ QUICK = {"dim": 50, "steps": 60, "seeds": 2, "images": 2, "tuning_seeds": 2}
 
 
 class Task(NamedTuple):
-    """A function with its starts, and how it is searched.
+    """A function with its starts, and the settings of its search.
 
     Attributes:
       value_fn: `value_fn(x, **data) -> scalar`.
       start: `start(seed) -> (x, data)`.
-      law: Of the directions.
+      sampler: Of the directions.
       num_directions, steps: K, and the steps of a run.
       smoothings: Those of the grid.
-      rates: By rule the middle of those of the grid.
+      rates: By rule, the middle of the rates of the grid.
       succeeds: Whether a run ends where f < 0, however many steps are left.
       dtype: Of the parameters.
     """
 
     value_fn: Callable[..., jax.Array]
     start: Callable[[int], tuple[jax.Array, dict[str, Any]]]
-    law: radazo.directions.DirectionSampler
+    sampler: radazo.directions.DirectionSampler
     num_directions: int
     steps: int
     smoothings: tuple[float, ...]
@@ -71,16 +71,16 @@ NAMES = (*OF_THE_PAPER, "attack")
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks calibration",
-        description="Run what is calibrated against the best of a grid.",
+        description="Compare calibrated settings with the best of a grid.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="toy sizes, to see that it runs")
+    add("--quick", action="store_true", help="toy sizes, to check that it runs")
     add("--tasks", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
     add("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
     add("--dim", type=int, default=1000, help="parameters of a synthetic function")
     add("--steps", type=int, default=1000, help="steps of a run")
-    add("--seed", type=int, default=200, help="the first of those reported")
+    add("--seed", type=int, default=200, help="first reported seed")
     add("--seeds", type=int, default=10, help="reported runs on a function")
     add("--images", type=int, default=30, help="reported attacks, a seed each")
     add("--tuning-seeds", type=int, default=8, help=f"from {TUNING_SEED} on")
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
 def task_of(name: str, args: argparse.Namespace) -> Task:
     if name == "attack":
         problem = TASKS["attack"].build()
-        # Most images fall within a hundred steps.
+        # Most images are fooled within a hundred steps.
         return Task(
             *(
                 problem.value_fn,
@@ -141,7 +141,7 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
         key = jax.random.split(jax.random.key(seed))[0]
         return jax.random.normal(key, (args.dim,), jnp.float32), {}
 
-    # The greedy rates, which fall as K / d for ZO-SGD and as √(K / d) for the others.
+    # Greedy rates: they fall as K / d for ZO-SGD and as √(K / d) for the others.
     plain = PLAIN[name] * 1000 / args.dim
     return Task(
         *(PROBLEMS[name].value_fn, start, radazo.directions.sphere, 10, args.steps),
@@ -153,7 +153,7 @@ def task_of(name: str, args: argparse.Namespace) -> Task:
 
 
 def grid_of(task: Task, rule: str) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothings and learning rates of all settings: quarters of a power of ten."""
+    """Return smoothings and rates of all settings, in quarter powers of ten."""
     rates = task.rates[rule] * 10 ** (np.arange(-4, 5) / 4)
     pairs = np.meshgrid(task.smoothings, rates, indexing="ij")
     return pairs[0].ravel(), pairs[1].ravel()
@@ -178,7 +178,7 @@ def settings(
 def numbers(
     task: Task, rule: str, seeds: list[int], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is found on the tuning seeds, and then on the others."""
+    """Return the numbers of the tuning seeds, then of the reported ones."""
     started = time.perf_counter()
     with jax.enable_x64(task.dtype == "float64"):
         run = program(task, rule)
@@ -212,15 +212,18 @@ def numbers(
 
 
 def program(task: Task, rule: str) -> Callable[..., np.ndarray]:
-    """`run(seed, smoothings, rates) -> (n, steps + 1)`: f before each step and after
-    the last, along the same directions at all settings."""
+    """Return `run(seed, smoothings, rates) -> (n, steps + 1)`.
+
+    It returns f before each step and after the last, along the same directions for all
+    settings.
+    """
     method = METHODS[rule].rule()
 
     def of_one(key: Any, x: Any, data: Any, smoothing: Any, rate: Any) -> jax.Array:
         value_and_grad = radazo.value_and_grad(
             lambda x: task.value_fn(x, **data),
             radazo.finite_difference_estimator(
-                task.law, num_directions=task.num_directions, smoothing=smoothing
+                task.sampler, num_directions=task.num_directions, smoothing=smoothing
             ),
         )
 
@@ -256,15 +259,17 @@ def calibrated(task: Task, seed: int) -> radazo.calibration.Calibration:
         seed,
         lambda x: value_fn(x, **data),
         x,
-        sampler=task.law,
+        sampler=task.sampler,
         num_directions=task.num_directions,
         num_steps=None if task.succeeds else task.steps,
     )
 
 
 def level_of(task: Task, tried: np.ndarray) -> float:
-    """What the best setting has after half of the steps, by f at the start: (seeds,
-    settings, steps + 1); 0 for an attack, to be passed."""
+    """Return the level as a share of f at the start, from (seeds, settings, steps + 1).
+
+    It is what the best setting reaches after half of the steps; 0 for an attack.
+    """
     if task.succeeds:
         return 0.0
     shares = tried[..., task.steps // 2] / tried[..., 0]
@@ -272,13 +277,13 @@ def level_of(task: Task, tried: np.ndarray) -> float:
 
 
 def values_to(task: Task, curves: np.ndarray, level: float) -> np.ndarray:
-    """(n,) function values up to and with the first at the level, infinity if none."""
+    """Return (n,) function values up to the first at the level, infinity if none."""
     below = curves < 0 if task.succeeds else curves <= level * curves[:, :1]
     first = np.argmax(below, axis=1) * (task.num_directions + 1) + 1.0
     return np.where(below.any(axis=1), first, np.inf)
 
 
 def best_of(counts: np.ndarray, tried: np.ndarray) -> int:
-    """The setting with the least median count; of equals the least f at the end."""
+    """Return the setting with the smallest median count; of equals by final f."""
     at_end = np.median(np.nan_to_num(tried[..., -1], nan=np.inf), axis=0)
     return int(np.lexsort((at_end, np.median(counts, axis=0)))[0])

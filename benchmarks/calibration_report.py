@@ -27,9 +27,9 @@ COLUMNS = (
 
 
 def ratios(line: dict[str, Any], *, whole: bool = False) -> np.ndarray:
-    """(seeds,) function values calibrated by tuned: one where neither gets there.
+    """Return (seeds,) calibrated over tuned function values; 1 where neither succeeds.
 
-    `whole` counts those that calibrating took.
+    `whole` includes the function values of the calibration.
     """
     numbers = line["numbers"]
     mine, tuned = (
@@ -89,16 +89,16 @@ def interval(found: MedianInterval) -> str:
 
 
 def verdict(lines: list[dict[str, Any]]) -> str:
-    """What holds, and where it does not, with the numbers."""
+    """Say where the factor holds and where it does not, with the numbers."""
     within, beyond = [], []
     for line in records.newest(lines):
         middle = float(np.median(ratios(line)))
         name = f"{line['settings']['task']} with {line['settings']['rule']}"
         shown = "∞" if np.isinf(middle) else f"{middle:.3f}"
         (within if middle <= WANTED else beyond).append(f"{name} ({shown})")
-    held = f"Within a factor {WANTED}, by the median and without the values that "
-    held += f"calibrating takes: {', '.join(within) or 'none'}."
-    return f"{held} Not: {', '.join(beyond) or 'none'}."
+    held = f"Median ratio at most {WANTED}, not counting the function values of the "
+    held += f"calibration: {', '.join(within) or 'none'}."
+    return f"{held} Above: {', '.join(beyond) or 'none'}."
 
 
 def table(lines: list[dict[str, Any]]) -> Table:
@@ -118,12 +118,12 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     ]
     body = [f"| {' | '.join(cells)} |" for cells in rows(lines)]
     told = (
-        "Function values to a level: that which the best of the grid has after "
-        "half of its steps, and success for the attack. Tuned is the setting of "
-        "the grid that needs the fewest on other seeds, calibrated what "
-        "`radazo.calibrate` chooses at each start. Medians over seeds, in brackets "
-        "the quartiles of what was chosen and a 95 % interval of the median ratio "
-        "(with less than 6 seeds the range); ∞ is a level not reached by the last "
+        "Function values to a level: the f that the best setting of the grid reaches "
+        "after half of its steps, or success of the attack. Tuned is the setting of "
+        "the grid that needs the fewest on other seeds; calibrated is the choice of "
+        "`radazo.calibrate` at each start. Medians over seeds; brackets hold the "
+        "quartiles of the chosen settings and a 95 % interval of the median ratio "
+        "(the range with fewer than 6 seeds). ∞: the level is not reached by the last "
         "step.\n"
     )
     return "\n".join([told, *head, *body, f"\n{verdict(lines)}\n"])

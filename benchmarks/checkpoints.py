@@ -1,6 +1,6 @@
-"""What an unfinished piece of work has reached, kept in a file.
+"""Save the progress of an unfinished piece of work in a file.
 
-A command that was interrupted, or killed, goes on from there when it is started again.
+A command that was interrupted or killed resumes from the file when it is run again.
 """
 
 import hashlib
@@ -16,8 +16,10 @@ SECONDS = 30.0
 
 
 def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
-    """Have `save(beside)` write a file beside `path`, and move it there when it is
-    whole: a kill leaves the file before, or this one."""
+    """Have `save(beside)` write a file beside `path`, then move it to `path`.
+
+    A kill leaves either the old file or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     try:
@@ -30,18 +32,18 @@ def write_whole(path: Path, save: Callable[[Path], Any]) -> None:
 class Checkpoint:
     """A pytree of arrays in a file of `folder`, for one piece of work.
 
-    What was kept is taken up by a piece of the same `identity` alone: its seeds and all
-    settings, as a text.
+    A piece restores only a checkpoint of the same `identity`: its seeds and settings,
+    as a text.
     """
 
     def __init__(self, folder: Path, name: str, identity: str) -> None:
-        # A file for each piece: others may be unfinished in the same folder.
+        # Each piece has its own file; others may be unfinished in the same folder.
         tail = hashlib.sha256(identity.encode()).hexdigest()[:8]
         self.path = folder / f"{name}_{tail}.npz"
         self.identity, self.written = identity, time.perf_counter()
 
     def restored(self, tree: Any) -> Any:
-        """What was kept, in the structure of `tree`; `tree` if nothing was."""
+        """Return the saved pytree in the structure of `tree`, or `tree` itself."""
         if not self.path.exists():
             return tree
         with np.load(self.path) as file:
@@ -49,7 +51,7 @@ class Checkpoint:
                 return tree
             old, structure = jax.tree.flatten(tree)
             kept = [file[f"leaf_{i}"] for i in range(structure.num_leaves)]
-            # NumPy forgets the name of bfloat16, and of no type of its own.
+            # NumPy saves bfloat16 without its name, as raw bytes.
             leaves = [
                 x.view(np.asarray(own).dtype) if x.dtype.kind == "V" else x
                 for x, own in zip(kept, old, strict=True)
@@ -57,7 +59,7 @@ class Checkpoint:
             return jax.tree.unflatten(structure, leaves)
 
     def keep(self, tree: Any) -> None:
-        """Write `tree`, unless that was done less than `SECONDS` ago."""
+        """Write `tree`, unless it was written less than `SECONDS` ago."""
         if time.perf_counter() - self.written < SECONDS:
             return
         leaves = {f"leaf_{i}": x for i, x in enumerate(jax.tree.leaves(tree))}

@@ -1,13 +1,13 @@
-"""One run over all devices of several processes: the same bits however many there are.
+"""Run on all devices of several processes, with the same bits for any number of them.
 
-  python -m benchmarks devices                    over the devices of this machine
+  python -m benchmarks devices                    on the devices of this machine
   python -m benchmarks devices --processes 4      four processes on this machine
   python -m benchmarks devices --join             started once on each host of a cluster
-                                                  or TPU pod, which JAX finds by itself
+                                                  or TPU pod, which JAX detects
 
-Each process draws and evaluates directions of its own, the function values go to all,
-and every device makes the same update: the fingerprint that is printed at the end says
-so, and is the same for any number of processes and devices.
+Each process draws and evaluates its own directions. All of them get the function values
+and compute the same update. The command prints a fingerprint of the parameters, which
+is the same for any number of processes and devices.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(num_steps: int, dim: int, num_directions: int) -> tuple[np.ndarray, float]:
-    """The fingerprint of the parameters reached, and the seconds it took."""
+    """Return the fingerprint of the final parameters, and the seconds of the run."""
     mesh = Mesh(np.array(jax.devices()), ("directions",))
     shared = NamedSharding(mesh, PartitionSpec("directions"))
     estimator = radazo.sphere_estimator(num_directions=num_directions, sharding=shared)
@@ -71,7 +71,7 @@ def _rosenbrock(x: jax.Array) -> jax.Array:
 
 
 def _launch(num_processes: int, argv: list[str]) -> None:
-    """The same command in several processes of this machine, which find each other."""
+    """Start this command in several processes of this machine, which connect."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -1,16 +1,16 @@
-"""Every estimator under R-AdaZO, ZO-AdaMM and ZO-SGD, at equal function values.
+"""Compare all estimators with R-AdaZO, ZO-AdaMM and ZO-SGD at equal function values.
 
   python -m benchmarks estimators            two tasks, a fifth of their budgets
-  python -m benchmarks estimators --full     six tasks, in full: two hours of one core
+  python -m benchmarks estimators --full     six tasks, full budgets: two hours
 
-A run ends at a number of function values, not of steps: what a step costs differs from
-estimator to estimator. K and the distance moved along a direction are those of the task
-for all; the learning rate of each estimator and rule is tuned on other seeds: a walk
-over powers of ten to the lowest f at the end, then over halves and quarters of a power
-around it. Runs of a seed have one start and one key.
+A run ends at a number of function values, because the cost of a step depends on the
+estimator. A task fixes K and the smoothing distance for all. The learning rate of each
+estimator and rule is tuned on other seeds: a walk over powers of ten to the lowest
+final f, then over halves and quarters of a power around it. Runs of a seed share their
+start and key.
 
-A piece of work is an estimator with a rule on a task; its result line is written when
-it is finished. Started again, the command goes on with what is missing.
+A piece of work is an estimator with a rule on a task. It writes its result line when it
+is finished. The same command, started again, continues with the missing pieces.
 """
 
 import argparse
@@ -30,16 +30,16 @@ from benchmarks.methods import chosen
 from benchmarks.tuning import best, tune
 
 TUNING_SEED = 1000
-# A walk by whole powers of ten, then by parts of one.
+# First whole powers of ten, then parts of one.
 PARTS = (1.0, 0.5, 0.25)
 FULL = {"tasks": ",".join(TASKS), "budget": 1.0, "seeds": 0, "tuning_seeds": 0}
 
-# What is to be small: f at the end, and of equals the mean of f over the marks.
+# Minimized: f at the end, and of equals the mean of f over the marks.
 Score = tuple[float, float]
 
 
 class Piece(NamedTuple):
-    """What a result line is of: names of a task, an estimator and a rule."""
+    """The task, estimator and rule of a result line, by name."""
 
     task: str
     estimator: str
@@ -66,8 +66,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--estimators", default=",".join(ROWS), help="separated by commas")
     add("--rules", default=",".join(runs.RULES), help="separated by commas")
     add("--budget", type=float, default=0.2, help="share of the budget of each task")
-    add("--seeds", type=int, default=3, help="runs that are reported; 0: by task")
-    add("--seed", type=int, default=456, help="the first of the seeds")
+    add("--seeds", type=int, default=3, help="reported runs; 0: by task")
+    add("--seed", type=int, default=456, help="first seed")
     text = f"runs for each rate, of seeds from {TUNING_SEED} on; 0: by task"
     add("--tuning-seeds", type=int, default=1, help=text)
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     path = args.output / "estimators.jsonl"
     total = len(args.tasks) * len(args.estimators) * len(args.rules)
     lines = []
-    # A bar on terminals only (disable=None); elsewhere a line for each piece.
+    # tqdm shows a bar on terminals only (disable=None); elsewhere print a line.
     with tqdm(total=total, unit="piece", disable=None, leave=False) as bar:
         try:
             for name in args.tasks:
@@ -108,9 +108,11 @@ def main(argv: list[str]) -> None:
                     lines.append(line)
                     bar.update()
         except KeyboardInterrupt:
-            bar.write("Interrupted: started again, it goes on with what is missing.")
+            bar.write(
+                "Interrupted. The same command continues with the missing pieces."
+            )
     if not lines:
-        console.print("Nothing was finished.")
+        console.print("No piece was finished.")
         return
     for table in estimators_report.tables(lines):
         console.print(table)
@@ -122,7 +124,7 @@ def main(argv: list[str]) -> None:
 def of_task(
     name: str, args: argparse.Namespace, path: Path, bar: tqdm
 ) -> Iterator[dict[str, Any]]:
-    """The lines of a task: those that are there, then those that are made."""
+    """Return the lines of a task: the stored ones, then new ones."""
     known, missing, seeds = records.read(path), [], seeds_of(name, args)
     for estimator in args.estimators:
         for rule in args.rules:
@@ -150,7 +152,7 @@ def of_task(
 
 
 def settings(piece: Piece, args: argparse.Namespace) -> dict[str, Any]:
-    """All it takes to make a line again, and nothing that came of it."""
+    """Return all settings needed to repeat a line, without its outcomes."""
     task = TASKS[piece.task]
     return piece._asdict() | {
         "options": dict(ROWS[piece.estimator].options),
@@ -171,7 +173,7 @@ def budget_of(task: Task, args: argparse.Namespace) -> int:
 def measured(
     pieces: list[Piece], problem: Problem, args: argparse.Namespace
 ) -> Iterator[tuple[Piece, dict[str, Any]]]:
-    """The numbers of pieces of one task and estimator, which share a program."""
+    """Return the numbers of pieces of one task and estimator, which share a program."""
     task, row = TASKS[pieces[0].task], ROWS[pieces[0].estimator]
     setting = task.setting._replace(batches=problem.batches)
     reason = unfit(row, setting)
@@ -187,7 +189,7 @@ def measured(
 def numbers_of(
     piece: Piece, program: runs.Program, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Tune on the tuning seeds, run on the others."""
+    """Tune on the tuning seeds, then run on the reported ones."""
     started, used = time.perf_counter(), time.process_time()
 
     tuning_seeds = tuning_seeds_of(piece.task, args)
@@ -214,7 +216,7 @@ def numbers_of(
 
 
 def scored(done: list[runs.Run]) -> Score:
-    """Medians over runs; a run that does not end below its start is infinite."""
+    """Return medians over runs; a run that does not end below its start is infinite."""
     better = [bool(run.values[-1] < run.values[0]) for run in done]
     ends = [
         run.values[-1] if x else np.inf for run, x in zip(done, better, strict=True)

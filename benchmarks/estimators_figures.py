@@ -1,4 +1,4 @@
-"""Figures of `estimators`, from its result lines alone."""
+"""Figures of `estimators`, from its result lines."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from benchmarks.estimators_tasks import TASKS
 from benchmarks.figures import COLORS
 from benchmarks.methods import METHODS
 
-NUM_SHOWN = 5  # Of each task by name, beside the plain one; the others are grey.
+NUM_SHOWN = 5  # Named lines per task, besides the reference; the others are grey.
 PLAIN, GREY = "sphere", "#BBBBBB"
 
 
 def draw(lines: Lines, folder: Path) -> list[Path]:
-    """A figure for each rule, with a panel for each task."""
+    """Draw a figure for each rule, with a panel for each task."""
     mains = main_groups(lines)
     paths = []
     for rule in RULES:
@@ -62,11 +62,11 @@ def draw_rule(rule: str, shown: dict[str, Lines], path: Path) -> None:
 
 
 def draw_lines(panel: Any, lines: Lines) -> list[Any]:
-    """Best last, so that they are in front; those that have a name."""
+    """Draw lines, the best last and in front, and return those with a label."""
     found = sorted((x for x in lines if not failed(x)), key=order, reverse=True)
     named = found[-NUM_SHOWN:]
     named += [x for x in found[:-NUM_SHOWN] if x["settings"]["estimator"] == PLAIN]
-    # A logarithm has a floor; what is linear may be negative.
+    # A logarithmic axis needs a floor; a linear one allows negative values.
     floor = 1e-30 if panel.get_yscale() == "log" else -1e30
     for line in found:
         if line not in named:
@@ -85,13 +85,13 @@ def draw_lines(panel: Any, lines: Lines) -> list[Any]:
 
 
 def drawable(line: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Function values, and the runs inside of the interval of the median."""
+    """Return function values, and the runs within the interval of the median."""
     counts = np.median(finite(line["numbers"]["counts"]), axis=0)
     return counts, inner(finite(line["numbers"]["curve"]))
 
 
 def limits(lines: Lines, scale: str) -> tuple[float, float]:
-    """From below the lowest median to above the start."""
+    """Return limits from below the lowest median to above the start."""
     curves = [finite(x["numbers"]["curve"]) for x in lines if not failed(x)]
     medians = [np.median(curve, axis=0) for curve in curves]
     low = min((float(x.min()) for x in medians), default=0.0)

@@ -1,4 +1,4 @@
-"""Tables of `estimators`, from its result lines alone."""
+"""Tables of `estimators`, from its result lines."""
 
 import json
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ from benchmarks.statistics import geometric_mean, median_interval
 Line = dict[str, Any]
 Lines = list[Line]
 Combination = tuple[str, str]  # An estimator and a rule.
-Found = dict[Combination, Line]  # Of one task.
+Found = dict[Combination, Line]  # Lines of one task.
 REFERENCES = (("sphere", "radazo"), ("sphere", "zo_sgd"))
 NAMES = ("plain R-AdaZO", "tuned ZO-SGD")
 NOTE = (
-    "Two combinations are compared at the lowest f that both reach: the factor is how "
-    "many function values the reference takes until then for one of the other; above 1 "
-    "the other is ahead. Seeds are paired by their starts. Brackets and bands hold the "
-    "median of all seeds with a probability of 95 % or more (of five seeds 94 %, of "
-    "three 75 %). Learning rates are tuned, K and the distance moved are not. What is "
-    "called best is chosen from all combinations on the seeds that are reported, which "
-    "flatters it.\n"
+    "Two combinations are compared at the lowest f that both reach. The factor is the "
+    "number of function values that the reference needs to reach it, divided by that "
+    "of the combination: above 1, the combination is ahead. Seeds are paired by their "
+    "starts. Brackets and bands are intervals of the median at a level of 95 % or more "
+    "(94 % with five seeds, 75 % with three). Learning rates are tuned, K and the "
+    "smoothing distance are not. The best combination is chosen on the reported seeds, "
+    "so its factor is biased upwards.\n"
 )
-# Settings in which lines of one table differ.
+# Settings that differ between the lines of one table.
 COMPARED = ("estimator", "rule", "options", "first_rate")
 COLUMNS = (
     "estimator",
@@ -55,21 +55,21 @@ def failed(line: Line) -> bool:
 
 
 def finite(values: Any) -> np.ndarray:
-    """Numbers of a result line: infinity where it has null."""
+    """Return the numbers of a result line, with infinity for null."""
     return np.array(
         [[np.inf if x is None else x for x in row] for row in values], float
     )
 
 
 def ends(line: Line) -> np.ndarray:
-    """(seeds,) f at the end; infinity for a run that does not end below its start."""
+    """Return (seeds,) final f; infinity for a run that does not end below its start."""
     numbers = line["numbers"]
     at_end, starts = finite([numbers["value_at_end"], numbers["value_at_start"]])
     return np.where(at_end < starts, at_end, np.inf)
 
 
 def spread(line: Line) -> str:
-    """Median and interval of f at the end, or why there is none."""
+    """Return median and interval of the final f, or why there is none."""
     if failed(line):
         return line["numbers"]["failed"]
     at_end = ends(line)
@@ -80,20 +80,20 @@ def spread(line: Line) -> str:
 
 
 def inner(values: np.ndarray) -> np.ndarray:
-    """Runs sorted at each point, without the outermost: an interval of the median."""
+    """Sort runs at each point and drop the outermost: an interval of the median."""
     kept = median_interval(np.arange(len(values)))
     return np.sort(values, axis=0)[int(kept.low) : int(kept.high) + 1]
 
 
 def order(line: Line) -> float:
-    """By this the best comes first."""
+    """Sort key; the best comes first."""
     return np.inf if failed(line) else float(np.median(ends(line)))
 
 
 def taken(counts: np.ndarray, curve: np.ndarray, level: float) -> float:
-    """Function values until f ≤ level, infinity if it is never so low.
+    """Return the number of function values until f ≤ level; infinity if never.
 
-    Interpolated between points, of which the first after the start is whole: before it
+    Interpolates between points, but not before the first one after the start, where
     there may be no step.
     """
     lowest = np.minimum.accumulate(curve)
@@ -107,8 +107,10 @@ def taken(counts: np.ndarray, curve: np.ndarray, level: float) -> float:
 
 
 def factors(line: Line, reference: Line) -> np.ndarray:
-    """(seeds,) 0 for a run that never falls below its start, and infinity if it is the
-    reference that does not."""
+    """Return (seeds,) factors: 0 for a run that never falls below its start.
+
+    Infinity if only the reference never does.
+    """
     found = []
     for counts, curve, other_counts, other in zip(
         finite(line["numbers"]["counts"]),
@@ -136,7 +138,7 @@ def factor(line: Line, reference: Line | None) -> str:
 
 
 def groups(lines: Lines) -> Iterator[tuple[str, Found]]:
-    """Task and lines, for all that differ in what is compared alone."""
+    """Yield task and lines, for lines that differ only in what is compared."""
     newest = records.newest(lines)
     for name in TASKS:
         apart: dict[str, Found] = {}
@@ -150,7 +152,7 @@ def groups(lines: Lines) -> Iterator[tuple[str, Found]]:
 
 
 def main_groups(lines: Lines) -> dict[str, Found]:
-    """By task: of several groups that of the largest budget."""
+    """Return the lines of each task; of several groups, those of the largest budget."""
 
     def budget(found: Found) -> int:
         return next(iter(found.values()))["settings"]["budget"]
@@ -172,7 +174,7 @@ def title(name: str, found: Found) -> str:
 
 
 def rows(found: Found) -> list[list[str]]:
-    """Best first."""
+    """Return the rows of a table, best first."""
     references = [found.get(reference) for reference in REFERENCES]
     return [
         [
@@ -187,7 +189,7 @@ def rows(found: Found) -> list[list[str]]:
 
 
 def rate(line: Line) -> str:
-    """Marked if it is the largest or the smallest of those that were tried."""
+    """Return the rate, marked if it is the smallest or largest of those tried."""
     if failed(line):
         return "–"
     numbers = line["numbers"]
@@ -195,7 +197,7 @@ def rate(line: Line) -> str:
 
 
 def tables(lines: Lines) -> Iterator[Table]:
-    """One for each task, for a terminal."""
+    """Return one table per task, for a terminal."""
     for name, found in groups(lines):
         table = Table(
             title=title(name, found),
@@ -213,7 +215,7 @@ def tables(lines: Lines) -> Iterator[Table]:
 
 
 def medians(mains: dict[str, Found], i: int) -> dict[Combination, dict[str, float]]:
-    """By combination and task the median factor over reference number `i`."""
+    """Return the median factor over reference number `i`, by combination and task."""
     table: dict[Combination, dict[str, float]] = {}
     for name, found in mains.items():
         reference = found.get(REFERENCES[i])
@@ -227,7 +229,7 @@ def medians(mains: dict[str, Found], i: int) -> dict[Combination, dict[str, floa
 
 
 def ranked(lines: Lines) -> list[tuple[Combination, float]]:
-    """Combinations that ran on all tasks, by their mean factor over plain R-AdaZO."""
+    """Rank combinations that ran on all tasks by mean factor over plain R-AdaZO."""
     mains = main_groups(lines)
     found = [
         (combined, geometric_mean(list(of_task.values())))
@@ -238,7 +240,7 @@ def ranked(lines: Lines) -> list[tuple[Combination, float]]:
 
 
 def lows(found: Found, combined: Combination) -> list[float]:
-    """Lower ends of the intervals of its factors over both references."""
+    """Return the lower ends of the intervals of its factors over both references."""
     return [
         float(inner(factors(found[combined], found[reference]))[0])
         for reference in REFERENCES
@@ -246,13 +248,13 @@ def lows(found: Found, combined: Combination) -> list[float]:
 
 
 def best_of(found: Found) -> Combination:
-    """The combination with the lowest median at the end."""
+    """Return the combination with the lowest final median."""
     own = [c for c in found if not ROWS[c[0]].is_reference]
     return min(own, key=lambda combined: order(found[combined]))
 
 
 def summary(lines: Lines) -> str:
-    """The best combination over all tasks, and the best on each."""
+    """Summarize the best combination over all tasks, and the best on each."""
     mains, ranking = main_groups(lines), ranked(lines)
     if not ranking:
         return ""
@@ -283,7 +285,7 @@ def summary(lines: Lines) -> str:
 
 
 def overview(lines: Lines) -> str:
-    """Median factors over plain R-AdaZO: all combinations, all tasks."""
+    """Return median factors over plain R-AdaZO: all combinations, all tasks."""
     mains = main_groups(lines)
     table, means = medians(mains, 0), dict(ranked(lines))
 

@@ -1,11 +1,11 @@
-"""The estimators that are compared: one table.
+"""The table of estimators that are compared.
 
-A row is made at the setting of a task, so that all move the same distance along a
-direction: laws whose directions are about √d long get the distance over √d. Rows with
-an option `times` move so many times as far, since values of past steps need it; those
-of Gaussian directions tell what of it is the distance alone.
+The setting of a task makes all rows move the same distance along a direction: samplers
+whose directions have length about √d get the distance over √d. Rows with the option
+`times` move that many times as far, because values of past steps need it. The Gaussian
+rows with `times` show the effect of the distance alone.
 
-To add an estimator: a function `_name(setting, **options)` and a line in `ROWS`.
+To add an estimator, write a function `_name(setting, **options)` and a line in `ROWS`.
 """
 
 import math
@@ -19,12 +19,12 @@ import radazo
 
 
 class Batches(NamedTuple):
-    """f as a mean over data, a part of which can be looked at.
+    """f as a mean over data, of which a batch can be evaluated.
 
     Attributes:
       value_fn: `value_fn(x, key) -> scalar`, f of the batch that the key draws.
       full_value_fn: `full_value_fn(x) -> scalar`, f of all data.
-      share: Of the data in a batch. The value of a batch costs so much of a value.
+      share: Share of the data in a batch; a value of a batch costs this share of one.
     """
 
     value_fn: Callable[[jax.Array, jax.Array], jax.Array]
@@ -33,13 +33,13 @@ class Batches(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a task gives to all estimators.
+    """The setting that a task gives to all estimators.
 
     Attributes:
       dim: d, number of parameters.
       num_directions: K.
-      smoothing: Distance moved along a direction, whatever its law.
-      chunk_size: Directions evaluated at once, for those that can.
+      smoothing: Distance moved along a direction, for every sampler.
+      chunk_size: Directions evaluated at once, for estimators with that argument.
       batches: Of a task that is a mean over data, else None.
     """
 
@@ -51,12 +51,12 @@ class Setting(NamedTuple):
 
     @property
     def each(self) -> float:
-        """How far each parameter moves when all do."""
+        """Return the change of each parameter if all of them move."""
         return self.smoothing / self.dim**0.5
 
     @property
     def shared(self) -> dict[str, int]:
-        """Arguments of all means over directions, but for `smoothing`."""
+        """Return the arguments of all means over directions, but for `smoothing`."""
         return {
             "num_directions": self.num_directions,
             "chunk_size": self.chunk_size,
@@ -64,16 +64,16 @@ class Setting(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An estimator, and how it is shown.
+    """An estimator, and its label.
 
     Attributes:
-      label: What tables and figures call it.
+      label: Label in tables and figures.
       make: `make(setting, **options) -> radazo.Estimator`.
-      options: What else it is made with; a result line keeps it.
-      notes: What a reader of its numbers must know.
-      max_dim: The largest d that it is for, or None.
-      needs_batches: Whether it is for tasks with batches alone.
-      is_reference: Whether it takes more than function values: it is shown, and never
+      options: Further options, which the result line records.
+      notes: Remarks for readers of the numbers.
+      max_dim: The largest d of its tasks, or None.
+      needs_batches: Whether it runs only on tasks with batches.
+      is_reference: Whether it uses more than function values; it is shown, but never
         named the best.
     """
 
@@ -190,10 +190,10 @@ def _svrg(setting: Setting, *, share_directions: bool) -> radazo.Estimator:
 def on_batches(
     estimator: radazo.Estimator, batches: Any, num_values: int
 ) -> radazo.Estimator:
-    """The estimator on another batch in each step.
+    """Wrap an estimator so that each step uses another batch.
 
-    Of the function values of a step `num_values` are of the batch, which count as
-    their share of the data, rounded up; what it takes beyond them is of all data.
+    Of the function values of a step, `num_values` are of the batch and count as their
+    share of the data, rounded up; further ones are of all data.
     """
     saved = num_values - math.ceil(batches.share * num_values)
 
@@ -216,7 +216,7 @@ def on_batches(
 
 
 def unfit(row: Row, setting: Setting) -> str | None:
-    """Why the row is not run at a setting, if it is not."""
+    """Return why the row is not run at a setting, or None."""
     if row.max_dim is not None and setting.dim > row.max_dim:
         return f"not beyond d = {row.max_dim:,}"
     if row.needs_batches and setting.batches is None:

@@ -1,8 +1,8 @@
-"""A run that ends at a number of function values, not of steps.
+"""Runs that end at a number of function values, not of steps.
 
-What a step costs differs from estimator to estimator, and with some from step to step:
-the state counts. Marks of function values are fixed for a task; at each the first point
-that has taken so many is looked at, by values that do not count.
+The cost of a step depends on the estimator, and for some on the step; the state counts.
+Each task has fixed marks of function values. At each mark, f is evaluated at the first
+point that has used so many; these evaluations do not count.
 """
 
 import time
@@ -27,9 +27,9 @@ class Run(NamedTuple):
     """One run.
 
     Attributes:
-      values: (marks + 1,) f of the point at the start and at each mark. A run is given
-        up at one that is not finite, or more than ten times the start above it.
-      counts: (marks + 1,) function values that were taken by then.
+      values: (marks + 1,) f at the start and at each mark. A run stops at a value that
+        is not finite, or is more than ten times the start above it.
+      counts: (marks + 1,) function values used by then.
     """
 
     values: np.ndarray
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled run of one estimator on one problem.
+    """The compiled run of one estimator on one problem.
 
     Attributes:
       run: `run(rule, seed, rate) -> Run`.
@@ -49,7 +49,7 @@ class Program(NamedTuple):
 
 
 def marks(budget: int) -> np.ndarray:
-    """Closer at the start, where most happens; the last is the budget."""
+    """Return the marks: denser near the start; the last is the budget."""
     parts = np.arange(1, NUM_MARKS + 1) / NUM_MARKS
     return np.unique(np.ceil(parts**2 * budget).astype(np.int32))
 
@@ -57,7 +57,7 @@ def marks(budget: int) -> np.ndarray:
 def program(
     problem: Problem, estimator: radazo.Estimator, dtype: str, budget: int
 ) -> Program:
-    """Compiled once for all rules, seeds and rates."""
+    """Compile once for all rules, seeds and rates."""
     at = jnp.asarray(marks(budget))
 
     def run(x: Any, data: Any, seed: Any, chosen: Any, rate: Any) -> Any:
@@ -83,7 +83,7 @@ def program(
 
 
 def one_of(chosen: jax.Array) -> optax.GradientTransformation:
-    """The rule of this index of `RULES`: one program then runs all of them."""
+    """Return the rule of this index of `RULES`, so that one program runs them all."""
     rules = [METHODS[name].rule() for name in RULES]
 
     def init(params: Any) -> Any:
@@ -101,7 +101,7 @@ def one_of(chosen: jax.Array) -> optax.GradientTransformation:
 
 
 def _curve(value_fn: Any, optimizer: Any, x: Any, data: Any, at: jax.Array) -> Any:
-    """f at the start and at each mark, and the function values taken by then."""
+    """Return f at the start and at each mark, and the function values used by then."""
 
     def step(carry: Any) -> Any:
         x, state = carry
@@ -113,7 +113,7 @@ def _curve(value_fn: Any, optimizer: Any, x: Any, data: Any, at: jax.Array) -> A
 
         def unfinished(run: Any) -> Any:
             state = run[1]
-            # A step takes a value at least: one that takes none must not go on.
+            # Count at least one value a step, so that the loop ends.
             return sound & (state.num_values < mark) & (state.count < mark)
 
         run = lax.while_loop(unfinished, step, run)

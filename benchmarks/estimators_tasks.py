@@ -1,7 +1,7 @@
 """The six tasks on which estimators are compared.
 
-K and the distance moved along a direction are those of the task, for all estimators:
-only the learning rate is tuned. `rates` are where the search for it begins.
+A task fixes K and the smoothing distance for all estimators. Only the learning rate is
+tuned; the search begins at `rates`.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from benchmarks.victim import BOUNDS, trained
 
 
 class Problem(NamedTuple):
-    """A function to minimize, and where runs of it start.
+    """A function to minimize, and the starts of its runs.
 
     Attributes:
       value_fn: `value_fn(x, **data) -> scalar`, of a flat vector.
@@ -32,18 +32,18 @@ class Problem(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A problem, and what all runs on it share.
+    """A problem, and the settings that all runs on it share.
 
     Attributes:
-      label: What tables and figures call it.
-      build: `build() -> Problem`; an ImportError says what is to be installed.
+      label: Label in tables and figures.
+      build: `build() -> Problem`; raises ImportError if a package is missing.
       dim, num_directions, smoothing: d, K, and the distance moved along a direction.
       budget: Function values of a run.
-      seeds, tuning_seeds: Runs that are reported, and runs to tune each rate on.
-      rates: By rule the learning rate at which the search begins.
+      seeds, tuning_seeds: Number of reported runs, and of runs to tune each rate.
+      rates: By rule, the learning rate at which the search begins.
       dtype: Of the parameters.
-      batched: Whether directions are evaluated in one batch: it is faster there.
-      scale: Of the axis of f in figures.
+      batched: Whether to evaluate directions in one batch, where that is faster.
+      scale: Scale of the f axis in figures.
     """
 
     label: str
@@ -66,12 +66,12 @@ class Task(NamedTuple):
 
 
 def start_key(seed: int) -> jax.Array:
-    """The key of a start; that of the directions is the other half of its split."""
+    """Return the key of a start; the directions use the other half of its split."""
     return jax.random.split(jax.random.key(seed))[0]
 
 
 def _normal(seed: int, dim: int, scale: float = 1.0) -> jax.Array:
-    # In single precision whatever the task: that of double starts elsewhere.
+    # Single precision for every task, because double precision draws other starts.
     return scale * jax.random.normal(start_key(seed), (dim,), jnp.float32)
 
 
@@ -80,7 +80,7 @@ def _synthetic(name: str, dim: int) -> Problem:
 
 
 def _attack() -> Problem:
-    """Each seed attacks an image of its own."""
+    """Attack another image with each seed."""
     data = digits.load()
     weights = trained(digits, data, digits.EPOCHS)
     found = victims.predict(digits.log_probs, weights, data.test_images).argmax(axis=1)
@@ -103,7 +103,7 @@ def _attack() -> Problem:
 def _learning(
     loss_fn: Callable[..., jax.Array], first: Callable[[int], jax.Array]
 ) -> Problem:
-    """A tenth of the images is a batch."""
+    """Build a task of which a tenth of the images is a batch."""
     data = learning.samples()
     num_images = len(data["labels"])
 

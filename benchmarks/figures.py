@@ -1,4 +1,4 @@
-"""What the figures share: panels, lines with bands, numbers as text."""
+"""Shared parts of the figures: panels, lines with bands, numbers as text."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-# Of the colour-blind safe palette of Okabe and Ito, without its yellow.
+# From the colour-blind safe palette of Okabe and Ito, without its yellow.
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
 def figure_of(num_panels: int, columns: int = 3) -> tuple[Figure, list[Any]]:
-    """A figure with so many panels, in rows."""
+    """Return a figure with this number of panels, in rows."""
     columns = min(columns, num_panels)
     rows = -(-num_panels // columns)
     size = (max(3.9 * columns, 7.0), 3.1 * rows + 0.9)
@@ -32,9 +32,9 @@ def draw_band(
     dash: Any,
     floor: float = 1e-30,
 ) -> Any:
-    """The median of curves (runs, points), and a band from the least to the largest.
+    """Draw the median of curves (runs, points), and a band from minimum to maximum.
 
-    The logarithm of 0 or infinity cannot be drawn: those lie far outside of the panel.
+    Values without a finite logarithm are drawn far outside the panel.
     """
     curves = np.nan_to_num(np.array(curves, float), nan=1e30)  # None becomes NaN.
     curves = np.clip(curves, floor, 1e30)
@@ -46,7 +46,7 @@ def draw_band(
 
 
 def save(figure: Figure, lines: Sequence[Any], path: Path) -> None:
-    """With one legend for all panels, below them."""
+    """Save the figure with one legend for all panels, below them."""
     labels = dict.fromkeys(line.get_label() for line in lines)
     first = {line.get_label(): line for line in reversed(lines)}
     figure.legend(
@@ -60,7 +60,7 @@ def save(figure: Figure, lines: Sequence[Any], path: Path) -> None:
 
 
 def number(x: float | None) -> str:
-    """Three digits, or all that stand before the point."""
+    """Format three digits, or all digits before the decimal point."""
     if x is None or not np.isfinite(x):
         return "–"
     return f"{x:,.0f}" if 1000 <= x < 1e7 else f"{x:.3g}"

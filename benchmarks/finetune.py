@@ -1,24 +1,24 @@
-"""Fine-tuning a language model with function values alone: figure 3 of the paper.
+"""Fine-tune a language model from function values alone: figure 3 of the paper.
 
   --model minilm   all-MiniLM-L6-v2 as a classifier on SST-2, on any machine in minutes
-  --model DIR      an OPT in a folder of Hugging Face, or its name on the hub, with the
-                   prompts, the splits and the objectives of MeZO on SST-2 or COPA
+  --model DIR      an OPT in a Hugging Face folder, or its name on the hub, with the
+                   prompts, splits and objectives of MeZO on SST-2 or COPA
   --model stories260K
-                   the same of a tiny Llama in the data folder: a check of the path that
-                   takes a minute; nobody taught it what a review is
+                   the same with a tiny Llama from the data folder: a check of the code
+                   path in a minute; the model has no knowledge of the task
 
 One Gaussian direction, central difference, batches of 16: two function values a step.
-OPT weights themselves could not be had where this was written: what is shown of them is
-that their logits are those of PyTorch (`tests/test_opt.py`), and `memory`.
+The committed results contain no run of a trained OPT. Its logits are tested against
+those of PyTorch (`tests/test_opt.py`), and `memory` measures its steps.
 
-A run is one method, one learning rate and one seed. It can be interrupted, or killed,
-and goes on from its checkpoint in --output, bit for bit as if nothing had happened.
+A run is one method, one learning rate and one seed. After an interruption or a kill it
+resumes from its checkpoint in --output, with the same bits as without one.
 
---full runs what the report is made of: each method at the shared and at a matched
-learning rate, and at its own, which ends lowest on another seed (a walk in halves and
-quarters of a power of ten); R-AdaZO by b1; and by how its moments are kept. `taskset -c
-1 python -m benchmarks finetune --full --methods zo_sgd,meazo` on another core can work
-on the same folder.
+--full runs everything in the report: each method at the shared rate, at a matched rate,
+and at its own, tuned on another seed (a walk in halves and quarters of a power of ten);
+R-AdaZO by b1; and R-AdaZO by how its moments are stored. `taskset -c 1 python -m
+benchmarks finetune --full --methods zo_sgd,meazo` can run on another core with the same
+folder.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
 
 
 def _full(chosen: list[str], first: Plan, made: Made) -> Iterator[dict[str, Any]]:
-    """The lines of the report, those of these methods."""
+    """Return the lines of the report, for these methods."""
     plans = [
         first._replace(method=method, seed=seed)
         for method in chosen
@@ -94,7 +94,7 @@ def _full(chosen: list[str], first: Plan, made: Made) -> Iterator[dict[str, Any]
         plans += [plan._replace(seed=seed) for plan in sweeps for seed in FULL_SEEDS]
     yield from map(made, plans)
     for method in chosen:
-        if method in methods.TUNED:  # At a rate of its own a matched one is the same.
+        if method in methods.TUNED:  # A matched method has no rate of its own.
             yield from _tuned(first._replace(method=method), made)
 
 
@@ -114,7 +114,7 @@ def _tuned(plan: Plan, made: Made) -> Iterator[dict[str, Any]]:
 def _made(
     args: argparse.Namespace, problem: Callable[[], problems.Problem], plan: Plan
 ) -> dict[str, Any]:
-    """The line of a run, found in the folder or made."""
+    """Return the line of a run, from the folder or new."""
     settings = _settings(args, plan)
     if args.output is None:
         numbers = run(problem(), plan)[0]

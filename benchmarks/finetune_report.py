@@ -1,4 +1,4 @@
-"""Tables and figure of `finetune`, from its result lines alone."""
+"""Tables and figure of `finetune`, from its result lines."""
 
 import collections
 import json
@@ -25,32 +25,33 @@ HEADER = (
     "eval accuracy",
 )
 NOTE = (
-    "Means over seeds ± half of Student's 95 % interval; seeds differ in directions "
+    "Means over seeds ± half of Student's 95 % interval. Seeds differ in directions "
     "and in the order of batches, and share start and data. Training loss: of all "
-    "training examples at the end. Against radazo: the difference of it, by seed. "
-    "Steps: at which the mean loss, taken every {every} steps, is first that of "
-    "zo_adamm at the shared rate at the end, and how many times fewer those are. Dev: "
-    "the best of those taken; eval: of the parameters that had it."
+    "training examples, at the end. Against radazo: difference of training losses, "
+    "paired by seed. Steps: until the mean loss, evaluated every {every} steps, "
+    "reaches the final one of zo_adamm at the shared rate, and in brackets by what "
+    "factor they are fewer. Dev: best accuracy of the run. Eval: accuracy of the "
+    "parameters with the best dev accuracy."
 )
-TUNING_SEED = 100  # Rates are chosen by runs of it, and of none that is reported.
-# What is varied in each part of the report, all else being as in the first.
+TUNING_SEED = 100  # The runs that choose rates are not reported.
+# The varied setting of each part of the report; all others are as in the first.
 _VARIED = {"learning_rate": None, "b1": methods.B1, "moments": "held"}
 
 
 def final_loss(line: dict[str, Any]) -> float:
-    """Of the training examples, infinite if the run has diverged."""
+    """Return the final loss of the training examples, infinite if the run diverged."""
     loss = line["numbers"]["train_loss"]
     return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def curve(line: dict[str, Any]) -> np.ndarray:
-    """The training loss at the start and after every `eval_every` steps."""
+    """Return the training loss at the start and after every `eval_every` steps."""
     losses = np.array(line["numbers"]["train_losses"], float)
     return np.where(np.isnan(losses), np.inf, losses)
 
 
 def experiments(lines: Lines) -> list[Lines]:
-    """Lines that differ in method, rate, b1, moments and seed alone."""
+    """Group lines that differ only in method, rate, b1, moments and seed."""
     found: dict[str, Lines] = {}
     for line in lines:
         rest = {k: v for k, v in line["settings"].items() if k not in _VARIED}
@@ -60,7 +61,7 @@ def experiments(lines: Lines) -> list[Lines]:
 
 
 def runs(lines: Lines, **settings: Any) -> dict[int, dict[str, Any]]:
-    """The line of each seed, of a method with these settings."""
+    """Return the line of each seed, for a method with these settings."""
     wanted = {name: x for name, x in _VARIED.items() if x is not None} | settings
     return {
         line["seeds"][0]: line
@@ -74,9 +75,10 @@ def reported(group: dict[int, Any]) -> dict[int, Any]:
 
 
 def arms(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
-    """For the shared rate, that of most methods, and for tuned ones, by method.
+    """Return the lines by method, for the shared rate (of most methods) and tuned ones.
 
-    Tuned is the rate which ends lowest on a seed that is not reported."""
+    The tuned rate ends lowest on a seed that is not reported.
+    """
     main = [x for x in lines if x in runs([x], method=x["settings"]["method"]).values()]
     by_rate: dict[float, set[str]] = {}
     for line in main:
@@ -102,8 +104,10 @@ def arms(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
 
 
 def steps_to(loss: float, group: dict[int, Any]) -> float:
-    """The step at which the mean curve of a group is first at a loss, between two that
-    were taken; infinite if it is never."""
+    """Return the step at which the mean curve of a group first reaches a loss.
+
+    Interpolates between two losses of the curve; infinite if the loss is not reached.
+    """
     every = next(iter(group.values()))["settings"]["eval_every"]
     mean = np.mean([curve(line) for line in group.values()], axis=0)
     below = np.flatnonzero(mean[1:] <= loss)
@@ -144,7 +148,7 @@ def row(
 
 
 def parts(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
-    """The groups of each table, by what is said of it and by their names."""
+    """Yield the groups of each table, by title and name."""
     found = arms(lines)
     labels = {name: method.label for name, method in methods.METHODS.items()}
     tables: dict[str, Any] = {
@@ -180,7 +184,7 @@ def parts(lines: Lines) -> dict[str, dict[str, dict[int, Any]]]:
 
 
 def name_of(settings: dict[str, Any]) -> str:
-    """Of an experiment; a model that is a folder is called by its last part."""
+    """Return the name of an experiment; a folder is named by its last part."""
     options = [str(settings[x]) for x in ("tune", "dtype") if x in settings]
     name = f"{Path(settings['model']).name} on {settings['task']}"
     return ", ".join([name, *options])
@@ -210,7 +214,7 @@ def markdown(lines: Lines) -> str:
 
 
 def draw(lines: Lines, folder: Path) -> list[Path]:
-    """A figure for each experiment of several seeds, a panel for each of its tables."""
+    """Draw a figure for each experiment of several seeds, with a panel per table."""
     paths, drawn_before = [], collections.Counter()
     for group in experiments(lines):
         given, tables = group[0]["settings"], parts(group)

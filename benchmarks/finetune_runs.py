@@ -1,4 +1,4 @@
-"""A run of fine-tuning: a method, a learning rate, a seed; it goes on after a kill.
+"""A fine-tuning run of one method, learning rate and seed, which resumes after a kill.
 
 One Gaussian direction, central difference: two function values a step.
 """
@@ -27,11 +27,11 @@ except ImportError:  # On Windows.
     resource = None
 
 STEPS_PER_CALL = 50
-_BLOCK = 50  # Steps whose mean loss is one number of a curve.
+_BLOCK = 50  # Number of steps whose mean loss is one point of a curve.
 
 
 class Plan(NamedTuple):
-    """What is run; `b1` is that of R-AdaZO, the others have theirs."""
+    """The settings of a run; `b1` is that of R-AdaZO, other methods have their own."""
 
     method: str
     learning_rate: float
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What is kept of an unfinished run; curves are as long as the run."""
+    """The state of an unfinished run; curves have the length of the run."""
 
     steps_done: Any
     trained: Any
@@ -59,7 +59,7 @@ class Progress(NamedTuple):
 
 
 def stepper(plan: Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(init, step): `step(value_fn, trained, state) -> (trained, state, value)`."""
+    """Return init and `step(value_fn, trained, state) -> (trained, state, value)`."""
     method = methods.METHODS[plan.method]
     rate = optax.scale_by_schedule(_rate_of(plan))
     rule = method.rule()
@@ -86,7 +86,7 @@ def stepper(plan: Plan) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _rate_of(plan: Plan) -> Callable[[Any], Any]:
-    """Minus the learning rate: constant after its warm-up."""
+    """Return minus the learning rate: constant after its warm-up."""
     full = plan.learning_rate * methods.METHODS[plan.method].factor
     return lambda count: -full * jnp.minimum(1, (1 + count) / max(1, plan.warmup))
 
@@ -118,7 +118,7 @@ def _in_place(plan: Plan, chain: Any, rate: Any, options: dict[str, Any]) -> Any
 def run(
     problem: problems.Problem, plan: Plan, checkpoint: Checkpoint | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The numbers of a run, and the parameters that were best on dev."""
+    """Return the numbers of a run, and the parameters that were best on dev."""
     init, step = stepper(plan)
     train = problem.data["train"]
 
@@ -167,7 +167,7 @@ def run(
 
 def _start(problem: problems.Problem, plan: Plan, init: Any) -> Progress:
     num_evals = -(-plan.steps // plan.eval_every)
-    trained = jax.tree.map(jnp.array, problem.trained)  # Copies: they are donated.
+    trained = jax.tree.map(jnp.array, problem.trained)  # Donated: copy.
     return Progress(
         steps_done=np.asarray(0),
         trained=trained,
@@ -208,7 +208,7 @@ def _shown(now: Progress, done: int, num_tokens: int, seconds: float) -> dict[st
 
 
 def peak_memory() -> int:
-    """The most bytes that the device held so far; on CPU, the process."""
+    """Return the peak bytes of the device so far; on CPU, of the process."""
     found = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in found or resource is None:
         return found.get("peak_bytes_in_use", 0)

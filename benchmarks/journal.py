@@ -1,8 +1,8 @@
-"""How fast a run is made again from its journal, against the run itself.
+"""Compare the speed of a replay from a journal with the run itself.
 
-A function that costs nearly nothing, and one that waits 10 ms a value on the host, as
-for a simulation. Timed are the steps of the second half of a run, whose first half
-compiles and sets the pace, and their replay, which begins by reading and tracing.
+One function costs nearly nothing; the other waits 10 ms per value on the host, as a
+simulation would. The second half of a run is timed, after the first half has compiled;
+the time of its replay includes reading the journal and tracing.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks import figures, records
 
 
 def value_fn(seconds: float) -> Any:
-    """A sum of squares, for which one may have to wait."""
+    """Return a sum of squares, after a wait."""
 
     def waited(x: np.ndarray) -> np.ndarray:
         time.sleep(seconds)
@@ -33,7 +33,7 @@ def value_fn(seconds: float) -> Any:
 
 
 def timed(seconds: float, dim: int, num_directions: int, steps: int) -> list[float]:
-    """Seconds of the steps in a run with a journal, and in its replay."""
+    """Time the steps of a run with a journal, and of its replay, in seconds."""
     estimator = radazo.sphere_estimator(num_directions=num_directions)
     optimizer, start = radazo.radazo(1e-3, estimator, key=0), jnp.ones(dim)
     seen = []
@@ -55,7 +55,7 @@ def timed(seconds: float, dim: int, num_directions: int, steps: int) -> list[flo
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """The newest of the lines, as a table."""
+    """Return the newest line as a table."""
     numbers, given = lines[-1]["numbers"], lines[-1]["settings"]
     rows = []
     for case in numbers["cases"]:

@@ -1,14 +1,14 @@
-"""Memory of one step of fine-tuning, by mode, before a machine is rented for it.
+"""Measure the memory of one fine-tuning step by mode, before renting a machine for it.
 
-Programs are compiled for shapes, and run only if `--repeats` says so: a model of any
-size can be asked about on a laptop. What is counted is what
-`compiled.memory_analysis()` says of the program of a step: arguments (parameters,
-state, batch) and results, those that lie in the memory of donated arguments counted
-once, and temporaries. What the compiler's backend of another device would need can
-differ; the device is in the result line. The CPU's, which multiplies no bfloat16,
-converts stacked bfloat16 weights to float32 before the loop over them: there look at
-the difference to inference, not at the ratio. A direction as long as a gradient that is
-held has at most 2³² elements: of opt-13b those rows are empty.
+Programs are compiled for shapes, and run only with `--repeats`, so that a laptop can
+measure a model of any size. The numbers are those of `compiled.memory_analysis()` for
+the program of a step: arguments (parameters, state, batch) and results, counted once
+where results take the memory of donated arguments, and temporaries. The compiler of
+another device may need other amounts; the result line records the device. The CPU
+backend has no bfloat16 products and converts stacked bfloat16 weights to float32 before
+the loop over them: there, read the difference to inference, not the ratio. A direction
+drawn as a whole has at most 2³² elements, so the rows of opt-13b that hold a gradient
+are empty.
 
 The objective is the mean negative log-probability of the last tokens of each row, as in
 scoring the options of a prompt.
@@ -38,13 +38,13 @@ RATE, B1 = 1e-6, 0.9
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 HEADER = ("mode", "GB", "of inference", "temporaries, GB", "s per step")
 NOTE = (
-    "Counted from the compiled program of a step, which was run where there are "
-    "seconds: median of a few steps on a machine that others used too. On CPU, XLA "
-    "converts stacked bfloat16 weights to float32 before the loop over them, inference "
-    "included: of bfloat16 shapes read the difference to inference. Opt-13b has no "
-    "rows for a gradient that is held: its directions would be drawn as a whole.\n"
+    "Counted from the compiled program of a step. Seconds are the median of a few "
+    "steps on a shared machine, where the program was run. On CPU, XLA converts "
+    "stacked bfloat16 weights to float32 before the loop over them, also for "
+    "inference: for bfloat16, read the difference to inference. Opt-13b has no rows "
+    "for a held gradient, because its directions would be drawn as a whole.\n"
 )
-# At most this many times the memory of inference, on "small" in float32.
+# Largest multiples of the memory of inference, for "small" in float32.
 LIMITS = {
     "evaluation": 1.06,
     "ZO-SGD": 1.10,
@@ -57,7 +57,7 @@ LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is asked about."""
+    """The model, type and batch to measure."""
 
     config: opt.Config
     dtype: Any
@@ -84,7 +84,7 @@ class Work:
 
 
 def in_place(rule: Any, **options: Any) -> Callable[[Work], Any]:
-    """A step that copies nothing, and what makes its state of the parameters."""
+    """Return a step that copies nothing, and the function that makes its state."""
     optimizer = radazo.in_place(optax.chain(rule, optax.scale(-RATE)), key=0, **options)
 
     def make(work: Work) -> tuple[Any, Any]:
@@ -97,7 +97,7 @@ def in_place(rule: Any, **options: Any) -> Callable[[Work], Any]:
 
 
 def with_gradient(optimizer: Any) -> Callable[[Work], Any]:
-    """A step that holds its gradient: of backpropagation, or of an estimator."""
+    """Return a step that holds its gradient: of backpropagation, or of an estimator."""
 
     def make(work: Work) -> tuple[Any, Any]:
         def step(params: Any, state: Any, ids: jax.Array) -> tuple[Any, Any]:
@@ -120,7 +120,7 @@ def inference(work: Work) -> tuple[Any, Any]:
 
 
 def evaluation(work: Work) -> tuple[Any, Any]:
-    """One value along a direction, without that point."""
+    """Return one value along a direction, without building the point."""
     value = radazo.evaluate.perturbed_value_fn(work.value)
 
     def step(params: Any, state: Any, ids: jax.Array) -> Any:
@@ -130,7 +130,7 @@ def evaluation(work: Work) -> tuple[Any, Any]:
 
 
 def evaluation_of_a_copy(work: Work) -> tuple[Any, Any]:
-    """One value along a direction, at that point."""
+    """Return one value along a direction, at a perturbed copy."""
 
     def step(params: Any, state: Any, ids: jax.Array) -> Any:
         leaves, treedef = jax.tree.flatten(params)
@@ -173,17 +173,17 @@ MODES = {
 
 
 def moves(mode: str) -> bool:
-    """Whether a step returns parameters and state, and not a value."""
+    """Return whether a step returns parameters and state rather than a value."""
     return mode not in ("inference", "evaluation", "evaluation of a copy")
 
 
 def measured(work: Work, mode: str) -> dict[str, int]:
-    """Bytes of the program of a step."""
+    """Return the bytes of the program of a step."""
     step, init = MODES[mode](work)
-    # Results lie where donated parameters and state lay.
+    # Results take the memory of donated parameters and state.
     program = jax.jit(step, donate_argnums=(0, 1) if moves(mode) else ())
     lowered = program.lower(work.params, jax.eval_shape(init, work.params), work.ids)
-    # Where buffers lie is decided before machine code is made, which nobody runs.
+    # Buffers are assigned before machine code is generated, which is not needed.
     found = lowered.compile({"xla_backend_optimization_level": 0}).memory_analysis()
     sizes = {
         "arguments": found.argument_size_in_bytes,
@@ -194,7 +194,7 @@ def measured(work: Work, mode: str) -> dict[str, int]:
 
 
 def seconds_per_step(work: Work, mode: str, repeats: int) -> float:
-    """The median of so many steps of a model with random parameters."""
+    """Return the median time of a step of a model with random parameters."""
     step, init = MODES[mode](work)
     program = jax.jit(step, donate_argnums=(0, 1) if moves(mode) else ())
     params = opt.random(work.config, jax.random.key(0), work.dtype)
@@ -206,11 +206,11 @@ def seconds_per_step(work: Work, mode: str, repeats: int) -> float:
         out = jax.block_until_ready(program(params, state, ids))
         found.append(time.perf_counter() - start)
         params, state = out if moves(mode) else (params, state)
-    return statistics.median(found[1:])  # The first has compiling in it.
+    return statistics.median(found[1:])  # The first step includes compilation.
 
 
 def is_too_large(work: Work, mode: str) -> bool:
-    """Whether there are more parameters than a direction drawn as a whole can have."""
+    """Return whether a direction drawn as a whole would have too many elements."""
     return mode.endswith("held gradient") and work.num_parameters >= 1 << 32
 
 
@@ -226,7 +226,7 @@ def row(mode: str, found: dict[str, Any], first: dict[str, Any]) -> list[str]:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """A table for each shape, type and batch of the lines."""
+    """Return a table for each shape, type and batch of the lines."""
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for line in lines:
         given = line["settings"]

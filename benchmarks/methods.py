@@ -1,9 +1,9 @@
-"""The methods that are compared, with the paper's constants for all of them.
+"""The compared methods, with the constants of the paper for all of them.
 
-At an equal learning rate a step of R-AdaZO is about √((1 + b1) / (1 − b1)) = 4.36 times
-that of ZO-AdaMM where estimates are mostly noise, so that a comparison at a shared rate
-is mostly one of rates. `zo_adamm_matched` is ZO-AdaMM with its learning rate multiplied
-by that number: the row to read R-AdaZO against.
+At the same learning rate, and if estimates are mostly noise, a step of R-AdaZO is about
+√((1 + b1) / (1 − b1)) = 4.36 times as long as one of ZO-AdaMM. A comparison at a shared
+rate is therefore mostly one of rates. `zo_adamm_matched` is ZO-AdaMM with its learning
+rate multiplied by that factor: compare R-AdaZO with that row.
 """
 
 import argparse
@@ -18,27 +18,27 @@ import radazo
 
 B1, B2, EPS_ROOT = 0.9, 0.99, 1e-8
 MATCHED = math.sqrt((1 + B1) / (1 - B1))
-# How fine-tuning keeps moments: beside a gradient that is held, or in place.
+# How fine-tuning stores moments: next to a held gradient, or in place.
 MOMENTS = ("held", "float32", "bfloat16", "per_part", "factored", "rebuilt")
 
 CAVEAT = (
     f"At a shared learning rate a step of R-AdaZO is about √((1 + b1) / (1 − b1)) = "
     f"{MATCHED:.2f} times that of ZO-AdaMM, so comparing the two is mostly comparing "
     f"learning rates. The method zo_adamm_matched has its rate multiplied by "
-    f"{MATCHED:.2f}: read R-AdaZO against that one too."
+    f"{MATCHED:.2f}: compare R-AdaZO with that one too."
 )
 
 
 class Method(NamedTuple):
-    """An update rule, and how it is shown.
+    """An update rule, and its label and style.
 
     Attributes:
-      label: What tables and figures call it.
+      label: Label in tables and figures.
       rule: `rule() -> optax.GradientTransformation`, without the learning rate.
-      factor: What the shared learning rate is multiplied by.
-      color: For figures, of the colour-blind safe palette of Okabe and Ito.
-      dash: Line style, so that lines that lie on each other are both seen.
-      rates: Learning rates among which a first look is taken when it is tuned.
+      factor: Factor of the shared learning rate.
+      color: Of lines in figures, from the colour-blind safe palette of Okabe and Ito.
+      dash: Line style, which keeps lines that coincide visible.
+      rates: Learning rates of the first round of tuning.
     """
 
     label: str
@@ -56,8 +56,8 @@ _AMSGRAD = functools.partial(_ZO_ADAMM, amsgrad=True)
 _RMSPROP = functools.partial(radazo.scale_by_second_moment, b2=B2, eps_root=EPS_ROOT)
 _MEAZO = functools.partial(_RMSPROP, granularity=radazo.optimizers.scalar)
 
-# The step of a normalized rule is about its rate in each coordinate; that of ZO-SGD is
-# as long as the gradient is.
+# A step of a normalized rule is about its rate in each coordinate; a step of
+# ZO-SGD is proportional to the gradient.
 _NORMALIZED = tuple(10.0**k for k in range(-4, 1))
 _PLAIN = tuple(10.0**k for k in range(-7, 2))
 _DOTS = (0, (1, 3))
@@ -76,14 +76,14 @@ METHODS = {
     ),
     "meazo": Method("meazo", _MEAZO, 1.0, "#7F7F7F", _DOTS, _NORMALIZED),
 }
-# A tuned rate makes the row with a matched rate the same as the one without.
+# At a tuned rate, the matched method equals the plain one.
 TUNED = tuple(name for name in METHODS if name != "zo_adamm_matched")
 
 
 def optimizer(
     method: Method, learning_rate: Any, estimator: radazo.Estimator, key: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The method complete: estimator, rule, learning rate."""
+    """Return the complete method: estimator, rule, learning rate."""
     rule = optax.chain(method.rule(), optax.scale_by_learning_rate(learning_rate))
     return radazo.with_estimator(estimator, rule, key)
 
@@ -91,7 +91,7 @@ def optimizer(
 def chosen(
     parser: argparse.ArgumentParser, option: str, names: str, known: Any
 ) -> list[str]:
-    """The names in a list separated by commas, each one of `known`."""
+    """Return the names in a comma-separated list, each one of `known`."""
     found = [name.strip() for name in names.split(",")]
     for name in found:
         if name not in known:

@@ -1,24 +1,24 @@
-"""Why square the momentum: figure 2 of the paper, with what theory says beside it.
+"""Why square the momentum: figure 2 of the paper, with the theory of its curves.
 
   python -m benchmarks moments                half a minute on two CPU cores
 
-Along the way of R-AdaZO on Quadratic, whose gradient is known, for several b1:
+R-AdaZO runs on Quadratic, whose gradient is known, for several b1:
 
   cos g, cos m    cosine of the estimate and of the first moment with the gradient
-  error of g²     how far the second moment of the estimates (ZO-AdaMM's) is from that
-                  of the true gradients, relative: ‖nu − nu*‖ / ‖nu*‖
+  error of g²     relative distance of the second moment of the estimates (ZO-AdaMM's)
+                  from that of the true gradients: ‖nu − nu*‖ / ‖nu*‖
   error of m²     the same for the second moment of the first moment (R-AdaZO's)
 
-means over the steps after the second moment has warmed up, t > 3 / (1 − b2). For
-estimates that are mostly noise, of a gradient that hardly moves:
+Reported are means over the steps t > 3 / (1 − b2), after the second moment has warmed
+up. If estimates are mostly noise and the gradient hardly changes,
 
   cos g = √(K / (d + K))       cos m = √(Kₑ / (d + Kₑ)),  Kₑ = K (1 + b1) / (1 − b1)
   error of g² = d / (K √3)     error of m² = (1 − b1) / (1 + b1) · d / (K √3)
 
 The first moment keeps more of the direction and less of the noise, up to the b1 at
-which it lags behind the gradient; its square is the better second moment by the square
-of that. It is smaller, too, by (1 − b1) / (1 + b1), which makes the steps longer: what
-a larger learning rate would do as well (see `synthetic`).
+which it lags behind the gradient; its square is the better second moment. It is also
+smaller, by (1 − b1) / (1 + b1), which makes steps longer, as a larger learning rate
+would (see `synthetic`).
 """
 
 import argparse
@@ -54,9 +54,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--dim", type=int, default=2000, help="number of parameters")
-    add("--steps", type=int, default=600, help="of each run; the first 300 not counted")
+    add("--steps", type=int, default=600, help="of each run, with 300 of warm-up")
     add("--seeds", type=int, default=5, help="runs for each b1, in one program")
-    add("--seed", type=int, default=456, help="the first of the seeds")
+    add("--seed", type=int, default=456, help="first seed")
     add("--num-directions", type=int, default=10, help="directions of a step, K")
     add("--smoothing", type=float, default=5e-3, help="distance moved along one")
     add("--learning-rate", type=float, default=1e-3, help="of R-AdaZO")
@@ -89,9 +89,9 @@ def main(argv: list[str]) -> None:
                     line = records.append(path, "moments", seeds, given, numbers)
                 lines.append(line)
         except KeyboardInterrupt:
-            bar.write("Interrupted: started again, it goes on with what is missing.")
+            bar.write("Interrupted. The same command continues with the missing runs.")
     if not lines:
-        console.print("Nothing was finished.")
+        console.print("No run was finished.")
         return
     console.print(table(lines))
     console.print(f"Figure: {draw(lines, args.output)}\nResult lines: {path}")
@@ -104,7 +104,7 @@ def settings(b1: float, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(b1: float, args: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
-    """For each measure the mean over the counted steps, of each seed."""
+    """Return (seeds,) means of each measure over the counted steps."""
     started = time.perf_counter()
     with jax.enable_x64(True):
         run = jax.jit(jax.vmap(lambda seed: measures_of_run(seed, b1, args)))
@@ -114,7 +114,7 @@ def measured(b1: float, args: argparse.Namespace, seeds: list[int]) -> dict[str,
 
 
 def measures_of_run(seed: jax.Array, b1: float, args: argparse.Namespace) -> jax.Array:
-    """(counted steps, 4) the measures at each step of one run."""
+    """Return the (counted steps, 4) measures of one run."""
     start_key, run_key = jax.random.split(jax.random.key(seed))
     estimator = radazo.sphere_estimator(
         num_directions=args.num_directions, smoothing=args.smoothing
@@ -149,7 +149,7 @@ def measures_of_run(seed: jax.Array, b1: float, args: argparse.Namespace) -> jax
 
 
 def theory(given: dict[str, Any]) -> dict[str, float]:
-    """What is to be expected while the gradient hardly moves."""
+    """Return the expected measures while the gradient hardly changes."""
     dim, num, b1 = given["dim"], given["num_directions"], given["b1"]
     longer = (1 + b1) / (1 - b1)
     error = dim / (num * math.sqrt(3))
@@ -162,7 +162,7 @@ def theory(given: dict[str, Any]) -> dict[str, float]:
 
 
 def rows(lines: list[dict[str, Any]]) -> list[list[str]]:
-    """For each b1 what was measured, mean over seeds, and what theory says."""
+    """Return for each b1 the measured means over seeds, and the theory."""
     found = []
     for line in records.newest(lines):
         expected = theory(line["settings"])
@@ -178,8 +178,8 @@ def title(lines: list[dict[str, Any]]) -> str:
     given = lines[0]["settings"]
     return (
         f"quadratic: d = {given['dim']:,}, K = {given['num_directions']}, steps "
-        f"{warm_up()} to {given['steps']}, {len(lines[0]['seeds'])} seeds; in brackets "
-        "theory for a gradient that does not move"
+        f"{warm_up()} to {given['steps']}, {len(lines[0]['seeds'])} seeds; brackets "
+        "hold the theory for a constant gradient"
     )
 
 
@@ -199,7 +199,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
 
 
 def draw(lines: list[dict[str, Any]], folder: Path) -> Path:
-    """Two panels, cosines and errors, against 1 − b1; dotted is theory."""
+    """Draw cosines and errors against 1 − b1 in two panels; dotted lines are theory."""
     figure, panels = figures.figure_of(2, columns=2)
     x = np.array([1 - line["settings"]["b1"] for line in lines])
     colors = (METHODS["zo_adamm"].color, METHODS["radazo"].color)

@@ -1,38 +1,34 @@
-"""radazo against what people use today: evosax, EvoTorch, pycma, nevergrad and others.
+"""Compare radazo with evosax, EvoTorch, pycma, nevergrad and others.
 
   python -m benchmarks peers                    needs pip install '.[benchmarks,peers]'
 
-The same functions, the same start, N(0, I), the same number of function values, and
-each method tuned by the same rule: one knob, eight runs on a seed that is not reported.
-Tuning starts at a value given before and goes up or down by factors of ten, then of
-half and of a quarter of a power, towards what ended lowest; a knob that is the largest
-or smallest of those tried is marked (edge). A run that ends above its start, where its
-point was last finite, counts as infinite, however low the first points that it tried
-happen to be.
+All methods minimize the same functions from the same start, N(0, I), with the same
+number of function values. Each is tuned by the same rule: one knob, eight runs on a
+seed that is not reported. Tuning starts at a fixed value and walks by factors of ten,
+then of half and of a quarter of a power, towards the lowest result. A knob at the edge
+of those tried is marked (edge). A run whose last finite value is above its start counts
+as infinite, even if some of its first points were lower.
 
-Compared is the lowest value that a run has seen, at the points that it evaluated or at
-the one that it would return: for evolution strategies that is the mean of the
-sampler, for nevergrad its recommendation, for the others the last point. So no
-package is at a disadvantage by what it returns. radazo's own rows show only the values
-at their points, not those at the perturbed ones, which may be lower by a hair. The
-value of the returned point stands beside it in the result lines. Looking at returned
-points, 40 times in a run, is free.
+The reported value is the lowest that a run has seen, at its evaluated points or at the
+point that it would return: the mean of the sampler for evolution strategies, the
+recommendation for nevergrad, the last point for the others. So no package loses by its
+choice of the returned point. The rows of radazo use only values at its iterates, not at
+perturbed points, which may be slightly lower. Result lines also hold the value at the
+returned point. Evaluations of returned points, 40 in a run, are free.
 
 A knob is known to half or a quarter of a power of ten, and radazo has five rows where
-most packages have one or two: a difference of a few per cent between two methods is
-none.
+most packages have one or two: a difference of a few per cent is not significant.
 
 JAX and PyTorch compute in float32, or both in float64 (`--dtype`); packages of NumPy
-know float64 only. JAX's loops are compiled, which is not in the seconds of a run. The
-process keeps to one core, where the system lets it, and libraries to one thread: these
-arrays are small, and while anything else runs on the machine a second thread makes
-PyTorch and CMA-ES 20 times slower. Seconds are those of the processor.
+compute in float64. Compilation of JAX loops does not count as time of a run. The
+process uses one core, where the system allows it, and libraries use one thread: the
+arrays are small, and on a shared machine a second thread makes PyTorch and CMA-ES 20
+times slower. Seconds are processor time.
 
-Each (function, dim, method) is a result line once it is finished, and is left out when
-the command is started again. It takes some three hours, half of it for nevergrad,
-which comes last: all else is finished before, and Ctrl-C shows it. On another core
-`taskset -c 1 python -m benchmarks peers --methods nevergrad` can work on the same
-folder.
+Each (function, dim, method) is a result line once it is finished, and the same command,
+started again, skips it. All of them take some three hours, half of them nevergrad's,
+which comes last: Ctrl-C during it shows all other results. On another core
+`taskset -c 1 python -m benchmarks peers --methods nevergrad` can use the same folder.
 """
 
 import argparse
@@ -67,7 +63,7 @@ Run = Callable[[int, float], Trace]  # Of a seed and a knob.
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks peers",
-        description="Minimize the same functions by radazo and by its rivals.",
+        description="Minimize the same functions with radazo and with other packages.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -77,8 +73,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--budget", type=int, default=55_000, help="function values of a run")
     add("--trials", type=int, default=8, help="runs that tune a method")
     add("--tuning-seed", type=int, default=1, help="seed of those runs")
-    add("--seeds", type=int, default=3, help="runs that are reported")
-    add("--seed", type=int, default=456, help="the first of their seeds")
+    add("--seeds", type=int, default=3, help="reported runs")
+    add("--seed", type=int, default=456, help="first of their seeds")
     add("--dtype", choices=["float32", "float64"], default="float32", help="type of x")
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
     args = parser.parse_args(argv)
@@ -101,11 +97,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = arguments(argv)
     console = records.console()
-    # JAX counts cores when it is first used: evosax does so while it is imported.
+    # JAX counts cores on first use, and evosax uses it on import.
     with one_core():
         finished = compared(args, console)
     if not finished:
-        console.print("Nothing was finished.")
+        console.print("No piece was finished.")
         return
     for key, lines in report.cells(finished).items():
         console.print(report.heading(key, lines))
@@ -118,7 +114,7 @@ def main(argv: list[str]) -> None:
 
 
 def compared(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """The result lines of all methods that can be run."""
+    """Return the result lines of all methods that can be run."""
     packages = dict.fromkeys(METHODS[name].package for name in args.methods)
     modules = {}
     for package in packages:
@@ -138,9 +134,9 @@ def compared(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]
     finished: list[dict[str, Any]] = []
     total = len(pieces) * (args.trials + len(args.seeds))
     with (
-        # Only libraries that are loaded by now are limited.
+        # threadpoolctl limits only libraries that are already loaded.
         threadpoolctl.threadpool_limits(1),
-        # A bar on terminals only (disable=None); elsewhere a line for each piece.
+        # tqdm shows a bar on terminals only (disable=None); elsewhere print a line.
         tqdm(total=total, unit="run", disable=None, leave=False) as bar,
     ):
         try:
@@ -148,13 +144,13 @@ def compared(args: argparse.Namespace, console: Console) -> list[dict[str, Any]]
                 module = modules[METHODS[name].package]
                 finished.append(piece(module, name, dim, function, args, bar))
         except KeyboardInterrupt:
-            bar.write("Interrupted: what follows are the pieces that were finished.")
+            bar.write("Interrupted. Finished pieces:")
     return finished
 
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Keep to the first core; only Linux lets a process choose."""
+    """Use only the first core; only Linux allows a process to choose."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -174,13 +170,13 @@ def piece(
     args: argparse.Namespace,
     bar: tqdm,
 ) -> dict[str, Any]:
-    """The result line of one method on one function, found or made."""
+    """Return the result line of one method on one function, stored or new."""
     names = ("budget", "trials", "tuning_seed", "dtype")
     settings = {key: getattr(args, key) for key in names}
     settings |= {"function": function, "dim": dim, "method": name}
     settings |= {"package_version": module.VERSION}
     path, what = args.output / "peers.jsonl", f"{function}, d = {dim:,}, {label(name)}"
-    # Read anew each time: another process may be writing to the same file.
+    # Read it each time, because another process may be writing to the same folder.
     line = records.find(records.read(path), args.seeds, settings)
     if line is not None:
         bar.write(f"{what}: found")
@@ -220,7 +216,7 @@ def one_run(
 def measured(
     run: Run, center: tuple[float, float], dim: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Tune on one seed, run on the others: the numbers of a result line."""
+    """Tune on one seed, run on the others, and return the numbers of a result line."""
     started = time.perf_counter()
     first = center[0] * dim ** center[1]
     tried = tune(lambda knob: improved(run(args.tuning_seed, knob)), first, args.trials)
@@ -245,10 +241,10 @@ def measured(
 
 
 def improved(trace: Trace) -> float:
-    """The lowest value of a run; infinity if it does not end below its start.
+    """Return the lowest value of a run; infinity if it does not end below its start.
 
-    It ends where its point was last finite: in float32 a distribution that has shrunk
-    to a point may end in NaN.
+    It ends at its last finite point: in float32 a distribution that has shrunk to a
+    point may end in NaN.
     """
     ends = trace.current[np.isfinite(trace.current)]
     return trace.best[-1] if len(ends) and ends[-1] < trace.current[0] else math.inf
@@ -257,7 +253,7 @@ def improved(trace: Trace) -> float:
 def tune(
     value_at: Callable[[float], float], center: float, trials: int
 ) -> dict[float, float]:
-    """Value by knob: a walk over center · 10ᵉ towards the lowest, then finer."""
+    """Return values by knob, of a walk over center · 10ᵉ to the lowest, then finer."""
     knobs, tried, step = {0.0: center}, {}, 1.0
     tried[center] = finite(value_at(center))
     while len(tried) < trials:
@@ -276,5 +272,5 @@ def finite(value: float) -> float:
 
 
 def lowest(tried: dict[float, float]) -> float:
-    """The knob of the lowest value: the first, or the smallest if all diverge."""
+    """Return the first knob of the lowest value, or the smallest if all diverge."""
     return min(tried, key=lambda knob: (tried[knob], tried[knob] == math.inf and knob))

@@ -1,10 +1,10 @@
-"""Throughput of an evaluation pool: n workers against n times one.
+"""Measure the throughput of an evaluation pool: n workers against n times one.
 
   python -m benchmarks pool           a function that sleeps for half a second
-  python -m benchmarks pool --quick   twentieths of a second: shows that it runs
+  python -m benchmarks pool --quick   a tenth of that: a check that it runs
 
-One worker and n are timed in turn, each with workers that have begun before the clock
-does. What is missing from 1 is what handing out, waiting and collecting cost.
+One worker and n workers are timed in turn, after all of them have started. The rest to
+1 is the cost of sending, waiting and collecting.
 """
 
 import argparse
@@ -26,11 +26,11 @@ import radazo
 from benchmarks import records
 
 NUM_WORKERS = {"threads": (4, 16), "processes": (4, 16), "dask": (4,)}
-COLUMNS = ("workers", "number", "calls a second of one", "of all", "share")
+COLUMNS = ("workers", "number", "calls per second of one", "of all", "share")
 
 
 def sleeping(point: np.ndarray) -> float:
-    """A call of as many seconds as the first element says."""
+    """Sleep for `point[0]` seconds, and return `point[1]`."""
     time.sleep(float(point[0]))
     return float(point[1])
 
@@ -56,7 +56,7 @@ def executor_of(kind: str, num_workers: int) -> Iterator[Callable[[], Any]]:
 
 
 def rate(kind: str, num_workers: int, seconds: float, calls_each: int) -> float:
-    """Calls a second."""
+    """Return calls per second."""
     with (
         executor_of(kind, num_workers) as executor,
         radazo.pool.evaluation_pool(
@@ -70,7 +70,7 @@ def rate(kind: str, num_workers: int, seconds: float, calls_each: int) -> float:
             assert len(dict(pool.evaluate(queries))) == num
             return num / (time.perf_counter() - begun)
 
-        timed(0, 3 * num_workers)  # Workers are made, and import.
+        timed(0, 3 * num_workers)  # Workers start, and import.
         return timed(3 * num_workers, calls_each * num_workers)
 
 
@@ -124,7 +124,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     head = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     body = [f"| {' | '.join(row(line))} |" for line in records.newest(lines)]
     told = (
-        "A function that sleeps, by workers of an evaluation pool: n of them against n "
+        "A function that sleeps, in workers of an evaluation pool: n of them against n "
         "times one, timed in turn; the median share over rounds, and the range.\n"
     )
     return "\n".join([told, *head, *body])

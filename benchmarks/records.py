@@ -1,11 +1,11 @@
-"""What is kept and printed. A result line has all it takes to make the number again:
+"""Result lines: JSON records with everything needed to repeat a measurement.
 
   {"command": "synthetic", "date": "...", "commit": "...", "versions": {...},
    "device": {...}, "seeds": [...], "settings": {...}, "numbers": {...}}
 
-Numbers that are not finite are null: JSON has no infinity. Curves are rounded to four
-digits. A line is written when its piece of work is finished, and `find` finds it again:
-a command that was interrupted goes on where it was, by leaving out what it finds.
+Numbers that are not finite are null, because JSON has no infinity. Curves are rounded
+to four digits. A line is written when its piece of work is finished. An interrupted
+command skips the pieces that `find` finds.
 """
 
 import datetime as dt
@@ -27,14 +27,14 @@ import radazo
 
 
 def console() -> Console:
-    """For tables: as wide as the terminal, and 100 columns where there is none."""
+    """Return a console as wide as the terminal, or 100 columns without one."""
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
 def append(
     path: Path, command: str, seeds: list[int], settings: dict, numbers: dict
 ) -> dict[str, Any]:
-    """Add one result line to the file at `path`, and return it as `read` would."""
+    """Append one result line to the file at `path`, and return it as `read` would."""
     line = _plain(
         {
             "command": command,
@@ -50,16 +50,16 @@ def append(
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(line, allow_nan=False) + "\n"
     if path.exists() and not path.read_bytes().endswith(b"\n"):
-        text = "\n" + text  # The last line was cut off: it stays alone.
+        text = "\n" + text  # The last line is incomplete; leave it alone.
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
     return line
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file at `path`; none if there is no file.
+    """Return the lines of the file at `path`; none if there is no file.
 
-    A line that was cut off when its program was killed is left out.
+    Lines that a killed program left incomplete are skipped.
     """
     if not path.exists():
         return []
@@ -68,12 +68,12 @@ def read(path: Path) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
-            print(f"{path}: left out is what is no whole line: {line[:60]} ...")
+            print(f"{path}: skipped an incomplete line: {line[:60]} ...")
     return found
 
 
 def newest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of lines of the same seeds and settings the last one."""
+    """Return the last line of each combination of seeds and settings."""
     last = {json.dumps([line["seeds"], line["settings"]]): line for line in lines}
     return list(last.values())
 
@@ -81,9 +81,9 @@ def newest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def find(
     lines: list[dict[str, Any]], seeds: list[int], settings: dict
 ) -> dict[str, Any] | None:
-    """The last line of these seeds and settings that this machine could have made.
+    """Return the last line of these seeds and settings that this machine could make.
 
-    That is: by these versions of radazo and of what it stands on, on this platform.
+    Versions of radazo, jax, optax and Python and the platform must agree.
     """
     wanted = _wanted(seeds, settings)
     platform = _device()["platform"]
@@ -97,12 +97,12 @@ def find(
 
 
 def identity(seeds: list[int], settings: dict) -> str:
-    """What `find` compares, as a text: for files of work that is not finished."""
+    """Return what `find` compares, as a text, to identify unfinished work."""
     return json.dumps([_wanted(seeds, settings), _device()["platform"]])
 
 
 def rounded(x: Any, digits: int = 4) -> np.ndarray:
-    """`x` to so many significant digits: a curve is drawn, not computed with."""
+    """Round `x` to this number of significant digits, for drawing."""
     return np.vectorize(lambda value: float(f"{value:.{digits - 1}e}"))(np.asarray(x))
 
 
@@ -130,14 +130,14 @@ def _device() -> dict[str, Any]:
 
 
 def _num_cores() -> int | None:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
 
 
 def _commit() -> str | None:
-    """The commit that is checked out, or None outside of a repository."""
+    """Return the commit that is checked out, or None outside of a repository."""
     root = Path(__file__).parent
     try:
         done = subprocess.run(
@@ -152,12 +152,12 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
-# When the program starts: later another commit may be checked out.
+# At the start of the program, because another commit may be checked out later.
 _COMMIT = _commit()
 
 
 def _plain(x: Any) -> Any:
-    """`x` in types that JSON has."""
+    """Convert `x` to types of JSON."""
     if isinstance(x, dict):
         return {str(name): _plain(value) for name, value in x.items()}
     if isinstance(x, list | tuple | np.ndarray):

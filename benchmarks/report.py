@@ -1,10 +1,10 @@
-"""The tables and figures of all experiments, from their result lines alone.
+"""Write the tables and figures of all experiments, from their result lines alone.
 
-  python -m benchmarks report                      of the lines that are committed
+  python -m benchmarks report                      of the committed lines
   python -m benchmarks report --results benchmarks/output    of your own
 
-Nothing is run. Each section says by which command its lines were made, with which
-versions, on what.
+It runs no experiment. Each section states the command, versions and device of its
+lines.
 """
 
 import argparse
@@ -34,11 +34,11 @@ Lines = list[dict[str, Any]]
 
 
 class Section(NamedTuple):
-    """An experiment: a file of result lines, and what is made of them.
+    """The result lines of an experiment, and how to present them.
 
     Attributes:
       name: Of the command, and of its file.
-      options: With which it is to be run.
+      options: Options of its commands.
       title: Heading.
       markdown: `markdown(lines) -> str`, the tables.
       draw: `draw(lines, folder) -> paths` of the figures.
@@ -70,7 +70,7 @@ SECTIONS = (
     Section(
         "moments",
         ("",),
-        "Both moments against the true gradient (figure 2)",
+        "First and second moments against the true gradient (figure 2)",
         moments.markdown,
         lambda lines, folder: [moments.draw(lines, folder)],
     ),
@@ -91,14 +91,14 @@ SECTIONS = (
     Section(
         "peers",
         ("",),
-        "Against what people use today",
+        "Against other packages",
         peers.markdown,
         lambda lines, folder: [peers.draw(lines, folder / "peers.png")],
     ),
     Section(
         "calibration",
         ("",),
-        "What is chosen without tuning",
+        "Calibration against a tuned grid",
         calibration_report.markdown,
         lambda *_: [],
     ),
@@ -112,22 +112,22 @@ SECTIONS = (
     Section(
         "memory",
         (" --repeats 3", LARGE, LARGER),
-        "Memory of a step of fine-tuning",
+        "Memory of a fine-tuning step",
         memory.markdown,
         lambda *_: [],
     ),
     Section(
         "speed", ("",), "Time and memory of one step", speed.markdown, lambda *_: []
     ),
-    Section("pool", ("",), "Workers of a pool", pool.markdown, lambda *_: []),
-    Section("journal", ("",), "A run made again", journal.markdown, lambda *_: []),
+    Section("pool", ("",), "Throughput of a pool", pool.markdown, lambda *_: []),
+    Section("journal", ("",), "Replay of a journal", journal.markdown, lambda *_: []),
 )
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks report",
-        description="Tables and figures from result lines; nothing is run.",
+        description="Write tables and figures from result lines; run no experiment.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -172,7 +172,7 @@ def report(
 
 
 def provenance(section: Section, lines: Lines) -> str:
-    """By which command, with what, where and when the lines were made."""
+    """Return commands, versions, devices, dates and commits of the lines."""
     versions = sorted({str_of(line["versions"]) for line in lines})
     devices = sorted(
         {f"{x['device']['kind']}, {x['device']['cpu_cores']} core(s)" for x in lines}
@@ -181,7 +181,7 @@ def provenance(section: Section, lines: Lines) -> str:
     commits = sorted({str(line["commit"]) for line in lines})
     commands = [f"`python -m benchmarks {section.name}{x}`" for x in section.options]
     return (
-        f"To make it again: {', '.join(commands)}. {len(lines)} lines, "
+        f"To repeat: {', '.join(commands)}. {len(lines)} lines, "
         f"{dates[0]} to {dates[-1]}; {'; '.join(versions)}; {'; '.join(devices)}; "
         f"commits {', '.join(commits)}.\n"
     )

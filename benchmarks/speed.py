@@ -1,14 +1,13 @@
-"""Time and memory of one step: radazo against the plain way to write it.
+"""Measure time and memory of one step: radazo against a plain implementation.
 
-The plain way is what most people write: K directions from `jax.random.normal`, mapped
-over with `jax.vmap`, then the three lines of R-AdaZO. Its opponent is
-`radazo.radazo(...)` as a user calls it, one direction at a time. The floor is what no
-implementation can avoid: K + 1 evaluations of the function, and reading and writing the
-parameters and both moments.
+The plain step draws K directions by `jax.random.normal`, maps over them with
+`jax.vmap`, and applies R-AdaZO in three lines. Its opponent is `radazo.radazo(...)` as
+a user calls it, one direction at a time. The floor is the unavoidable part: K + 1
+evaluations of the function, and one pass over the parameters and both moments.
 
 Sides are compiled apart and timed in turn, A B C A B C ..., each to the end
-(`block_until_ready`), many steps to a call as in a run; the ratio is the median over
-rounds of the ratio within a round.
+(`block_until_ready`), with many steps to a call as in a run. The ratio is the median
+over rounds of the ratio within a round.
 """
 
 import argparse
@@ -35,7 +34,7 @@ ESTIMATORS = {
     "sphere": radazo.sphere_estimator,
     "rademacher": radazo.rademacher_estimator,
 }
-# At most this share of the plain step: (function, dim) -> for normal draws, for signs.
+# Largest shares of the plain step, by (function, dim), for normal draws and for signs.
 TARGETS = {
     ("quadratic", 10**4): (0.7, 0.2),
     ("rosenbrock", 10**4): (0.8, 0.25),
@@ -44,7 +43,7 @@ TARGETS = {
 
 
 def plain_step(function: Callable[..., Any], num_directions: int) -> Callable[..., Any]:
-    """The step that radazo is measured against."""
+    """Return the plain step that radazo is compared with."""
 
     def step(x, state):
         key, mu, nu = state
@@ -65,7 +64,7 @@ def plain_step(function: Callable[..., Any], num_directions: int) -> Callable[..
 def radazo_step(
     function: Callable[..., Any], estimator: radazo.Estimator
 ) -> tuple[Callable[..., Any], Any]:
-    """The step of the complete optimizer, and the optimizer."""
+    """Return the step of the complete optimizer, and the optimizer."""
     optimizer = radazo.radazo(
         LEARNING_RATE, estimator, key=0, b1=B1, b2=B2, eps_root=EPS_ROOT
     )
@@ -78,7 +77,7 @@ def radazo_step(
 
 
 def floor_step(function: Callable[..., Any], num_directions: int) -> Callable[..., Any]:
-    """K + 1 evaluations and one pass over parameters and moments; no noise."""
+    """Evaluate K + 1 times, and pass over parameters and moments once; draw nothing."""
 
     def step(x, state):
         mu, nu = state
@@ -98,7 +97,7 @@ def floor_step(function: Callable[..., Any], num_directions: int) -> Callable[..
 def time_sides(
     sides: dict[str, tuple[Callable[..., Any], Any, Any]], rounds: int, num_steps: int
 ) -> dict[str, np.ndarray]:
-    """Seconds of one step of each side in each round, the sides in turn."""
+    """Return the seconds per step of each side in each round; sides take turns."""
 
     def repeated(step):
         return jax.jit(
@@ -122,7 +121,7 @@ def time_sides(
 def compare(
     name: str, dim: int, num_directions: int, rounds: int, chunk_size: int
 ) -> list[dict[str, Any]]:
-    """One row a side: milliseconds, share of the plain step, temporaries."""
+    """Return a row per side: milliseconds, share of the plain step, temporaries."""
     function = synthetic.PROBLEMS[name].value_fn
     x = jax.random.normal(jax.random.key(1), (dim,))
     zeros = jnp.zeros_like(x)
@@ -167,7 +166,7 @@ def _target(name: str, dim: int, side: str) -> float | None:
 
 
 def first_order_step(value: Callable[..., Any]) -> tuple[Callable[..., Any], Any]:
-    """Backpropagation and Adam, for comparison."""
+    """Return a step of backpropagation and Adam, for comparison."""
     optimizer = optax.adam(LEARNING_RATE)
 
     def step(params, state):
@@ -178,7 +177,7 @@ def first_order_step(value: Callable[..., Any]) -> tuple[Callable[..., Any], Any
 
 
 def compile_times(num_layers: int, rounds: int) -> list[dict[str, Any]]:
-    """CPU seconds to trace and compile a step, against the function alone."""
+    """Return the CPU seconds to trace and compile a step, and the function alone."""
     value, params = transformer.cross_entropy, transformer.parameters(num_layers)
     sides = {"function alone": (value, (params,))}
     for law, make in ESTIMATORS.items():
@@ -190,7 +189,7 @@ def compile_times(num_layers: int, rounds: int) -> list[dict[str, Any]]:
     for _ in tqdm(range(rounds), desc="compilations", leave=False, disable=None):
         for side, (fn, args) in sides.items():
             jax.clear_caches()
-            # Of the process: compiling uses threads, and a machine may be busy.
+            # Processor time: compilation uses threads, and the machine may be shared.
             start = time.process_time()
             jax.jit(fn).lower(*args).compile()
             seconds[side].append(time.process_time() - start)
@@ -251,7 +250,7 @@ def print_compilation(console: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """The newest of the lines, as tables."""
+    """Return the newest line as tables."""
     numbers = lines[-1]["numbers"]
     header = ["function", "d", "K", "step", "ms", "share of plain", "temporaries"]
     rows = [

@@ -1,7 +1,7 @@
-"""Intervals that assume no sampler, for medians and for shares; means.
+"""Means, and distribution-free intervals of medians and shares.
 
 The units must be independent. Runs of one image with different seeds are not: take the
-image as the unit, with the median over its seeds as its one number.
+image as the unit, with the median over its seeds as its number.
 """
 
 import math
@@ -13,12 +13,12 @@ import scipy.stats
 
 
 class MedianInterval(NamedTuple):
-    """A median between two order statistics.
+    """A median with an interval between two order statistics.
 
     Attributes:
       median: Of the sample.
       low, high: Ends of the interval, elements of the sample.
-      level: Probability that such an interval holds the median of the population.
+      level: Probability that such an interval contains the median of the population.
     """
 
     median: float
@@ -28,12 +28,12 @@ class MedianInterval(NamedTuple):
 
 
 def median_interval(x: Any, level: float = 0.95) -> MedianInterval:
-    """The narrowest pair of order statistics whose level is at least `level`.
+    """Return the narrowest pair of order statistics whose level is at least `level`.
 
       P(x₍ᵣ₎ ≤ median ≤ x₍ₙ₋ᵣ₊₁₎) ≥ 1 − 2 · P(B < r),  B ~ Binomial(n, ½)
 
-    Infinite elements (runs that never succeeded) are as good as others. A sample of
-    less than 6 has no pair at 0.95: it gets its range, and the level of that.
+    Infinite elements (runs without success) are valid. A sample of less than 6 has no
+    pair at 0.95; it gets its range, with the level of the range.
     """
     x = np.sort(np.asarray(x, float))
     n = len(x)
@@ -48,7 +48,7 @@ def median_interval(x: Any, level: float = 0.95) -> MedianInterval:
 
 
 def geometric_mean(x: Any) -> float:
-    """exp(mean(log x)) of numbers that are not negative; 0 if one of them is."""
+    """Return exp(mean(log x)) of non-negative numbers; 0 if one of them is."""
     x = np.asarray(x, float)
     return float(np.exp(np.mean(np.log(x)))) if x.all() else 0.0
 
@@ -56,7 +56,7 @@ def geometric_mean(x: Any) -> float:
 def wilson_interval(
     successes: int, trials: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Wilson's score interval of a share: it stays within [0, 1], at 0 and at n too."""
+    """Return Wilson's score interval of a share, which stays within [0, 1]."""
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)
     share, z2 = successes / trials, z**2 / trials
     middle = share + z2 / 2
@@ -66,7 +66,7 @@ def wilson_interval(
 
 
 def mean_interval(x: Any, level: float = 0.95) -> tuple[float, float]:
-    """The mean, and half of Student's interval around it: of few normal numbers."""
+    """Return the mean, and half of Student's interval around it."""
     x = np.asarray(x, float)
     if len(x) < 2:
         return float(np.mean(x)), math.inf

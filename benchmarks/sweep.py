@@ -1,8 +1,8 @@
-"""Many runs on one function in one program: methods x learning rates x seeds.
+"""Run many runs on one function in one program: methods x learning rates x seeds.
 
-The runs of a seed have one start and take the same directions, whatever their method
-and rate (common random numbers): what tells two of them apart is not the luck of the
-draw, and a direction is drawn once for all of them.
+The runs of a seed have the same start and the same directions for every method and rate
+(common random numbers). Their differences are not due to chance, and each direction is
+drawn once for all of them.
 """
 
 import time
@@ -24,15 +24,15 @@ NUM_CALLS = 20
 
 
 class Plan(NamedTuple):
-    """What is run.
+    """The runs.
 
     Attributes:
       value_fn: `value_fn(x)`, as the estimator takes it.
       estimator: A memoryless estimator.
       dim: Number of parameters; the start is drawn from N(0, I).
-      dtype: Of the parameters; the start is drawn in float32 whatever it is.
+      dtype: Of the parameters; the start is always drawn in float32.
       rates: Learning rates of each method, (n,) each.
-      seeds: (s,) of start and directions.
+      seeds: (s,) seeds of start and directions.
       steps: Steps of each run.
       cosine: Whether rates decay to 0 along a cosine.
     """
@@ -48,11 +48,11 @@ class Plan(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What came of it.
+    """The results.
 
     Attributes:
       values: For each method (n, s, steps + 1): f before each step, and at the end.
-      run_seconds, compile_seconds: Wall time of all runs, and of compiling them.
+      run_seconds, compile_seconds: Wall time of all runs, and of compilation.
     """
 
     values: dict[str, np.ndarray]
@@ -61,9 +61,9 @@ class Curves(NamedTuple):
 
 
 def run(plan: Plan, bar: tqdm, checkpoint: Checkpoint | None = None) -> Curves:
-    """All runs of a plan. The bar moves by one for a step of all.
+    """Run all runs of a plan; the bar counts steps, common to all.
 
-    What `checkpoint` keeps is gone on from.
+    The runs resume from `checkpoint`.
     """
     with jax.enable_x64(plan.dtype == "float64"):
         return _run(plan, bar, checkpoint)
@@ -101,14 +101,14 @@ def _run(plan: Plan, bar: tqdm, checkpoint: Checkpoint | None) -> Curves:
 
 
 def _start(plan: Plan, seed: jax.Array) -> Any:
-    """The key of a run, and for each method its points and states, one for a rate."""
+    """Return the key of a run, and the points and states of each method and rate."""
     start_key, run_key = jax.random.split(jax.random.key(seed))
     x = jax.random.normal(start_key, (plan.dim,), jnp.float32).astype(plan.dtype)
     runs = {}
     for name, rates in plan.rates.items():
         points = jnp.tile(x, (len(rates), 1))
         runs[name] = points, jax.vmap(METHODS[name].rule().init)(points)
-    return jax.random.key_data(run_key), runs  # Numbers, which a file can keep.
+    return jax.random.key_data(run_key), runs  # Key data, which a file can store.
 
 
 def _advance(
@@ -119,7 +119,7 @@ def _advance(
     first: jax.Array,
     num: jax.Array,
 ) -> Any:
-    """`num` steps of all runs from step `first` on, and the values before them."""
+    """Take `num` steps of all runs from step `first`; return also f before each."""
 
     def body(i: jax.Array, looped: Any) -> Any:
         (keys, runs), values = looped
@@ -135,12 +135,12 @@ def _advance(
 def _step(
     plan: Plan, rates: dict[str, jax.Array], key: jax.Array, runs: Any, t: jax.Array
 ) -> Any:
-    """One step of all runs of a seed, as `radazo.with_estimator` would take it.
+    """Take one step of all runs of a seed, as `radazo.with_estimator` would.
 
-    But for a step in which no value is finite: here moments decay then.
+    One difference: here moments decay in a step without any finite value.
     """
     value_and_grad = radazo.value_and_grad(plan.value_fn, plan.estimator)
-    # The key is not mapped over: the directions are drawn once for all runs.
+    # The key is not mapped over: directions are drawn once for all runs.
     values, gradients = jax.vmap(value_and_grad, in_axes=(None, 0))(
         jax.random.fold_in(jax.random.wrap_key_data(key), t), _joined(plan, runs)
     )
@@ -158,15 +158,15 @@ def _step(
 
 
 def _joined(plan: Plan, runs: Any) -> jax.Array:
-    """(..., runs, dim) the points of all methods, in the order of the plan.
+    """Return the (..., runs, dim) points of all methods, in the order of the plan.
 
-    A dictionary that has been through JAX is in the order of its keys.
+    JAX sorts dictionaries by key.
     """
     return jnp.concatenate([runs[name][0] for name in plan.rates], axis=-2)
 
 
 def _values(plan: Plan, points: jax.Array) -> jax.Array:
-    """f at points (s, runs, dim); the sum of terms if the function returns those."""
+    """Return f at points (s, runs, dim); the sum of terms if f returns terms."""
     of_one = jax.vmap(jax.vmap(lambda x: jnp.sum(plan.value_fn(x))))
     return jax.jit(of_one)(points)
 

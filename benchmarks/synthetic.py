@@ -1,21 +1,21 @@
-"""R-AdaZO and seven other rules on synthetic functions: figure 1 of the paper, judged.
+"""Compare R-AdaZO and seven other rules on synthetic functions: figure 1 of the paper.
 
   python -m benchmarks synthetic             d = 500, the rate shared by all
   python -m benchmarks synthetic --full      d = 10,000, six functions, four arms
 
-Arms, each run from the same starts along the same directions for all methods:
+In each arm, all methods have the same starts and directions:
 
   shared      one learning rate for all, as in the paper
-  tuned       each method has its own for each function, the best at the end on other
-              seeds: of powers of 10, then of quarters and of sixteenths of a power
+  tuned       each method has its own rate for each function, the one that ends lowest
+              on other seeds: powers of 10, then quarters and sixteenths of a power
   cosine      the same, with rates that decay to 0 along a cosine
   precision   R-AdaZO in float64, float32, and float32 with differences term by term
 
-A piece of work is an arm on a function; its result lines are written when it is
-finished. Started again, the command goes on where it was, within a piece too.
-Double precision but for the last arm, since a difference over 0.005 loses digits.
-Starts and directions are drawn in single precision for all, so that runs of two
-precisions are the same runs.
+A piece of work is an arm on a function. It writes its result lines when it is finished.
+The same command, started again, continues where it stopped, also within a piece.
+Precision is double except in the last arm, because a difference over 0.005 loses
+digits. Starts and directions are always drawn in single precision, so that runs of two
+precisions are comparable.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from benchmarks.synthetic_report import ARMS, LEVELS
 
 POINTS = 80
 TUNING_SEED = 1000
-# A coarser grid decides who is best: a rate off by a quarter of a power costs 25 %.
+# A coarser grid would decide the ranking: a quarter of a power off costs 25 %.
 RATES_PER_POWER = (1, 4, 16)
 FULL = {
     "dim": 10_000,
@@ -53,10 +53,10 @@ PRECISION_FUNCTIONS, PRECISION_SMOOTHINGS = ("quadratic", "rosenbrock"), (1e-4, 
 
 
 def _draw(prepared: Any, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    """A direction in single precision: normal numbers in double take far longer.
+    """Draw a direction in single precision; double takes far longer.
 
-    The condition always holds. What stands under one is computed once, and not again
-    in the loop of each run that reads it.
+    The condition always holds. XLA computes the operand of a condition once, and not
+    again in the loop of each run that reads it.
     """
     return lax.cond(
         k < jnp.uint32(1 << 31),
@@ -71,7 +71,7 @@ SPHERE = radazo.directions.sphere._replace(draw=_draw)
 
 
 class Piece(NamedTuple):
-    """What is run in one go: some methods on one function.
+    """Methods on one function that run together.
 
     Attributes:
       arm, function: Names.
@@ -96,7 +96,7 @@ class Piece(NamedTuple):
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks synthetic",
-        description="Minimize synthetic functions by every method.",
+        description="Minimize synthetic functions with every method.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -110,7 +110,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--steps", type=int, default=6000, help="steps of each run at a shared rate")
     add("--tuned-steps", type=int, default=5000, help="steps of each run when tuned")
     add("--seeds", type=int, default=3, help="runs of each method, in one program")
-    add("--seed", type=int, default=456, help="the first of the seeds")
+    add("--seed", type=int, default=456, help="first seed")
     add("--tuning-seeds", type=int, default=2, help=f"from {TUNING_SEED} on")
     add("--num-directions", type=int, default=10, help="directions of a step, K")
     add("--smoothing", type=float, default=5e-3, help="distance moved along one")
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
     if lines:
         console.print(f"{len(lines)} lines are in {path} already, and not run again.")
     total = sum(num_steps(piece) for piece in todo)
-    # A bar on terminals only (disable=None); elsewhere a line for each piece.
+    # tqdm shows a bar on terminals only (disable=None); elsewhere print a line.
     with tqdm(total=total, unit="step", disable=None, leave=False) as bar:
         try:
             for piece in todo:
@@ -164,9 +164,9 @@ def main(argv: list[str]) -> None:
                 seconds = curves.run_seconds + curves.compile_seconds
                 bar.write(f"{piece}: {len(piece.methods)} methods in {seconds:.0f} s")
         except KeyboardInterrupt:
-            bar.write("Interrupted: started again, it goes on where it was.")
+            bar.write("Interrupted. The same command continues where it stopped.")
     if not lines:
-        console.print("Nothing was finished.")
+        console.print("No piece was finished.")
         return
     for table in synthetic_report.tables(lines):
         console.print(table)
@@ -176,7 +176,7 @@ def main(argv: list[str]) -> None:
 
 
 def pieces(args: argparse.Namespace) -> list[Piece]:
-    """All the work, the short pieces first."""
+    """Return all the pieces, the short ones first."""
     found = []
     for arm in args.arms:
         if arm == "precision":
@@ -212,7 +212,7 @@ def tuned(piece: Piece) -> bool:
 
 
 def settings(piece: Piece, method: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All it takes to make a line again, and nothing that came of it."""
+    """Return all settings needed to repeat a line, without its outcomes."""
     given = piece._asdict() | {"method": method}
     del given["methods"]
     given |= {"dim": args.dim, "num_directions": args.num_directions}
@@ -228,7 +228,7 @@ def settings(piece: Piece, method: str, args: argparse.Namespace) -> dict[str, A
 def missing(
     todo: list[Piece], args: argparse.Namespace, known: list[dict]
 ) -> tuple[list[Piece], list[dict]]:
-    """The pieces to be run, and the lines of the others."""
+    """Return the pieces to run, and the lines of the others."""
     left, lines = [], []
     for piece in todo:
         found = [
@@ -245,8 +245,10 @@ def missing(
 def run(
     piece: Piece, args: argparse.Namespace, bar: tqdm, kept: list[Checkpoint]
 ) -> tuple[sweep.Curves, dict[str, dict]]:
-    """The curves of the seeds that are reported, and the rates with how they were
-    found. `kept` is given a checkpoint of each sweep, needed until all is recorded."""
+    """Return the curves of the reported seeds, the rates, and how they were found.
+
+    `kept` receives a checkpoint of each sweep, which is needed until all is recorded.
+    """
 
     def swept(rates: dict[str, np.ndarray], seeds: list[int]) -> sweep.Curves:
         given = [settings(piece, method, args) for method in piece.methods]
@@ -268,7 +270,7 @@ def tune(
     methods: tuple[str, ...],
     seeds: list[int],
 ) -> dict[str, dict]:
-    """For each method the rate with the lowest value at the end, median over seeds."""
+    """Return for each method the rate with the lowest final median over seeds."""
     tried: dict[str, dict[float, float]] = {method: {} for method in methods}
     rates = {method: np.array(METHODS[method].rates) for method in methods}
     for finer in (*RATES_PER_POWER[1:], None):
@@ -339,6 +341,6 @@ def record(
 
 
 def reached(values: np.ndarray, level: float) -> np.ndarray:
-    """(seeds,) the first step at which f ≤ level · f(x₀), infinity if there is none."""
+    """Return (seeds,) the first step at which f ≤ level · f(x₀); infinity if none."""
     below = values <= level * values[:, :1]
     return np.where(below.any(axis=1), np.argmax(below, axis=1), np.inf)

@@ -1,4 +1,4 @@
-"""Figures of `synthetic`, from its result lines alone."""
+"""Figures of `synthetic`, from its result lines."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from benchmarks.synthetic_report import ARMS, Lines, dims_of, finite, groups, se
 
 
 def draw(lines: Lines, folder: Path) -> list[Path]:
-    """A figure for each arm and dimension, with a panel for each function."""
+    """Draw a figure for each arm and dimension, with a panel for each function."""
     paths = []
     for dim in dims_of(lines):
         for arm, text in ARMS.items():
@@ -31,7 +31,7 @@ def draw_arm(lines: Lines, text: str, path: Path) -> None:
             name = given["function"]
             if given["arm"] == "precision":
                 name = f"{name}, smoothing {smoothing:g}"
-            # Of runs of several lengths those of most methods.
+            # Of runs of several lengths, keep those of most methods.
             shown[name] = max(panel, shown.get(name, []), key=len)
     figure, panels = figures.figure_of(len(shown))
     drawn = []

@@ -1,7 +1,7 @@
-"""Tables and figures of `synthetic`, from its result lines alone.
+"""Tables of `synthetic`, from its result lines.
 
-Brackets hold the range over seeds. That of five holds the median of all seeds with a
-probability of 94 %, that of three with one of 75 %.
+Brackets hold the range over seeds, which contains the median of all seeds with a
+probability of 94 % for five seeds, of 75 % for three.
 """
 
 import json
@@ -30,7 +30,7 @@ ARMS = {
 
 
 def select(lines: Lines, **settings: Any) -> Lines:
-    """The lines with these settings."""
+    """Return the lines with these settings."""
     return [
         line
         for line in lines
@@ -43,9 +43,9 @@ def dims_of(lines: Lines) -> list[int]:
 
 
 def groups(lines: Lines) -> Iterator[tuple[str, Lines]]:
-    """A title and the lines, for all that differ in their method alone.
+    """Yield a title and the lines that differ in their method only.
 
-    Or, in the arm of precisions, in how differences are taken.
+    In the arm `precision`, lines differ in how differences are taken.
     """
     varied = ("method", "smoothing", "dtype", "terms")
     for dim in dims_of(lines):
@@ -64,7 +64,7 @@ def groups(lines: Lines) -> Iterator[tuple[str, Lines]]:
 
 
 def main_groups(lines: Lines, arm: str) -> dict[str, Lines]:
-    """By function the lines of an arm: of several groups that of most methods."""
+    """Return the lines of an arm by function, from the group of most methods."""
     found: dict[str, Lines] = {}
     for _, group in groups(select(lines, arm=arm)):
         function = group[0]["settings"]["function"]
@@ -82,7 +82,7 @@ def title(line: dict[str, Any]) -> str:
 
 
 def tables(lines: Lines) -> Iterator[Table]:
-    """One for each arm and function, for a terminal."""
+    """Yield a table for each arm and function, for a terminal."""
     for name, found in groups(lines):
         table = Table(
             title=name, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left"
@@ -115,12 +115,12 @@ def label(line: dict[str, Any]) -> str:
 
 
 def finite(values: Any) -> np.ndarray:
-    """Numbers of a result line: infinity where it has null."""
+    """Return the numbers of a result line, with infinity for null."""
     return np.array([np.inf if x is None else x for x in values], float)
 
 
 def spread(line: dict[str, Any]) -> str:
-    """Median and range of f at the end, or that most runs ended above their start."""
+    """Return median and range of f at the end, or that most runs diverged."""
     at_end = finite(line["numbers"]["value_at_end"])
     if 2 * np.sum(at_end <= finite(line["numbers"]["value_at_start"])) < len(at_end):
         return "diverged"
@@ -133,10 +133,10 @@ def steps_to(line: dict[str, Any], level: str) -> str:
 
 
 def ratio(slow: dict[str, Any], fast: dict[str, Any], level: str) -> str:
-    """How many times the steps of `fast` `slow` needs: median and range over seeds.
+    """Return the steps of `slow` over those of `fast`: median and range over seeds.
 
-    Runs of a seed have one start and the same directions, so that they are paired. One
-    that does not get there in its steps needs more than those: `>`, or `<`.
+    Runs of a seed share their start and directions, so they are paired. A run that does
+    not reach the level needs more than its steps: `>`, or `<`.
     """
     steps = finite(slow["numbers"]["steps_to"][level])
     against = finite(fast["numbers"]["steps_to"][level])
@@ -151,12 +151,12 @@ def ratio(slow: dict[str, Any], fast: dict[str, Any], level: str) -> str:
 
 
 def best(lines: Lines) -> dict[str, Any]:
-    """The line with the lowest median at the end."""
+    """Return the line with the lowest final median."""
     return min(lines, key=lambda x: np.median(finite(x["numbers"]["value_at_end"])))
 
 
 def best_table(lines: Lines) -> str:
-    """For each function and arm the best method, the next, and R-AdaZO."""
+    """Return for each function and arm the best method, the next, and R-AdaZO."""
     header = ["function", "arm", "best at the end", "next", "next : best", "`radazo`"]
     table = []
     for arm in ("shared", "tuned", "cosine"):
@@ -173,7 +173,7 @@ def best_table(lines: Lines) -> str:
 
 
 def end_ratio(line: dict[str, Any], against: dict[str, Any]) -> str:
-    """The ratio of values at the end: median and range over seeds, which are paired."""
+    """Return the ratio of final values: median and range over paired seeds."""
     ratios = finite(line["numbers"]["value_at_end"])
     ratios = ratios / finite(against["numbers"]["value_at_end"])
     return f"{np.median(ratios):.2f} ({ratios.min():.2f} – {ratios.max():.2f})"
@@ -188,7 +188,7 @@ PAIRS = (
 
 
 def ratio_table(lines: Lines) -> str:
-    """Steps of ZO-AdaMM over those of R-AdaZO, for each function."""
+    """Return the steps of ZO-AdaMM over those of R-AdaZO, for each function."""
     header = ["function", "level", "shared rate", "matched rate", "tuned", "cosine"]
     table = []
     for function in PROBLEMS:
@@ -201,7 +201,7 @@ def ratio_table(lines: Lines) -> str:
 
 
 def ratio_of(lines: Lines, rival: str, level: str) -> str:
-    """Of the longest runs that there are of both."""
+    """Return the ratio of the longest runs of both."""
     pairs = []
     for _, group in groups(lines):
         slow, fast = select(group, method=rival), select(group, method="radazo")
@@ -214,16 +214,15 @@ def ratio_of(lines: Lines, rival: str, level: str) -> str:
 
 
 REGRET = (
-    "The value at the end over the lowest of all methods and both arms on the same "
-    "function: geometric mean over functions, and the worst. 1 is the best choice "
-    "there is.\n"
+    "Final value over the lowest of all methods and both arms on the same function: "
+    "geometric mean over functions, and in brackets the largest. 1 is optimal.\n"
 )
 CHOICES = ("tuned", "cosine")  # Arms to choose from.
 CONVEX = ("quadratic", "cubic")
 
 
 def at_ends(lines: Lines, arm: str) -> dict[str, dict[str, float]]:
-    """Median values at the end, by method and function."""
+    """Return median final values, by method and function."""
     ends: dict[str, dict[str, float]] = {}
     for function, found in main_groups(lines, arm).items():
         for line in found:
@@ -233,7 +232,7 @@ def at_ends(lines: Lines, arm: str) -> dict[str, dict[str, float]]:
 
 
 def regrets(lines: Lines, arm: str) -> dict[str, dict[str, float]]:
-    """By method and function, of methods that ran on all functions of an arm."""
+    """Return final values over the lowest, of methods that ran on all functions."""
     least: dict[str, float] = {}
     for choice in CHOICES:
         for found in at_ends(lines, choice).values():
@@ -247,7 +246,7 @@ def regrets(lines: Lines, arm: str) -> dict[str, dict[str, float]]:
 
 
 def advice(lines: Lines) -> str:
-    """What to choose, in a paragraph: nothing is in it that the lines do not say."""
+    """Return a paragraph of advice, computed from the lines."""
     found = {arm: regrets(lines, arm) for arm in CHOICES}
     needed = [("tuned", "zo_sgd"), ("cosine", "zo_adamm"), ("cosine", "radazo")]
     if not all(method in found[arm] for arm, method in needed):
@@ -290,7 +289,7 @@ def advice(lines: Lines) -> str:
 
 
 def regret_table(lines: Lines) -> str:
-    """For each method how far it ends from the best, tuned and with a cosine."""
+    """Return for each method how far it ends from the best, tuned and with a cosine."""
     arms = [arm for arm in CHOICES if select(lines, arm=arm)]
     found = {arm: regrets(lines, arm) for arm in arms}
     methods = [m for m in METHODS if any(m in of_arm for of_arm in found.values())]
@@ -305,13 +304,13 @@ def regret_table(lines: Lines) -> str:
 
 
 SUMMARY = (
-    "Steps of `zo_adamm` to half of f(x0) for one of `radazo` (median and range over "
-    "seeds), and f at the end with tuned constant rates.\n"
+    "Steps of `zo_adamm` to half of f(x0), divided by those of `radazo` (median and "
+    "range over seeds), and final f with tuned constant rates.\n"
 )
 
 
 def summary_table(lines: Lines) -> str:
-    """A row for each function: ratios of steps, and values at the end when tuned."""
+    """Return for each function ratios of steps, and final values when tuned."""
     tuned = ("radazo", "zo_adamm", "zo_sgd")
     header = ["function", "shared rate", "matched rate"]
     header += [f"`{name}`, tuned" for name in tuned] + ["best, tuned"]
@@ -330,17 +329,17 @@ def summary_table(lines: Lines) -> str:
 
 
 def markdown(lines: Lines) -> str:
-    """All that is to be said of the lines."""
+    """Return all tables of the lines."""
     parts = []
     for dim in dims_of(lines):
         found = select(lines, dim=dim)
         summary = summary_table(found)
         if summary:
-            parts += [f"### d = {dim:,}: in short\n", SUMMARY, summary]
+            parts += [f"### d = {dim:,}: summary\n", SUMMARY, summary]
             parts += [f"### d = {dim:,}: choosing a rule\n", REGRET]
             parts += [regret_table(found), advice(found)]
         parts += [f"### d = {dim:,}: which method is best\n", best_table(found)]
-        parts += [f"\n### d = {dim:,}: steps of `zo_adamm` for one of `radazo`\n"]
+        parts += [f"\n### d = {dim:,}: steps of `zo_adamm` over those of `radazo`\n"]
         parts += [ratio_table(found)]
     for name, found in groups(lines):
         parts += [f"\n**{name}**\n", figures.markdown_table(COLUMNS, rows(found))]

@@ -1,16 +1,16 @@
-"""A learning rate by a walk on a logarithmic grid."""
+"""Choose a learning rate by a walk on a logarithmic grid."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-REACH = 4  # Powers of ten from where the walk begins.
+REACH = 4  # Largest distance from the first rate, in powers of ten.
 Score = TypeVar("Score", float, tuple[float, float])
 
 
 def tune(
     score: Callable[[float], Score], first: float, parts: Sequence[float]
 ) -> dict[float, Score]:
-    """Scores by rate: a walk over first · 10ᵉ to the lowest, in ever smaller steps."""
+    """Return scores by rate, of a walk over first · 10ᵉ to the lowest, then finer."""
     tried: dict[float, Score] = {}
     exponents: dict[float, float] = {}
     here = 0.0
@@ -27,5 +27,5 @@ def tune(
 
 
 def best(tried: dict[float, Score]) -> float:
-    """The rate of the lowest score, of equals the smallest."""
+    """Return the rate of the lowest score, of equals the smallest."""
     return min(tried, key=lambda rate: (tried[rate], rate))

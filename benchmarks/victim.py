@@ -1,4 +1,4 @@
-"""Who is attacked: a trained classifier and the test images that it gets right."""
+"""The victim of the attack: a trained classifier and its test images."""
 
 import argparse
 from typing import Any, NamedTuple
@@ -10,20 +10,20 @@ from tqdm import tqdm
 from benchmarks.problems import attack as problem
 from benchmarks.problems import digits, mnist, victims
 
-# The bound of the paper for MNIST. For digits one of 0.2 is too small for two of ten
-# images within 20,000 steps, whatever the method; at 0.3 all ten succeed.
+# The bound of the paper for MNIST. On digits, no method fools two of ten images
+# within 20,000 steps at a bound of 0.2; at 0.3 all ten succeed.
 BOUNDS = {"digits": 0.3, "mnist": 0.2}
 
 
 class Victim(NamedTuple):
-    """A trained classifier and the test images at which it can be attacked.
+    """A trained classifier and the test images on which it can be attacked.
 
     Attributes:
       name: How it was trained, or the file of its weights.
       log_probs: `log_probs(weights, image) -> (classes,)`.
       weights: Its weights.
       images: (n, height, width), all test images.
-      labels, found: (n,) what they are, and what they are taken for.
+      labels, found: (n,) labels, and predicted labels.
     """
 
     name: str
@@ -35,25 +35,25 @@ class Victim(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of the test images that are classified correctly."""
+        """Return the share of test images that are classified correctly."""
         return float(np.mean(self.found == self.labels))
 
     @property
     def right(self) -> np.ndarray:
-        """Indices of the test images that are classified correctly."""
+        """Return the indices of the test images that are classified correctly."""
         return np.flatnonzero(self.found == self.labels)
 
     def pixels(self, indices: Any) -> jax.Array:
-        """The images of these indices, in [0, 1]."""
+        """Return the images of these indices, in [0, 1]."""
         return victims.pixels(self.images[np.asarray(indices)])
 
     def targets(self, indices: Any) -> np.ndarray:
-        """What the images of these indices are to be taken for: the next digit."""
+        """Return the target labels of these images: the next digit."""
         return ((self.labels[np.asarray(indices)] + 1) % 10).astype(np.int32)
 
 
 def victim_of(args: argparse.Namespace) -> Victim:
-    """The trained victim of `args.dataset`."""
+    """Return the trained victim of `args.dataset`."""
     if args.dataset == "digits":
         data, log_probs = digits.load(), digits.log_probs
         name = f"trained for {digits.EPOCHS} epochs"
@@ -76,7 +76,7 @@ def victim_of(args: argparse.Namespace) -> Victim:
 
 
 def trained(module: Any, data: victims.Data, epochs: int) -> Any:
-    """The network of `module`, trained from its first weights."""
+    """Train the network of `module` from its initial weights."""
     total = victims.num_batches(len(data.train_images), epochs, module.BATCH_SIZE)
     batches = victims.train(
         module.log_probs,

@@ -111,7 +111,7 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path, capsys):
     with path.open("a", encoding="utf-8") as file:
         file.write('{"command": "a", "see')
     assert records.read(path) == [whole]
-    assert "no whole line" in capsys.readouterr().out
+    assert "an incomplete line" in capsys.readouterr().out
     later = records.append(path, "a", [2], {}, {"f": 2})
     assert records.read(path) == [whole, later]
     assert records.newest([whole, later, whole]) == [whole, later]

@@ -128,8 +128,8 @@ def test_the_report_says_what_holds_and_where_it_does_not():
     assert "| f < 0 | 0.05 | 0.01 (edge) | 200 |" in row
     assert "| not reached | 3.00 (1.00 to ∞) |" in row
     assert row.endswith("| 2, 1 of 3 |")
-    assert "that calibrating takes: levy with radazo (1.100)." in text
-    assert "Not: cubic with radazo (3.000)." in text
+    assert "the calibration: levy with radazo (1.100)." in text
+    assert "Above: cubic with radazo (3.000)." in text
 
 
 @pytest.mark.parametrize(

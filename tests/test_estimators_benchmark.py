@@ -249,7 +249,7 @@ def test_a_task_whose_library_is_absent_is_skipped(tmp_path, capsys, monkeypatch
     assert command(tmp_path) == []
     printed = capsys.readouterr().out
     assert "toy is skipped: No module named 'gymnax'" in printed
-    assert "Nothing was finished." in printed
+    assert "No piece was finished." in printed
 
 
 def test_options_are_checked(capsys):

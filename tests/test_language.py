@@ -64,7 +64,7 @@ def test_each_epoch_has_every_example_once_in_an_order_of_its_own():
 
 
 def test_missing_data_and_tokenizers_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"sst2/train\.tsv is not there"):
+    with pytest.raises(FileNotFoundError, match=r"sst2/train\.tsv does not exist"):
         tasks.splits("sst2", tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"a tokenizer\.json, or a vocab\.json"):
         problems.tokenizer_of(tmp_path)

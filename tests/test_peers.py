@@ -328,11 +328,11 @@ def test_markdown_says_where_rivals_win():
         "| radazo zo_sgd | rate 0.1 | 2 (1.6 – 3) | 1.00 | – |\n"
     ) in first
     assert (
-        "The best of radazo here is radazo zo_sgd (2, 1.00 s). Rivals that end lower "
-        "in all runs: pycma CMA (1). Rivals that take less time: evosax SNES (0.50 s)."
+        "Best method of radazo: radazo zo_sgd (2, 1.00 s). Rivals that end lower in "
+        "all runs: pycma CMA (1). Rivals that take less time: evosax SNES (0.50 s)."
     ) in first
     assert "Rivals that end lower in all runs: none. Rivals that take less" in second
-    assert "Lower in the median alone: none." in first
+    assert "Lower in the median only: none." in first
     assert peers.markdown is report.markdown
 
 
@@ -341,8 +341,8 @@ def test_who_is_lower_in_the_median_and_faster_with_compiling_is_named():
     compiled = own | {"numbers": own["numbers"] | {"compile_seconds": 2.0}}
     text = report.markdown([compiled, lower])
     assert "end lower in all runs: none. Rivals that take less time: none." in text
-    assert "Lower in the median alone: EvoTorch SNES (1.9)." in text
-    assert "Less time with compiling: EvoTorch SNES (1.50 s)." in text
+    assert "Lower in the median only: EvoTorch SNES (1.9)." in text
+    assert "Less time including compilation: EvoTorch SNES (1.50 s)." in text
 
 
 def test_the_table_marks_who_is_ahead(capsys):

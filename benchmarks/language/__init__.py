@@ -1,4 +1,4 @@
-"""Language models as JAX users write them, their tasks, and how they are fine-tuned.
+"""Language models in plain JAX, their tasks, and the problems of fine-tuning them.
 
-All of it knows nothing of radazo.
+No module in here imports radazo.
 """

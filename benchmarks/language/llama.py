@@ -1,7 +1,7 @@
-"""stories260K, a causal language model that was really trained, in a page of JAX.
+"""stories260K, a trained causal language model, in plain JAX.
 
-A Llama of 260,032 parameters (5 layers, 64 wide, 512 tokens) that tells short stories:
-what runs on a causal model runs on it in seconds. Two files are read from the folder
+A Llama of 260,032 parameters (5 layers, 64 wide, 512 tokens) that tells short stories.
+It runs in seconds whatever runs on a causal model. Two files are read from the folder
 `stories260K`: the parameters, by their names in an .npz, and the tokens with scores.
 """
 
@@ -17,16 +17,16 @@ from tokenizers import Tokenizer, models, normalizers
 
 from benchmarks.language import opt
 
-FIRST, PADDING = 1, 2  # <s>, and </s>, which stands in no text.
+FIRST, PADDING = 1, 2  # <s>, and </s>, which occurs in no text.
 _HEAD, _EPS, _BASE = 8, 1e-5, 10_000.0
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The parameters, layers stacked."""
+    """Return the parameters, with layers stacked."""
     path = folder / "stories260K.npz"
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is not there: pass the folder with `stories260K` as --data-dir."
+            f"{path} does not exist: pass the folder with `stories260K` as --data-dir."
         )
     with np.load(path) as file:
         found = {name: jnp.asarray(file[name]) for name in file.files}
@@ -35,7 +35,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def tokenizer(folder: Path) -> Tokenizer:
-    """Pairs are joined in the order of the scores of what they make."""
+    """Return a tokenizer that joins pairs in the order of the scores of the results."""
     data = (folder / "tok512.bin").read_bytes()
     place, vocabulary = 4, {}
     while place < len(data):
@@ -55,7 +55,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 def hidden(params: Any, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """What the last layer says at each token: ids (b, t) -> (b, t, 64)."""
+    """Return the output of the last layer at each token: ids (b, t) -> (b, t, 64)."""
     mask = jnp.ones_like(ids) if mask is None else mask
     places = jnp.cumsum(mask, axis=1) * mask - 1
     length = ids.shape[1]
@@ -72,14 +72,14 @@ def hidden(params: Any, ids: jax.Array, mask: jax.Array | None = None) -> jax.Ar
 
 
 def logits(params: Any, states: jax.Array) -> jax.Array:
-    """Logits of the next token at these states."""
+    """Return the logits of the next token at these states."""
     return states @ params["tok_embeddings"].T
 
 
 def log_likelihoods(
     params: Any, ids: jax.Array, mask: jax.Array, num_last: int
 ) -> jax.Array:
-    """The log-probability of each of the last tokens, as of `opt`."""
+    """Return the log-probability of each of the last tokens, as `opt` does."""
     states = hidden(params, ids, mask)[:, -num_last - 1 : -1]
     return opt.of_last(logits(params, states), ids)
 
@@ -89,7 +89,7 @@ def _norm(weight: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _turned(x: jax.Array, places: jax.Array) -> jax.Array:
-    """Each pair of neighbours turned by an angle that grows with the place."""
+    """Rotate each pair of neighbours by an angle proportional to the position."""
     speeds = _BASE ** (-jnp.arange(0, _HEAD, 2) / _HEAD)
     angles = (places[..., None] * speeds)[:, :, None]  # (b, t, 1, pairs)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -103,7 +103,7 @@ def _attention(p: Any, x: jax.Array, places: jax.Array, seen: jax.Array) -> jax.
 
     q, k, v = split(p["wq"]), split(p["wk"]), split(p["wv"])
     q, k = _turned(q, places), _turned(k, places)
-    # Two heads ask of one and the same key.
+    # Two query heads share one key head.
     k, v = (jnp.repeat(y, q.shape[2] // k.shape[2], axis=2) for y in (k, v))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(_HEAD)
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -1e30))

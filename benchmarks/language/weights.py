@@ -1,9 +1,9 @@
-"""Weights of OPT in files of Hugging Face: read, and written again.
+"""Read and write weights of OPT in Hugging Face files.
 
 A folder has `config.json` and either `model.safetensors` or several files with
 `model.safetensors.index.json`; names begin with `model.decoder.` or `decoder.`. Layers
-are read one by one into their place in a stack, so that never more than one tensor is
-held twice.
+are read one by one into their place in a stack, so that at most one tensor is held
+twice.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ _PREFIXES = ("model.decoder.", "decoder.")
 
 
 def folder_of(model: str) -> Path:
-    """The folder of this name, or else that of the hub, fetched if it is not there."""
+    """Return the folder of this name, or download it from the hub."""
     path = Path(model)
     if path.is_dir():
         return path
-    # An import of half a second that a local folder does not need.
+    # This import takes half a second, and a local folder does not need it.
     return Path(snapshot_download(model, allow_patterns=_FILES))
 
 
 def load(model: str, dtype: Any = jnp.bfloat16) -> tuple[opt.Config, Any]:
-    """The shape and the parameters of the model in a folder or on the hub."""
+    """Return the config and the parameters of the model in a folder or on the hub."""
     folder = folder_of(model)
     config = config_of(folder)
     tensors = _Tensors(folder)
@@ -50,7 +50,7 @@ def load(model: str, dtype: Any = jnp.bfloat16) -> tuple[opt.Config, Any]:
 
 
 def config_of(folder: Path) -> opt.Config:
-    """What `config.json` says of a model that is an OPT."""
+    """Return the config of a folder whose `config.json` describes an OPT."""
     path = folder / "config.json"
     if not path.exists():
         _fail(folder, "have a config.json", "none", "Is it the folder of a model?")
@@ -69,7 +69,7 @@ def config_of(folder: Path) -> opt.Config:
 def save(folder: Path, config: opt.Config, params: Any) -> None:
     """Write a folder that `load` and PyTorch's transformers read.
 
-    A file is written beside its place and moved there when it is whole.
+    Each file is written under another name first, and moved when it is complete.
     """
     tensors = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -82,7 +82,7 @@ def save(folder: Path, config: opt.Config, params: Any) -> None:
 
 
 class _Tensors:
-    """The tensors of a folder, by the names that they have behind the prefix."""
+    """The tensors of a folder, by their names without the prefix."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -126,7 +126,7 @@ def _without_prefix(name: str) -> str:
 
 
 def _named(path: Any, leaf: Any) -> Iterator[tuple[str, Any]]:
-    """(name, part) of each tensor that a leaf is made of."""
+    """Yield (name, part) of each tensor that makes up a leaf."""
     keys = [entry.key for entry in path]
     if keys[0] != "layers":
         yield ".".join(keys), leaf

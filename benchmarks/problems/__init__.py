@@ -1,1 +1,1 @@
-"""Functions to minimize, and nothing about how: no module in here imports radazo."""
+"""Functions to minimize; no module in here imports radazo."""

@@ -1,9 +1,9 @@
-"""The targeted black-box attack of the paper's table 1, as plain functions.
+"""The targeted black-box attack of table 1 of the paper, as plain functions.
 
-  δ = clip(θ, −bound, bound)          what is added to the image, θ unconstrained
+  δ = clip(θ, −bound, bound)          added to the image, with θ unconstrained
   f(θ) = max_{j ≠ target} log pⱼ − log p_target   of   clip(image + δ, 0, 1)
 
-The attack has succeeded where f(θ) < 0: the classifier says `target`.
+The attack succeeds where f(θ) < 0: the classifier returns `target`.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ LogProbs = Callable[[Any, jax.Array], jax.Array]
 
 
 def attacked(theta: jax.Array, image: jax.Array, bound: float) -> jax.Array:
-    """What the classifier is shown."""
+    """Return the input of the classifier."""
     return jnp.clip(image + jnp.clip(theta, -bound, bound), 0, 1)
 
 
 def margin(log_probs: jax.Array, target: jax.Array) -> jax.Array:
-    """By how much the likeliest other class beats `target`; negative if none does."""
+    """Return the largest other log-probability minus that of `target`."""
     is_target = jnp.arange(log_probs.size) == target
     return jnp.max(jnp.where(is_target, -jnp.inf, log_probs)) - log_probs[target]
 
 
 def objective(log_probs: LogProbs, bound: float) -> Callable[..., jax.Array]:
-    """`f(theta, *, weights, image, target)`, to be minimized below 0."""
+    """Return `f(theta, *, weights, image, target)`, to be minimized below 0."""
 
     def value_fn(
         theta: jax.Array, *, weights: Any, image: jax.Array, target: jax.Array

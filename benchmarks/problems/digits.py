@@ -1,7 +1,7 @@
-"""A victim that needs no download: the 8 x 8 handwritten digits of scikit-learn.
+"""A classifier of the 8 x 8 digits of scikit-learn, a victim without downloads.
 
-1,797 images with 17 levels of grey, of which the last 500 are for tests; a network
-64 - 64 - 10. Seconds of training, and 92.8 % of the test images right.
+1,797 images with 17 levels of grey, the last 500 of them for tests; a network
+64 - 64 - 10. It trains in seconds and has a test accuracy of 92.8 %.
 """
 
 from typing import Any

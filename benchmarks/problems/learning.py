@@ -1,12 +1,12 @@
-"""Classifiers of handwritten digits, by a flat vector of weights: two losses.
+"""Classifiers of handwritten digits with a flat weight vector, and two losses.
 
   cross_entropy   mean −log softmax(W a + b) of the label, and ½ · 10⁻³ · ‖x‖²:
                   linear, x = (W, b), d = 650
   one_minus_f1    1 − mean over digits of 2 TP / (2 TP + FP + FN):
                   a network 64 - 8 - 10, d = 610
 
-Both on the first 600 of the images of 64 pixels on which the victim of the attack is
-trained. The second is a staircase: nothing is seen but which digit scores highest.
+Both use the first 600 of the 64-pixel images that train the victim of the attack. The
+second is a staircase: it depends only on which digit scores highest.
 """
 
 import jax
@@ -22,14 +22,14 @@ DIM_NETWORK = HIDDEN * (PIXELS + 1) + CLASSES * (HIDDEN + 1)
 
 
 def samples() -> dict[str, np.ndarray]:
-    """Images (n, 64) with pixels in [0, 1], and their labels (n,)."""
+    """Return images (n, 64) with pixels in [0, 1], and their labels (n,)."""
     data = digits.load()
     images = data.train_images[:NUM_IMAGES].reshape(-1, PIXELS)
     return {"images": images, "labels": data.train_labels[:NUM_IMAGES]}
 
 
 def linear_scores(x: jax.Array, images: jax.Array) -> jax.Array:
-    """(n, classes)."""
+    """Return scores (n, classes)."""
     weight, bias = x[:-CLASSES].reshape(CLASSES, PIXELS), x[None, -CLASSES:]
     return images @ weight.T + bias
 
@@ -41,7 +41,7 @@ def cross_entropy(x: jax.Array, *, images: jax.Array, labels: jax.Array) -> jax.
 
 
 def start_of_network(key: jax.Array) -> jax.Array:
-    """Weights of variance 1 / inputs, biases 0."""
+    """Return weights of variance 1 / inputs, and biases 0."""
     first, second = jax.random.split(key)
     hidden = jax.random.normal(first, (HIDDEN * PIXELS,), jnp.float32) / PIXELS**0.5
     out = jax.random.normal(second, (CLASSES * HIDDEN,), jnp.float32) / HIDDEN**0.5
@@ -49,7 +49,7 @@ def start_of_network(key: jax.Array) -> jax.Array:
 
 
 def network_scores(x: jax.Array, images: jax.Array) -> jax.Array:
-    """(n, classes); x is the weights of both layers, then their biases."""
+    """Return scores (n, classes); x holds both weight matrices, then both biases."""
     sizes = (HIDDEN * PIXELS, CLASSES * HIDDEN, HIDDEN)
     weight, out, bias, last = jnp.split(x, np.cumsum(sizes))
     hidden = jnp.tanh(images @ weight.reshape(HIDDEN, PIXELS).T + bias[None])

@@ -2,8 +2,8 @@
 
   conv 1-32 3x3, relu, conv 32-64 3x3, relu, maxpool 2, dense 9216-128, relu, dense -10
 
-Names and layouts of the weights are PyTorch's (OIHW, out x in), so that a network that
-was trained there can be read. The input is normalized by (x − 0.1307) / 0.3081.
+Names and layouts of the weights are those of PyTorch (OIHW, out x in), so that a
+network trained there can be read. The input is normalized by (x − 0.1307) / 0.3081.
 """
 
 import gzip
@@ -29,7 +29,7 @@ LAYERS = {
 
 
 def load(folder: Path) -> Data:
-    """The four IDX files in `folder`, as published."""
+    """Read the four IDX files in `folder`, as published."""
     images = [
         _read(folder / f"{part}-images-idx3-ubyte.gz", (28, 28))
         for part in ("train", "t10k")
@@ -69,8 +69,8 @@ def load_weights(path: Path) -> dict[str, jax.Array]:
 def log_probs(weights: dict[str, Any], image: jax.Array) -> jax.Array:
     x = ((image - 0.1307) / 0.3081)[None, :, :, None]
     for name in ("conv1", "conv2"):
-        # Channels last, and the kernel's too: within a loop XLA takes its fast
-        # convolution on a CPU for this layout alone, which is 30 times faster.
+        # Channels last, also in the kernel: within a loop XLA uses its fast convolution
+        # on a CPU for this layout only, which is 30 times faster.
         kernel = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
         x = lax.conv_general_dilated(
             x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")

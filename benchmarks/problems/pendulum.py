@@ -1,9 +1,9 @@
-"""Swing up a pendulum by a small network: a control task of gymnax.
+"""Swing up a pendulum with a small network: a control task of gymnax.
 
   f(x) = mean over 8 starts and 100 steps of  angle² + 0.1 speed² + 0.001 torque²
 
-The network 3 - 8 - 1 sees cosine, sine and an eighth of the speed, and answers with
-a torque of at most 2. Starts are fixed, so that f is a function: d = 41.
+The network 3 - 8 - 1 maps cosine, sine and an eighth of the speed to a torque of at
+most 2. Starts are fixed, so that f is a function: d = 41.
 """
 
 import importlib
@@ -21,7 +21,7 @@ MAX_TORQUE = 2.0
 
 
 def start(key: jax.Array) -> jax.Array:
-    """Weights of variance 1 / inputs, biases 0."""
+    """Return weights of variance 1 / inputs, and biases 0."""
     first, second = jax.random.split(key)
     hidden = jax.random.normal(first, (3 * HIDDEN,), jnp.float32) / 3**0.5
     out = jax.random.normal(second, (HIDDEN,), jnp.float32) / HIDDEN**0.5
@@ -29,7 +29,7 @@ def start(key: jax.Array) -> jax.Array:
 
 
 def torque(x: jax.Array, seen: jax.Array) -> jax.Array:
-    """(1,) what the network does when it sees (cosine, sine, speed)."""
+    """Return the torque (1,) of the network at (cosine, sine, speed)."""
     weight, out = x[: 3 * HIDDEN].reshape(HIDDEN, 3), x[3 * HIDDEN : 4 * HIDDEN]
     hidden = jnp.tanh(
         weight @ (seen * jnp.array(SCALES, x.dtype)) + x[-HIDDEN - 1 : -1]
@@ -38,10 +38,10 @@ def torque(x: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def cost() -> Callable[[jax.Array], jax.Array]:
-    """`f(x)`; needs gymnax."""
+    """Return `f(x)`; needs gymnax."""
     gymnax = importlib.import_module("gymnax")
     env, params = gymnax.make("Pendulum-v1")
-    env = env.with_transition_gradients()  # Else a derivative of f is wrong.
+    env = env.with_transition_gradients()  # Otherwise derivatives of f are wrong.
     keys = jax.random.split(jax.random.key(0), NUM_STARTS)
     starts = jax.vmap(env.reset_env, in_axes=(0, None))(keys, params)
     unused = jax.random.key(1)  # The pendulum has no noise.
@@ -56,7 +56,7 @@ def cost() -> Callable[[jax.Array], jax.Array]:
         return -jnp.mean(lax.scan(step, start, length=NUM_STEPS)[1])
 
     def value_fn(x: jax.Array) -> jax.Array:
-        # gymnax mixes types and ranks, as JAX does by default.
+        # gymnax mixes dtypes and ranks, which JAX allows by default.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return jnp.mean(jax.vmap(lambda start: of_one(x, start))(starts))
 

@@ -1,6 +1,6 @@
 """Synthetic functions of a vector of any dimension.
 
-Of the R-AdaZO paper:
+Functions of the R-AdaZO paper:
 
   quadratic    Σ ½ xᵢ²                                                  min 0 at x = 0
   cubic        Σ (|xᵢ|³ / 3 + xᵢ² / 2)                                  min 0 at x = 0
@@ -8,13 +8,13 @@ Of the R-AdaZO paper:
                + (w_d − 1)² (1 + sin²(2π w_d)),  w = 1 + (x − 1) / 4    min 0 at x = 1
   rosenbrock   Σ_{i<d} (100 (xᵢ₊₁ − xᵢ²)² + (1 − xᵢ)²)                  min 0 at x = 1
 
-Of others, with local minima everywhere, as a check against tuning to those four:
+Further functions, with many local minima, as a check against tuning to those four:
 
   ackley       20 (1 − exp(−0.2 √mean xᵢ²)) + e − exp(mean cos 2π xᵢ)   min 0 at x = 0
   rastrigin    Σ (xᵢ² + 10 (1 − cos 2π xᵢ))                             min 0 at x = 0
 
-None but Ackley, which is a function of means, is divided by d. The formula of Cubic is
-not in the sources that survive of the paper; this one is a choice of ours.
+Only Ackley, a function of means, is divided by d. The available sources of the paper do
+not give the formula of Cubic; this one is a choice.
 """
 
 import math
@@ -31,8 +31,8 @@ class Problem(NamedTuple):
     Attributes:
       value_fn: `value_fn(x) -> scalar`.
       minimizer: Each element of the minimizer.
-      terms_fn: `terms_fn(x) -> (n,)`, terms whose sum is the value; None if it is no
-        sum.
+      terms_fn: `terms_fn(x) -> (n,)`, terms whose sum is the value; None if it is not
+        a sum.
     """
 
     value_fn: Callable[[jax.Array], jax.Array]
@@ -41,10 +41,10 @@ class Problem(NamedTuple):
 
 
 def sin_squared(x: jax.Array) -> jax.Array:
-    """sin² πx, to the last two places of float64.
+    """Return sin² πx, to the last two digits of float64.
 
-    A polynomial, which a processor evaluates on several elements at once: on CPU XLA
-    calls the C library for each element, which is several times slower.
+    It is a polynomial, which a processor evaluates on several elements at once. On CPU,
+    XLA calls the C library for each sine, which is several times slower.
     """
     z = jnp.pi * (x - jnp.floor(x + 0.5))  # In [−π/2, π/2]: 11 terms suffice.
     square, series = jnp.square(z), jnp.zeros_like(z)

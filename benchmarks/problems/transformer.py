@@ -1,6 +1,6 @@
-"""A small decoder-only language model, layer by layer, as people write them.
+"""A small decoder-only language model with separate layers.
 
-Rotary positions, RMS norms, a gated feed-forward block, tied embedding:
+Rotary positions, RMS norms, a gated feed-forward block and a tied embedding. It has
 nine leaves a layer and one more, so that eleven layers make a model of 100 leaves.
 """
 
@@ -13,7 +13,7 @@ WIDTH, HEADS, HIDDEN, VOCABULARY, LENGTH, BATCH = 64, 4, 128, 96, 16, 4
 
 
 def parameters(num_layers: int) -> dict[str, Any]:
-    """Random float32 parameters of 9 · num_layers + 1 leaves."""
+    """Return random float32 parameters of 9 · num_layers + 1 leaves."""
 
     def matrix(key, rows, columns):
         return jax.random.normal(key, (rows, columns)) * rows**-0.5
@@ -40,7 +40,7 @@ def parameters(num_layers: int) -> dict[str, Any]:
 
 
 def cross_entropy(params: dict[str, Any]) -> jax.Array:
-    """Mean negative log-likelihood of the next token of a fixed random text."""
+    """Return the mean negative log-likelihood of the tokens of a random text."""
     tokens = jax.random.randint(jax.random.key(3), (BATCH, LENGTH), 0, VOCABULARY)
     stream = params["embedding"][tokens]
     for layer in params["layers"]:
@@ -58,7 +58,7 @@ def _normed(x, gain):
 
 
 def _rotated(x):
-    """Rotary positions: pairs of coordinates turned by the position."""
+    """Rotate pairs of coordinates by an angle proportional to the position."""
     half = x.shape[-1] // 2
     angles = jnp.arange(LENGTH)[:, None, None] / 100 ** (jnp.arange(half) / half)
     x1, x2 = jnp.split(x, 2, axis=-1)

@@ -1,8 +1,8 @@
-"""The synthetic functions once more, for any library of arrays: NumPy, PyTorch.
+"""The synthetic functions for any array library, such as NumPy or PyTorch.
 
-`array_fn(np, x)` is the value of `PROBLEMS[name].value_fn(x)`, to rounding. Axes before
-the last are of a batch. Sines are the library's own: a call of NumPy or PyTorch runs on
-several elements at once as it is.
+`array_fn(np, x)` equals `PROBLEMS[name].value_fn(x)` up to rounding. Leading axes are
+batch axes. Sines are those of the library, which already evaluates several elements at
+once.
 """
 
 import math
@@ -28,7 +28,7 @@ class Twin(NamedTuple):
     array_fn: Callable[[Any, Any], Any]
 
     def numpy_fn(self, x: np.ndarray) -> float:
-        """The value at one vector, for packages that know NumPy only."""
+        """Return the value at one vector, for packages that use NumPy."""
         return float(self.array_fn(np, x))
 
 

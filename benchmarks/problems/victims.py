@@ -1,4 +1,4 @@
-"""Train the classifiers that are attacked: by their gradient, as victims are."""
+"""Train, by their gradient, the classifiers that are attacked."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ def train(
     learning_rate: float,
     seed: int = 0,
 ) -> Iterator[tuple[Any, float]]:
-    """Adam on the mean cross entropy; yields (weights, loss) after each batch."""
+    """Minimize the mean cross entropy by Adam; yield (weights, loss) per batch."""
     optimizer = optax.adam(learning_rate)
 
     def loss_fn(weights: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ def train(
     @jax.jit
     def step(weights: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
         loss, gradient = jax.value_and_grad(loss_fn)(weights, images, labels)
-        # optax.adam raises a float to an integer count, which strict promotion forbids.
+        # optax.adam raises a float to an integer power, which strict promotion forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(weights, updates), state, loss
@@ -56,7 +56,7 @@ def train(
 
 
 def batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Parts of one size; what is left over waits for the next shuffle."""
+    """Yield batches of equal size; the remainder waits for the next shuffle."""
     whole = len(order) - len(order) % batch_size
     return np.split(order[:whole], whole // batch_size)
 
@@ -68,7 +68,7 @@ def num_batches(num_images: int, epochs: int, batch_size: int) -> int:
 def predict(
     log_probs: LogProbs, weights: Any, images: np.ndarray, batch_size: int = 500
 ) -> np.ndarray:
-    """(n, classes) log probabilities of n images, a batch at a time."""
+    """Return (n, classes) log-probabilities of n images, a batch at a time."""
 
     @jax.jit
     def of_batch(weights: Any, images: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def accuracy(
 
 
 def pixels(images: Any) -> jax.Array:
-    """Images as float32 in [0, 1]: bytes are divided by 255."""
+    """Return images as float32 in [0, 1]; bytes are divided by 255."""
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255
@@ -97,5 +97,5 @@ def pixels(images: Any) -> jax.Array:
 def dense(
     init: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Weights (out, in, ...) drawn by `init`, and zero biases (out,)."""
+    """Return weights (out, in, ...) drawn by `init`, and zero biases (out,)."""
     return init(key, shape, jnp.float32), jnp.zeros(shape[0], jnp.float32)

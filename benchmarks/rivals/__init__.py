@@ -1,15 +1,14 @@
-"""What people use today, each package behind one function of one signature.
+"""Other packages, each behind one function of the same signature.
 
 `run(algorithm, problem, start, seed, knob, num_values) -> Trace`, in a module for each
-package, which is imported only if one of its methods runs. A module's docstring says
-how its package is set up. NumPy's packages compute in float64; the others in the type
-of `start`.
+package, which is imported only if one of its methods runs. The docstring of a module
+describes the settings of its package. NumPy packages compute in float64; the others in
+the dtype of `start`.
 
-Methods stand in the order of their time: what is slow comes last. `max_dim` bounds
-those whose matrix or time grows too fast for more parameters. SPSA of nevergrad is
-bounded too: it takes half a minute a run for what noisyopt does in a few seconds.
-DiagonalCMA of nevergrad is pycma's separable CMA-ES, which has a row, behind
-bookkeeping that takes twice its time, and is left out.
+Methods are ordered by their time, the slowest last. `max_dim` bounds methods whose
+matrix or time grows too fast. It also bounds SPSA of nevergrad, which takes half a
+minute for a run of a few seconds in noisyopt. DiagonalCMA of nevergrad is left out: it
+is the separable CMA-ES of pycma, which has a row, at twice the time.
 """
 
 import importlib
@@ -19,21 +18,21 @@ from typing import NamedTuple
 
 
 class Package(NamedTuple):
-    """A package: what tables call it, and its colour, of Okabe and Ito."""
+    """A package: its label in tables, and its colour, of Okabe and Ito."""
 
     label: str
     color: str
 
 
 class Method(NamedTuple):
-    """An algorithm of a package, and what is tuned of it.
+    """An algorithm of a package, and its tuned setting.
 
     Attributes:
       package: Module of `benchmarks.rivals`.
       algorithm: Its name there.
-      knob: What is tuned: the learning rate, the initial standard deviation of samples
-        or mutations, or SPSA's gain a.
-      center: Value of it at which tuning starts, as (c, p) for c · dᵖ.
+      knob: The tuned setting: the learning rate, the initial standard deviation of
+        samples or mutations, or the gain a of SPSA.
+      center: Its first value in tuning, as (c, p) for c · dᵖ.
       max_dim: Most parameters it is run for.
     """
 
@@ -85,7 +84,7 @@ def label(name: str) -> str:
 
 
 def load(package: str) -> ModuleType | str:
-    """The module of a package, or what to say if the package is not installed."""
+    """Return the module of a package, or a message if the package is not installed."""
     try:
         return importlib.import_module(f"benchmarks.rivals.{package}")
     except ImportError as error:

@@ -1,11 +1,11 @@
-"""evosax: Open_ES, PGPE, SNES, Sep_CMA_ES and CMA_ES, generations in a compiled loop.
+"""evosax: Open_ES, PGPE, SNES, Sep_CMA_ES and CMA_ES, with compiled generations.
 
-Open_ES has centred ranks, antithetic samples of standard deviation 0.05 and Adam, whose
-learning rate is tuned. PGPE is set up as for EvoTorch: ClipUp with a tuned learning
-rate, a largest speed of twice that, an initial radius of 15 times the speed. For the
-others the initial standard deviation is tuned, and the rest is the package's default;
-a population is 4 + 3 ln d, as elsewhere. Those of Open_ES and PGPE are the best of 10,
-20, 50 and 100 on Quadratic and Rosenbrock. A run returns the mean.
+Open_ES uses centred ranks, antithetic samples of standard deviation 0.05 and Adam,
+whose learning rate is tuned. PGPE is set up as for EvoTorch: ClipUp with a tuned
+learning rate, twice that as largest speed, and an initial radius of 15 times the speed.
+For the others the initial standard deviation is tuned, and the rest is the default of
+the package, with a population of 4 + 3 ln d. The populations of Open_ES and PGPE are
+the best of 10, 20, 50 and 100 on Quadratic and Rosenbrock. A run returns the mean.
 """
 
 import functools
@@ -41,7 +41,7 @@ def run(
     num_values: int,
 ) -> Trace:
     with jax.enable_x64(start.dtype == np.float64), warnings.catch_warnings():
-        # Its ClipUp calls a function by a name that optax has deprecated.
+        # Its ClipUp calls an optax function by a deprecated name.
         warnings.simplefilter("ignore", DeprecationWarning)
         mean, size = jnp.asarray(start), population(algorithm, start.size)
         program, compile_seconds = _compiled(
@@ -63,7 +63,7 @@ def population(algorithm: str, dim: int) -> int:
 
 
 def strategy(algorithm: str, dim: int, knob: jax.Array) -> tuple[Any, Any]:
-    """The algorithm with `knob`, and its parameters."""
+    """Return the algorithm with `knob`, and its parameters."""
     make = functools.partial(
         getattr(algorithms, algorithm), population(algorithm, dim), jnp.zeros(dim)
     )

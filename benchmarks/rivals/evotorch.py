@@ -3,7 +3,7 @@
 PGPE is set up as its authors advise for ClipUp: the learning rate of the center is
 tuned, the largest speed is twice that, the initial radius 15 times the speed; centred
 ranks, symmetric sampling. For SNES the initial standard deviation is tuned; population
-and rates are the package's default. A run returns the center of the sampler.
+and rates are the defaults of the package. A run returns the center of the sampler.
 """
 
 import importlib.metadata

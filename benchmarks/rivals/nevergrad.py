@@ -1,9 +1,9 @@
 """nevergrad: OnePlusOne and SPSA, one value at a time.
 
-The scale of the parameter's mutation is tuned (`set_mutation(sigma=...)`). SPSA does
-not use it: its gain `a`, 1e-5 by default, is tuned in its place. A run returns what the
-package recommends. NGOpt, which chooses among its optimizers, is left out: for 10,000
-parameters it takes OnePlusOne with a model, and the model fails with NumPy 2.4.
+The scale of the mutation is tuned (`set_mutation(sigma=...)`). SPSA does not use it;
+instead its gain `a`, 1e-5 by default, is tuned. A run returns the recommendation of the
+package. NGOpt, which chooses among its optimizers, is left out: for 10,000 parameters
+it chooses OnePlusOne with a model, and the model fails with NumPy 2.4.
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ def run(
     knob: float,
     num_values: int,
 ) -> Trace:
-    start = start.astype(np.float64)  # The package knows no other type.
+    start = start.astype(np.float64)  # The package supports no other dtype.
 
     def recommended() -> float:
         return problem.numpy_fn(optimizer.provide_recommendation().value)
@@ -35,7 +35,7 @@ def run(
         np.errstate(all="ignore"),
         warnings.catch_warnings(),
     ):
-        # It warns of values that are not finite and of budgets that it finds small.
+        # It warns of non-finite values and of small budgets.
         warnings.simplefilter("ignore")
         parameter = nevergrad.p.Array(init=start.copy())
         if algorithm != "SPSA":

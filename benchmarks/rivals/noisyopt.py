@@ -1,8 +1,8 @@
 """noisyopt: `minimizeSPSA`, one pair of values a step along a Rademacher direction.
 
-The gain `a` of the steps is tuned. Its rules of decay are the package's. The distance
-of the pair starts at c = 0.01 and not at the default of 1: these functions have no
-noise, for which Spall's advice is a small one. The run returns its last parameters.
+The gain `a` of the steps is tuned. Its decay rules are those of the package. The
+distance of the pair starts at c = 0.01 instead of the default 1: these functions have
+no noise, for which Spall advises a small one. The run returns its last parameters.
 """
 
 import importlib.metadata
@@ -28,7 +28,7 @@ def run(
     if algorithm != "SPSA":
         raise ValueError(algorithm)
 
-    start = start.astype(np.float64)  # The package knows no other type.
+    start = start.astype(np.float64)  # The package supports no other dtype.
 
     seen: list[float] = []
 
@@ -40,14 +40,14 @@ def run(
         recorder.step(seen, lambda: problem.numpy_fn(x))
         seen.clear()
 
-    # A rate that is too large overflows, which is an answer and no accident.
+    # A rate that is too large overflows, which is a valid outcome.
     with np.errstate(all="ignore"):
         recorder = Recorder(problem.numpy_fn(start), num_values)
         np.random.seed(seed)  # The package draws from the global generator.
         result = minimizeSPSA(
             counted,
-            start.copy(),  # It is changed in place.
-            niter=(num_values - 1) // 2,  # One value more is taken at the end.
+            start.copy(),  # The package changes it in place.
+            niter=(num_values - 1) // 2,  # The package takes one more value at the end.
             paired=False,
             a=knob,
             c=DISTANCE,

@@ -1,8 +1,8 @@
 """pycma: CMA-ES, and separable CMA-ES for many parameters.
 
-The initial step size is tuned; all else, the population size too, is the package's
-default. A run goes on after the package would stop it for lack of progress, so that the
-whole budget is used. It returns the mean (`xfavorite`).
+The initial step size is tuned; everything else, including the population size, is the
+default of the package. A run continues after the package would stop it for lack of
+progress, so that it uses the whole budget. It returns the mean (`xfavorite`).
 """
 
 import importlib.metadata
@@ -24,7 +24,7 @@ def run(
     knob: float,
     num_values: int,
 ) -> Trace:
-    start = start.astype(np.float64)  # The package knows no other type.
+    start = start.astype(np.float64)  # The package supports no other dtype.
 
     options = {"seed": seed, "verbose": -9, "CMA_diagonal": algorithm == "sep-CMA"}
     with np.errstate(all="ignore"):

@@ -1,10 +1,10 @@
 """radazo: its optimizers in one compiled loop, as `radazo.minimize` compiles it.
 
-Only the learning rate is tuned. K = 10 forward differences of 11 values a step, or, of
-`central`, K = 5 of 10 values; a step of 5e-3 along a direction of the unit sphere or
-its equal, 5e-3 / √d for each parameter, with Rademacher directions; b1 and b2 of the
-paper. The run returns its last parameters. The rate is an argument of the
-program, so that tuning compiles once.
+Only the learning rate is tuned. A step takes K = 10 forward differences (11 values), or
+with `central` K = 5 (10 values); smoothing is 5e-3 along a direction of the unit
+sphere, or its equal of 5e-3 / √d with Rademacher directions; b1 and b2 are those of the
+paper. The run returns its last parameters. The rate is an argument of the program, so
+that tuning compiles once.
 """
 
 import functools
@@ -82,7 +82,7 @@ def _compiled(
 ) -> tuple[Any, float]:
     @jax.jit
     def begin(x: jax.Array, seed: jax.Array) -> Any:
-        schedule = optax.constant_schedule(1.0)  # With a state as that below.
+        schedule = optax.constant_schedule(1.0)  # The same state as below.
         return optimizer(algorithm, dim, schedule, jax.random.key(seed)).init(x)
 
     def advance(x: jax.Array, state: Any, rate: jax.Array, num: jax.Array) -> Any:

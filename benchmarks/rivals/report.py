@@ -1,7 +1,7 @@
-"""Tables and a figure, from result lines alone.
+"""Tables and a figure of `peers`, from its result lines.
 
-A cell is one function at one number of parameters. Of several lines of a method in it
-the last counts. Methods are compared by the median over seeds of the lowest value seen.
+A cell is one function at one number of parameters. The last line of a method in a cell
+counts. Methods are compared by the median over seeds of the lowest value seen.
 """
 
 import itertools
@@ -20,18 +20,17 @@ from benchmarks.rivals import METHODS, PACKAGES, label
 AHEAD = "◀"
 COLUMNS = ("method", "tuned", "lowest f, median (range)", "s", "compile s")
 NOTE = (
-    "The lowest f that a run has seen, which is not where it ends. Seconds are those "
-    "of the processor on one core, compiling apart. A knob is tuned on another seed; "
-    "which of five methods of radazo is its best, or of the algorithms of a rival, is "
-    "read from the seeds that are reported. Packages of NumPy compute in float64, the "
-    "others in float32. nevergrad takes too long for SPSA at d = 10,000, and its "
-    "DiagonalCMA is that of pycma."
+    "The lowest f that a run has seen, which may differ from its final one. Seconds "
+    "are processor time on one core, without compilation. A knob is tuned on another "
+    "seed. The best method of each package is chosen on the reported seeds. NumPy "
+    "packages compute in float64, the others in float32. SPSA of nevergrad is too "
+    "slow at d = 10,000; its DiagonalCMA is that of pycma."
 )
-LOWEST = 1e-16  # Below it a figure shows no difference.
+LOWEST = 1e-16  # Below it, a figure shows no differences.
 
 
 def cells(lines: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Lines by (function, dim), lowest value first."""
+    """Return lines by (function, dim), the lowest value first."""
     found: dict[tuple[str, int], dict[str, dict]] = {}
     for line in lines:
         settings = line["settings"]
@@ -45,7 +44,7 @@ def cells(lines: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, A
 
 
 def ends(line: dict[str, Any]) -> list[float]:
-    """The lowest value of each run."""
+    """Return the lowest value of each run."""
     return line["numbers"]["best_at_end"]
 
 
@@ -58,7 +57,7 @@ def seconds(line: dict[str, Any]) -> float:
 
 
 def all_seconds(line: dict[str, Any]) -> float:
-    """Of a first run, which compiles."""
+    """Return the seconds of a first run, with compilation."""
     return seconds(line) + (line["numbers"]["compile_seconds"] or 0.0)
 
 
@@ -71,12 +70,12 @@ def name(line: dict[str, Any]) -> str:
 
 
 def best_of(lines: list[dict[str, Any]], wanted: str) -> dict[str, Any] | None:
-    """The first line of a package, where the lowest comes first."""
+    """Return the first line of a package, from lines sorted by value."""
     return next((line for line in lines if package(line) == wanted), None)
 
 
 def ahead(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of rivals all runs of which end lower than any of radazo's best method."""
+    """Return rivals whose runs all end lower than any of radazo's best method."""
     own = best_of(lines, "radazo")
     if own is None:
         return []
@@ -91,7 +90,7 @@ def number(x: float | None) -> str:
 
 
 def row(line: dict[str, Any]) -> list[str]:
-    """Method, its knob, value at the end with its range, seconds of run and compile."""
+    """Return method, knob, value with its range, seconds of run and compilation."""
     numbers = line["numbers"]
     values = ends(line)
     edge = " (edge)" if numbers["tuned_at_edge"] else ""
@@ -117,7 +116,7 @@ def heading(key: tuple[str, int], lines: list[dict[str, Any]]) -> str:
 
 
 def table(lines: list[dict[str, Any]]) -> Table:
-    """The methods of one cell."""
+    """Return a table of the methods of one cell."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("method", "tuned"):
         shown.add_column(column, no_wrap=True)
@@ -134,7 +133,7 @@ def table(lines: list[dict[str, Any]]) -> Table:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """A table for each cell, and in words where rivals are ahead."""
+    """Return a table for each cell, and which rivals are ahead."""
     parts = [NOTE]
     for key, found in cells(lines).items():
         parts += [
@@ -146,7 +145,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
 
 
 def verdict(lines: list[dict[str, Any]]) -> str:
-    """Who is ahead of radazo here, by value and by time."""
+    """Say which packages are ahead of radazo in a cell, by value and by time."""
     own = best_of(lines, "radazo")
     if own is None:
         return "radazo did not run here."
@@ -166,16 +165,16 @@ def verdict(lines: list[dict[str, Any]]) -> str:
         return listed(found, lambda x: f"{time(x):.2f} s")
 
     return (
-        f"The best of radazo here is {mine}. "
+        f"Best method of radazo: {mine}. "
         f"Rivals that end lower in all runs: {lower(in_all)}. "
         f"Rivals that take less time: {faster(seconds)}. "
-        f"Lower in the median alone: {lower(in_median)}. "
-        f"Less time with compiling: {faster(all_seconds)}."
+        f"Lower in the median only: {lower(in_median)}. "
+        f"Less time including compilation: {faster(all_seconds)}."
     )
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> Path:
-    """A row of panels for each function, a column for each number of parameters."""
+    """Draw a row of panels for each function, a column for each dimension."""
     found = cells(lines)
     functions = list(dict.fromkeys(function for function, _ in found))
     dims = sorted({dim for _, dim in found})
@@ -194,7 +193,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> Path:
 
 
 def draw_panel(panel: Any, lines: list[dict[str, Any]]) -> None:
-    """The best algorithm of each package, named at the end of its line."""
+    """Draw the best algorithm of each package, labelled at the end of its line."""
     shown = [line for p in PACKAGES if (line := best_of(lines, p)) is not None]
     labels = {}
     for line in shown:
@@ -227,7 +226,7 @@ def draw_panel(panel: Any, lines: list[dict[str, Any]]) -> None:
 
 
 def apart(heights: list[float], least: float) -> list[float]:
-    """Ascending heights moved until neighbours are `least` apart, inside of 0, 1."""
+    """Move ascending heights until neighbours are `least` apart, within [0, 1]."""
     moved = []
     for height in heights:
         moved.append(max(height, moved[-1] + least if moved else 0.0))

@@ -1,8 +1,8 @@
-"""A plain PyTorch loop: R-AdaZO and ZO-AdaMM as one would write them, batched over K.
+"""A plain PyTorch loop of R-AdaZO and ZO-AdaMM, batched over K.
 
 All K directions are drawn and evaluated at once. K, smoothing and the constants of the
-rules are those of radazo's rows, so that the two differ by how they are programmed.
-Only the learning rate is tuned; the run returns its last parameters.
+rules are those of the radazo rows, so that only the implementation differs. Only the
+learning rate is tuned; the run returns its last parameters.
 """
 
 import importlib.metadata

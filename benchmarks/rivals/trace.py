@@ -1,14 +1,13 @@
-"""How a run is written down: the same record for every package.
+"""The record of a run, the same for every package.
 
-Two values are kept at some 40 counts of function values:
+Two values are recorded at some 40 counts of function values:
 
   current   f at the point that the package would return then: for evolution strategies
             the mean of the sampler, for nevergrad its recommendation
-  best      the lowest value that the run has seen, `current` among them
+  best      the lowest value that the run has seen, including `current`
 
-`best` is what methods are tuned and compared by: no rule of return is then at a
-disadvantage. Evaluations of `current` are for the record: neither the budget nor any
-method but through `best` knows of them.
+Methods are tuned and compared by `best`, so that the choice of the returned point does
+not matter. Evaluations of `current` do not count as part of the budget.
 """
 
 import time
@@ -27,9 +26,9 @@ class Trace(NamedTuple):
       points: (records,) function values taken up to each record; the first is 0.
       current: (records,) f at the point that would be returned.
       best: (records,) lowest value seen so far.
-      seconds: Processor time of the run without compiling: on the one core that it
-        keeps to the same as wall time, whatever else runs on the machine.
-      compile_seconds: Wall time of compiling, 0 if nothing was compiled.
+      seconds: Processor time of the run without compilation; on the one core of the
+        process it equals wall time on an idle machine.
+      compile_seconds: Wall time of compilation, 0 if nothing was compiled.
     """
 
     points: np.ndarray
@@ -40,7 +39,7 @@ class Trace(NamedTuple):
 
 
 class Recorder:
-    """Counts function values and keeps a record at every 40th part of the budget."""
+    """Count function values and keep a record at every 40th part of the budget."""
 
     def __init__(self, start_value: float, num_values: int) -> None:
         self.taken, self.lowest = 0, float(start_value)
@@ -50,16 +49,16 @@ class Recorder:
         self._keep(start_value)
 
     def step(self, values: Sequence[float], current: Callable[[], float]) -> None:
-        """After a step that took `values`; `current()` is called if a record is due."""
+        """Record a step that took `values`; call `current()` if a record is due."""
         # The lowest first: a comparison with NaN then keeps it.
         self._see(len(values), min((self.lowest, *values)))
         if self.taken >= self.due:
-            # A step that ends a little early is recorded all the same.
+            # Record also a step that ends slightly early.
             self.due = self.taken + 0.9 * self.every
             self._keep(current())
 
     def chunk(self, num: int, lowest: float, current: float) -> None:
-        """After a chunk of steps that took `num` values, the lowest of them known."""
+        """Record a chunk of steps that took `num` values, with their known lowest."""
         self._see(num, float(lowest))
         self._keep(current)
 
@@ -82,6 +81,6 @@ class Recorder:
 
 
 def chunks(num_steps: int) -> list[int]:
-    """Steps between one record and the next, for programs that are compiled."""
+    """Return the numbers of steps between records, for compiled programs."""
     ends = np.unique(np.linspace(0, num_steps, NUM_RECORDS + 1).astype(int))
     return np.diff(ends).tolist()
