@@ -1,4 +1,4 @@
-"""A pytree as arrays, which are traced, and the rest, which is static."""
+"""Pytrees split into arrays, which are traced, and static leaves."""
 
 from typing import Any, NamedTuple
 
@@ -17,11 +17,11 @@ class Static(NamedTuple):
     leaves: tuple[Any, ...]
 
     def pick(self, leaves: list[Any]) -> list[Any]:
-        """Those of `leaves` that stand where this tree has its arrays."""
+        """Return those of `leaves` at the positions of arrays."""
         return [x for x, own in zip(leaves, self.leaves, strict=True) if own is _ARRAY]
 
     def join(self, arrays: list[Any]) -> Any:
-        """The pytree with these arrays in their places."""
+        """Return the pytree with these arrays."""
         rest = iter(arrays)
         return self.treedef.unflatten(
             next(rest) if own is _ARRAY else own for own in self.leaves
@@ -29,18 +29,15 @@ class Static(NamedTuple):
 
 
 def split(tree: Any) -> tuple[list[Any], Static]:
-    """The arrays of `tree` (of NumPy and its scalars too), and the rest."""
+    """Return the arrays of `tree`, including NumPy arrays and scalars, and the rest."""
     leaves, treedef = jax.tree.flatten(tree)
-    static = tuple(
-        _ARRAY if isinstance(x, jax.Array | np.ndarray | np.generic) else x
-        for x in leaves
-    )
-    rest = Static(treedef, static)
+    kinds = jax.Array | np.ndarray | np.generic
+    rest = Static(treedef, tuple(_ARRAY if isinstance(x, kinds) else x for x in leaves))
     return rest.pick(leaves), rest
 
 
 def copied(tree: Any) -> Any:
-    """Arrays of their own, which a compiled call may take, and no weak types."""
+    """Copy arrays, so that they can be donated, and make their types strong."""
 
     def copy(leaf: Any) -> jax.Array:
         leaf = jnp.array(leaf, copy=True)

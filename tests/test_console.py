@@ -1,4 +1,4 @@
-"""What a person sees of a run and says to it: callbacks, Ctrl-C, the progress bar."""
+"""Callbacks, Ctrl-C and the progress bar of a run."""
 
 import builtins
 import os
@@ -32,7 +32,7 @@ def interrupt():
 
 @pytest.fixture
 def handler():
-    """A handler of the caller's own, which must stand again after a run."""
+    """A handler of the caller, which must be restored after a run."""
     seen = []
 
     def own(number, frame):
@@ -43,7 +43,7 @@ def handler():
     signal.signal(signal.SIGINT, before)
 
 
-def test_callbacks_see_the_run_as_far_as_it_is():
+def test_callbacks_get_the_result_so_far():
     results = []
     final = run(callback=results.append, callback_every=8)
     assert [result.num_steps for result in results] == [8, 16, 24, 32, 40]
@@ -58,7 +58,7 @@ def test_callbacks_see_the_run_as_far_as_it_is():
     np.testing.assert_array_equal(results[0].params, run(8).params)
 
 
-def test_a_callback_may_keep_and_go_on_from_what_it_sees():
+def test_a_run_resumes_from_the_result_of_a_callback():
     results = []
     final = run(callback=results.append, callback_every=20)
     estimator = radazo.sphere_estimator(num_directions=4)
@@ -72,7 +72,7 @@ def test_a_callback_may_keep_and_go_on_from_what_it_sees():
     np.testing.assert_array_equal(rest.params, final.params)
 
 
-def test_without_a_number_of_steps_callbacks_come_with_the_calls(monkeypatch):
+def test_without_callback_every_callbacks_follow_each_compiled_call(monkeypatch):
     monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)  # One step a call.
     seen = []
     run(12, callback=lambda result: seen.append(result.num_steps))
@@ -93,7 +93,7 @@ def test_a_callback_that_returns_anything_else_does_not(answer):
     assert (result.num_steps, result.status) == (40, "finished")
 
 
-def test_what_a_callback_raises_is_raised_and_the_handler_restored(handler):
+def test_an_error_of_a_callback_is_raised_and_the_handler_restored(handler):
     def broken(result):
         message = "of the caller"
         raise LookupError(message)
@@ -103,7 +103,7 @@ def test_what_a_callback_raises_is_raised_and_the_handler_restored(handler):
     assert signal.getsignal(signal.SIGINT) is handler[0]
 
 
-def test_control_c_ends_the_run_with_what_was_reached(handler):
+def test_control_c_ends_the_run_with_the_result_so_far(handler):
     at_ten = lambda result: interrupt() if result.num_steps == 10 else None
     result = run(callback=at_ten, callback_every=5)
     assert (result.num_steps, result.status) == (10, "interrupted")
@@ -120,13 +120,13 @@ def test_control_c_in_the_last_step_is_not_lost(handler):
 
 @pytest.fixture
 def listening():
-    """A shell that starts a job in the background has it ignore Ctrl-C."""
+    """Python's own handler, since a background job starts with Ctrl-C ignored."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
 
 
-def test_control_c_while_steps_are_under_way_lets_them_end(listening):
+def test_control_c_lets_the_current_steps_finish(listening):
     timer = threading.Timer(0.3, interrupt)
     host = lambda x: np.float32(np.sum(np.square(np.asarray(x))))
 
@@ -156,13 +156,13 @@ def test_control_c_twice_is_raised_at_once(handler):
     assert signal.getsignal(signal.SIGINT) is handler[0]
 
 
-def test_control_c_after_a_run_is_the_callers_again(handler):
+def test_the_callers_handler_gets_control_c_after_a_run(handler):
     run(1)
     interrupt()
     assert handler[1] == [signal.SIGINT]
 
 
-def test_what_ignores_control_c_goes_on_ignoring_it():
+def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         result = run(callback=lambda result: interrupt(), callback_every=5)
@@ -206,7 +206,7 @@ def test_a_run_is_silent_where_there_is_no_terminal(capfd, progress):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_bar_unasked(monkeypatch, capfd):
+def test_a_terminal_gets_a_bar_by_default(monkeypatch, capfd):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     minimize_shown(None)
     assert "30/30" in capfd.readouterr().err
@@ -218,7 +218,7 @@ def without_tqdm(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
 
 
-def test_a_bar_that_is_asked_for_needs_tqdm(without_tqdm):
+def test_progress_true_needs_tqdm(without_tqdm):
     explained(
         Mistake(
             lambda: minimize_shown(True),
@@ -236,7 +236,7 @@ def test_a_run_without_tqdm_has_no_bar(without_tqdm, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_nothing_is_printed_or_asked(monkeypatch):
+def test_a_run_neither_prints_nor_asks(monkeypatch):
     def talk(*_, **__):
         message = "a run must not talk"
         raise RuntimeError(message)
@@ -246,7 +246,7 @@ def test_nothing_is_printed_or_asked(monkeypatch):
     assert run(3).status == "finished"
 
 
-def test_a_function_of_numpy_is_told_of_pure_callback():
+def test_the_error_for_a_numpy_function_names_pure_callback():
     def value_fn(x):
         return np.float32(np.sum(np.abs(x)))
 

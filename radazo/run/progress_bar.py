@@ -1,4 +1,4 @@
-"""What a run shows to the person in front of it, and hears: a bar and signals."""
+"""The progress bar of a run, and deferred signals."""
 
 import importlib
 import signal
@@ -12,52 +12,45 @@ from radazo import validation
 
 @contextmanager
 def deferred_signals(*numbers: int) -> Iterator[Callable[[], bool]]:
-    """Note signals and let what is under way end; Ctrl-C is raised if it repeats."""
-    seen = []
+    """Record signals without acting on them, but raise a second Ctrl-C at once."""
+    received = []
 
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in seen:
+    def record(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in received:
             signal.default_int_handler(number, frame)
-        seen.append(number)
+        received.append(number)
 
-    # Python calls handlers in the main thread only, and what was told to ignore Ctrl-C
-    # (a job in the background) goes on ignoring it.
+    # Only the main thread handles signals. Ignored signals stay ignored, as Ctrl-C in a
+    # background job.
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in numbers if main}
-    heard = [
-        n for n, handler in before.items() if handler not in (signal.SIG_IGN, None)
-    ]
-    for number in heard:
-        signal.signal(number, note)
+    handlers = {number: signal.getsignal(number) for number in numbers if main}
+    handlers = {n: x for n, x in handlers.items() if x not in (signal.SIG_IGN, None)}
+    for number in handlers:
+        signal.signal(number, record)
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(received)
     finally:
-        for number in heard:
-            signal.signal(number, before[number])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def progress_bar(
     api_name: str, progress: bool | None, num_steps: int | None
 ) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar as `bar(steps, value)`, of `num_steps` if their number is known;
-    without tqdm only if not asked for."""
+    """Show a progress bar as `minimize` documents; yield `advance(steps, value)`."""
     try:
         tqdm = importlib.import_module("tqdm.auto").tqdm
     except ImportError:
         tqdm = None
     if progress and tqdm is None:
-        validation.fail(
-            api_name,
-            "progress",
-            "be None or False without tqdm",
-            "True",
-            "Install tqdm: `pip install tqdm`.",
-        )
+        hint = "Install tqdm: `pip install tqdm`."
+        rule = "be None or False without tqdm"
+        validation.fail(api_name, "progress", rule, "True", hint)
     if progress is False or tqdm is None:
         yield lambda *_: None
         return
-    # disable=None hides the bar where the output is no terminal.
+    # `disable=None` hides the bar if the output is not a terminal.
     with tqdm(total=num_steps, disable=None if progress is None else False) as bar:
 
         def advance(steps: int, value: float) -> None:
