@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,18 @@ def pytest_configure(config):
         for path in CACHE.glob("*-cache"):
             if time.time() - path.stat().st_mtime > 14 * 24 * 3600:
                 path.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave the cases that `fast_cases` does not take to the gate."""
+    num_seen = Counter()
+    for item in items:
+        for marker in item.iter_markers("fast_cases"):
+            name = item.nodeid.partition("[")[0]
+            num_seen[name] += 1
+            if num_seen[name] > marker.args[0]:
+                item.add_marker("gate")
 
 
 @pytest.fixture(autouse=True, scope="module")
