@@ -71,7 +71,7 @@ def test_the_spread_of_second_differences_is_the_norm_of_the_hessian(x64):
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
     up = 0.5 * np.einsum("ni,ij,nj->n", u, hessian, u).reshape(400, num)
     found = [
-        line_probes.rungs(
+        line_probes.summarize(
             {1.0: 7 + np.stack([one, one], axis=1)}, dim, 7.0, 0.0
         ).spread[0]
         for one in up
@@ -265,7 +265,7 @@ OF_CALLS = {
         "params",
         "have elements to move",
         "none among the leaves.",
-        "Pass arrays of floating point, and a mask that lets some be moved.",
+        "Pass floating-point arrays with elements.",
     ),
     "no directions": (
         {"num_directions": 0},
@@ -273,15 +273,15 @@ OF_CALLS = {
         "num_directions",
         "be at least 1",
         "0.",
-        "It is that of the estimator; 10 is a good start.",
+        "Pass that of the estimator; 10 is a good start.",
     ),
     "another difference": (
         {"difference": radazo.forward_mode},
         V,
         "difference",
         "be `radazo.forward` or `radazo.central`",
-        "Difference(",
-        "the smoothing is a matter of their own",
+        "radazo.differences.forward_mode.",
+        "choose the smoothing by hand",
     ),
     "no steps": (
         {"num_steps": 0},
@@ -289,7 +289,7 @@ OF_CALLS = {
         "num_steps",
         "be at least 1",
         "0.",
-        "leave it out if unknown",
+        "omit it if unknown",
     ),
     "half a step": (
         {"num_steps": 0.5},
@@ -297,7 +297,7 @@ OF_CALLS = {
         "num_steps",
         "be an integer",
         "0.5.",
-        "leave it out if unknown",
+        "omit it if unknown",
     ),
     "no key": (
         {"key": "a"},
@@ -313,7 +313,7 @@ OF_CALLS = {
         "value_fn",
         "return a real number",
         "a ArrayImpl",
-        "Return a scalar; leave `aux` and terms out.",
+        "Return a scalar, without `aux` and terms.",
     ),
     "a pair": (
         {"value_fn": lambda x: (x, x[:3])},
@@ -321,7 +321,7 @@ OF_CALLS = {
         "value_fn",
         "return a real number",
         "a tuple",
-        "leave `aux`",
+        "without `aux`",
     ),
     "a complex number": (
         {"value_fn": lambda x: 1j},
@@ -343,9 +343,9 @@ OF_CALLS = {
         {"value_fn": lambda x: 7.0},
         V,
         "value_fn",
-        "have slopes that stand out from noise",
+        "have slopes that are significant",
         "values near 7 with a noise of 2.6e-16, and no slopes within a distance of 5",
-        "Start where f is not level, or take the mean of several values.",
+        "Start where f is not level, or average several values.",
     ),
 }
 

@@ -68,7 +68,7 @@ def test_the_variance_of_the_value_is_the_one_that_is_taken_off():
     for _ in range(10_000):
         value = draws.normal() * math.sqrt(131 / 231)
         pairs = {1.0: 5 + draws.normal(size=(6, 2))}
-        excess.append(line_probes.rungs(pairs, 7, value, 1.0).bend[0] - 10**2)
+        excess.append(line_probes.summarize(pairs, 7, value, 1.0).bend[0] - 10**2)
     assert abs(np.mean(excess)) < 4 * np.std(excess) / math.sqrt(len(excess))
 
 
@@ -83,15 +83,15 @@ def test_the_variance_of_the_value_is_the_one_that_is_taken_off():
 )
 def test_what_noise_or_curvature_drowns_is_refused(value_fn, distance, dtype, x64):
     call = lambda: radazo.calibrate(0, value_fn, at_one(distance, dtype))
-    rule = "have slopes that stand out from noise before they change"
-    hint = "Little is left to gain here; or take the mean of several values."
+    rule = "have slopes that are significant before they change"
+    hint = "The point may be optimal already; otherwise average several values."
     got = "slopes of "
     explained(Mistake(call, ValueError, "calibrate(value_fn", rule, got, hint))
 
 
 def refused_as_level(value_fn, params, key=0):
-    rule, got = "have slopes that stand out from noise", "values near "
-    hint = "Start where f is not level, or take the mean of several values."
+    rule, got = "have slopes that are significant", "values near "
+    hint = "Start where f is not level, or average several values."
     call = lambda: radazo.calibrate(key, value_fn, params)
     explained(Mistake(call, ValueError, "calibrate(value_fn", rule, got, hint))
 
@@ -107,7 +107,7 @@ def test_noise_alone_is_taken_for_slopes_in_one_of_a_hundred_cases():
     for _ in range(3000):
         noise = line_probes.noise_of(draws.normal(size=line_probes.STENCIL))
         pairs = {t: draws.normal(size=(6, 2)) for t in (1.0, 3.0, 9.0, 144.0, 2304.0)}
-        seen.append(line_probes.rungs(pairs, 7, 0.0, noise).seen)
+        seen.append(line_probes.summarize(pairs, 7, 0.0, noise).significant)
     assert 0.004 < np.mean(seen) < 0.016
 
 
@@ -138,11 +138,11 @@ def test_noise_is_no_less_than_rounding(offset):
 )
 def test_rounding_is_that_of_the_type_that_is_returned(returned, unit):
     """Of a function that is linear where it is called, and exact in all types."""
-    value_at = line_probes.value_oracle(
+    value_at = line_probes.value_along(
         "test",
         lambda x: returned(100 + 8 * np.rint(float(x[0]) - 5)),
         jnp.array([5.0]),
-        radazo.leaves.layout("test", jnp.array([5.0]), None),
+        radazo.flat.layout("test", jnp.array([5.0]), None),
         jnp.zeros(2, jnp.uint32),
     )
     value, noise = line_probes.value_and_noise("test", value_at, 1e-3)
@@ -163,7 +163,7 @@ def test_elements_whose_squares_are_no_numbers(scale):
 @pytest.mark.parametrize("element", [1e-37, 1.0, 2e38])
 def test_the_size_of_elements_is_a_number(element):
     params = {"a": np.full(4, element, np.float32), "b": np.zeros(0, np.float32)}
-    layout = radazo.leaves.layout("test", params, None)
+    layout = radazo.flat.layout("test", params, None)
     assert 0.9 * element < line_probes.size(layout, params) < 1.1 * element
 
 
@@ -191,7 +191,7 @@ def test_real_numbers_of_all_kinds_are_taken(returned):
 def test_what_is_no_real_number_is_refused(value):
     """A bool is none: it is what a comparison returns, and has no slopes."""
     call = lambda: radazo.calibrate(0, lambda x: value, START)
-    got, hint = f"a {type(value).__name__}: {value!r}", "Return a scalar; leave"
+    got, hint = f"a {type(value).__name__}: {value!r}", "Return a scalar, without"
     rule = "return a real number"
     explained(Mistake(call, TypeError, "calibrate(value_fn", rule, got, hint))
 

@@ -1,4 +1,4 @@
-"""The first smoothing and learning rate, from some fifty function values."""
+"""Choose a smoothing and first learning rates from about fifty function values."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,33 +9,33 @@ from radazo import core, differences, directions, flat, random, validation
 from radazo.calibration import line_probes
 
 _NUM_DIRECTIONS, _MAX_ADDED = 6, 2
-_FAR = (0.2, 0.6, 1.8)  # By how much an element moves, in root mean squares of x.
-_WITHIN, _NARROWEST = 0.9, 16  # Of the best; the longest distance by the shortest.
-_DROWNED = 100  # Noise in the mean square of slopes, by these.
-_B1, _EPS_ROOT = 0.9, 1e-8  # Of the rules whose rates are given.
+_FAR = (0.2, 0.6, 1.8)  # Displacements of an element, in root mean squares of x.
+_WITHIN, _NARROWEST = 0.9, 16  # Share of the best; longest over shortest distance.
+_DROWNED = 100  # Largest ratio of noise to slopes, in their mean squares.
+_B1, _EPS_ROOT = 0.9, 1e-8  # Of the optimizers.
 
 
 class Calibration(NamedTuple):
-    """What a few function values say; `print` it to read what was chosen and why.
+    """Suggested parameters and the measurements behind them; print it to read both.
 
-    Distances are Euclidean, between points; `smoothing` alone is in units of ‖u‖.
+    Distances are Euclidean distances of points; only `smoothing` is in units of ‖u‖.
 
     Attributes:
       smoothing: For the estimator.
       learning_rate: For `radazo`.
       learning_rate_zo_adamm: For `zo_adamm` and `zo_rmsprop`.
       learning_rate_zo_sgd: For `zo_sgd`.
-      value: f(x), told from seven values close to it.
-      noise: Standard deviation of one value: rounding at least, or chance.
-      distance, shortest, longest: The distance chosen, between those that serve.
-      slope_spread: Root mean square of slopes at that distance, ‖∇f‖ / √d of a smooth
-        function.
-      curvature: Mean second difference there, tr(∇²f) / d of a smooth function.
-      reach: How far an element can go until slopes have changed altogether.
+      value: f(x), fitted to seven values close to x.
+      noise: Standard deviation of one value, from chance or rounding.
+      distance, shortest, longest: The distance chosen, and the range of suitable ones.
+      slope_spread: Root mean square of slopes at `distance`: ‖∇f‖ / √d if f is smooth.
+      curvature: Mean second difference at `distance`: tr(∇²f) / d if f is smooth.
+      reach: Displacement of an element after which slopes have changed completely.
       noise_share, curvature_share: What noise and curvature add to the mean square of
-        slopes, by that of the slopes themselves.
-      share: Of the greedy rate, by which f falls fastest in one step.
-      dim, num_directions, num_values: d, K, and the function values taken.
+        slopes, relative to it.
+      share: Learning rates divided by the greedy ones, which decrease f fastest in one
+        step; not of `learning_rate_zo_sgd`, which is greedy.
+      dim, num_directions, num_values: d, K, and the number of function values taken.
     """
 
     smoothing: float
@@ -58,19 +58,19 @@ class Calibration(NamedTuple):
     num_values: int
 
     def __str__(self) -> str:
-        """What was chosen, and why."""
+        """Describe the choice and its reasons."""
         return (
-            f"smoothing {self.smoothing:.3g}: compared points are {self.distance:.3g} "
-            f"apart, and may be {self.shortest:.2g} to {self.longest:.2g};\n"
-            f"  to the mean square of slopes noise adds {self.noise_share:.2g} of it, "
-            f"curvature {self.curvature_share:.2g}\n"
+            f"smoothing {self.smoothing:.3g}: points are compared {self.distance:.3g} "
+            f"apart ({self.shortest:.2g} to {self.longest:.2g} are suitable);\n"
+            f"  relative to the mean square of slopes, noise is {self.noise_share:.2g} "
+            f"and curvature {self.curvature_share:.2g}\n"
             f"learning_rate {self.learning_rate:.3g} for radazo, "
             f"{self.learning_rate_zo_adamm:.3g} for zo_adamm and zo_rmsprop, "
             f"{self.learning_rate_zo_sgd:.3g} for zo_sgd:\n"
             f"  slopes of {self.slope_spread:.3g} have changed when elements have "
             f"moved by {self.reach:.3g};\n"
-            f"  {self.num_directions} directions in {self.dim} dimensions, and "
-            f"{self.share:.2g} of the greedy rate but for zo_sgd\n"
+            f"  {self.num_directions} directions in {self.dim} dimensions; the greedy "
+            f"rate times {self.share:.2g}, for zo_sgd times 1\n"
             f"from {self.num_values} function values near {self.value:.6g}, with a "
             f"noise of {self.noise:.2g}"
         )
@@ -87,11 +87,11 @@ def calibrate(
     num_steps: int | None = None,
     mask: core.Mask = None,
 ) -> Calibration:
-    """Choose a smoothing and a first learning rate from some fifty function values.
+    """Choose a smoothing and a first learning rate from about fifty function values.
 
-    Along six directions u of the unit sphere, at three distances of the size of the
-    parameters and one so short that curvature hardly shows, with what noise adds taken
-    off, and between them by lines in logarithms:
+    Measure slopes and second differences along six directions u of the unit sphere, at
+    three distances of the size of the parameters and one so short that curvature hardly
+    matters; subtract what noise adds; interpolate log-linearly between distances:
 
       s²(t) = mean ((f(x + t·u) − f(x − t·u)) / 2t)²                      slopes
       hᵢ(t) = (f(x + t·u) + f(x − t·u) − 2 f(x)) / t²         second differences
@@ -101,17 +101,15 @@ def calibrate(
       V(t)  = (d − 1) / K · (1 + (2σ² / t² + t² mean hᵢ² / 4) / s²)       forward
               (d − 1) / K · (1 + σ² / (2 t² s²))                          central
 
-    An element can go by `reach` until slopes have changed altogether, and V is the
-    variance of an estimate over ‖∇f‖². How much a step at t gets done for what is
-    reached is, for distances up to T,
+    V is the variance of an estimate over ‖∇f‖²; slopes have changed completely when an
+    element has moved by `reach`. The merit of a distance t up to T is
 
       min(r, 1 / r) / (1 + V),  r = s²(t) / s²(T)
 
-    `smoothing` is in the middle, of logarithms, of the distances at which this is at
-    least 0.9 of its largest, but those below 1/16 of the longest of them. On a smooth
-    function they end where curvature shows in a difference. On a staircase or where
-    there are kinks, slopes at short distances are nothing, or other than those that
-    last: there they are the distances from which one sees across. Then
+    `smoothing` is the geometric mean of the distances with at least 0.9 of the largest
+    merit, except those below 1/16 of the longest of them. For smooth functions they end
+    where curvature dominates a difference; for staircases and kinks, whose slopes at
+    short distances vanish or mislead, they are long enough to look across. Then
 
       zo_sgd     reach / (s (1 + V))                              the greedy rate
       n          √((1 + V)² + (2 / (1 − b1))²)
@@ -119,41 +117,38 @@ def calibrate(
       radazo     share · reach / n · √(1 + V (1 − b1) / (1 + b1))
       share      1 / (1 + num_steps / 3n), and ½ if `num_steps` is None
 
-    with b1 = 0.9, and with eps_root = 1e-8 in the roots, as it is in the rules. In n
-    steps of the greedy rate a run would be there: no fewer than momentum needs to turn.
-    These rules step by their rate however small the gradient, and get no closer than a
-    distance in proportion to it: a quadratic falls to about (share / 2)² of its start.
-    Call it again with the parameters reached, and go on with what it says then.
+    with b1 = 0.9, and eps_root = 1e-8 in the roots, as in the optimizers. n steps of
+    the greedy rate would reach a minimizer, but at least as many as momentum needs to
+    turn. These optimizers step by their rate even if the gradient is small, so they
+    stop at a distance in proportion to it: a quadratic decreases to (share / 2)² of its
+    start. To continue, calibrate again at the parameters reached.
 
-    f(x) is told from seven values close together, and the noise σ from a table of their
-    differences: chance in `value_fn` counts, and rounding, no less than that of the
-    type of its values. A function of a batch that is drawn anew at each call is noisy;
-    fix the batch, as a step of a run does.
-
-    What is chosen is itself a matter of chance: nine of ten keys give a rate of 0.5 to
-    1.6 times the median on Quadratic, Levy and Rosenbrock in 1,000 dimensions. At an
-    optimum, or where noise is all there is to see, nothing is chosen: it is an error.
+    The noise σ is estimated from a difference table of seven values close to x; it
+    includes chance in `value_fn` and is at least the rounding of the type of its
+    values. A function of a new batch in each call is noisy: fix the batch, as a step
+    does. The choice is random: nine of ten keys give a rate of 0.5 to 1.6 times the
+    median on Quadratic, Levy and Rosenbrock in 1,000 dimensions.
 
     Args:
       key: Typed key or integer seed of the directions.
-      value_fn: `value_fn(params) -> scalar`, of JAX or not. It is called as it is, so
-        put `jax.jit` around one of JAX.
-      params: Where to look: the start of a run, or where it is now.
-      sampler, num_directions, difference, mask: As the estimator will have them,
-        the difference `forward` or `central`.
-      num_steps: Steps of the run, if known: longer ones get a lower rate.
+      value_fn: `value_fn(params) -> scalar`, in JAX or not. It is called as it is:
+        compile a function of JAX with `jax.jit`.
+      params: Where to measure: the start of a run, or its current parameters.
+      sampler, num_directions, difference, mask: As for the estimator; the difference is
+        `forward` or `central`.
+      num_steps: Number of steps of the run, if known; longer runs get lower rates.
     Returns:
-      A `Calibration`, numbers alone; `print` it.
+      A `Calibration` of Python numbers; `print` it.
     Raises:
-      TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
-        real number: one of Python, no bool, or a scalar of NumPy or JAX.
-      ValueError: If `value_fn` is not finite at `params`, or its slopes are nothing, or
-        lost in noise, as at an optimum; or an argument is out of its range.
+      TypeError: If an argument has the wrong type, or `value_fn` does not return a real
+        number (of Python, not a bool) or a real scalar of NumPy or JAX.
+      ValueError: If an argument is out of range, `value_fn` is not finite at `params`,
+        or its slopes vanish or are lost in noise, as at an optimum.
     Cost:
       43 to 79 function values, most often 55: 7 for the noise, 36 far from x and 12
-      close to it. The last are not taken where no distance is short; 12 more are, at
-      most twice, where the size of the parameters says little of the distances that
-      matter. Beside the parameters a direction and a moved copy.
+      close to x. The last are omitted if no distance is short; up to 2 · 12 more are
+      taken if the size of the parameters is not that of the relevant distances. One
+      direction and one copy of the parameters.
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
@@ -164,63 +159,60 @@ def calibrate(
       >>> print(value_fn(params), value_fn(result.params) < 500)
       1000.0 True
     References:
-      Moré and Wild, Estimating computational noise, 2011 (the table of differences);
+      Moré and Wild, Estimating computational noise, 2011 (the difference table);
       Estimating derivatives of noisy simulations, 2012 (distances from noise and second
       differences). Spall, Implementation of the simultaneous perturbation algorithm for
-      stochastic optimization, 1998 (gains from the first slopes).
+      stochastic optimization, 1998 (rates from the first slopes).
     """
     api_name = "calibrate"
     _check(api_name, value_fn, sampler, num_directions, difference, num_steps)
     layout = flat.layout(api_name, params, mask)
     words = random.key_data(api_name, key)
-    if not layout.dim:
-        hint = "Pass arrays of floating point, and a mask that lets some be moved."
-        rule, got = "have elements to move", "none among the leaves"
-        validation.fail(api_name, "params", rule, got, hint)
-    value_at = line_probes.value_oracle(api_name, value_fn, params, layout, words)
+    dim, norm = layout.dim, math.sqrt(layout.dim)
+    if not dim:
+        rule, hint = (
+            "have elements to move",
+            "Pass floating-point arrays with elements.",
+        )
+        validation.fail(api_name, "params", rule, "none among the leaves", hint)
+    value_at = line_probes.value_along(api_name, value_fn, params, layout, words)
     size, eps = line_probes.size(layout, params), line_probes.eps(layout, params)
-    norm = math.sqrt(layout.dim)
     value, noise = line_probes.value_and_noise(
         api_name, value_at, size * norm * math.sqrt(eps)
     )
     forward = difference is differences.forward
-    seen = _Seen(layout.dim, num_directions, forward, num_steps, value, noise)
-    far = _far(api_name, value_at, seen, size)
-    pairs = far | _close(value_at, seen, far, 8 * eps * size * norm)
-    view = _rungs(seen, pairs)
-    reach, shortest, distance, longest = _chosen(view, seen, min(far))
-    units = math.sqrt(layout.dim / sampler.factor(layout.dim))
-    num_values = line_probes.STENCIL + sum(x.size for x in pairs.values())
-    told = _told(view, seen, distance)
-    _check_told(api_name, told, noise, distance, reach * norm)
-    lasting = math.hypot(1 + told.variance, 2 / (1 - _B1))
-    share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * lasting))
-    greedy = reach / lasting
-    spread = math.sqrt(told.power)
-    # By which a rule divides: the root mean square of an element of what it averages.
-    shrunk = told.variance * (1 - _B1) / (1 + _B1)
-    of_mean, of_each = (
-        math.sqrt(1 + v + _EPS_ROOT / told.power) for v in (shrunk, told.variance)
-    )
+    setting = _Setting(dim, num_directions, forward, value, noise)
+    far = _probe_far(api_name, value_at, setting, size)
+    pairs = far | _probe_near(value_at, setting, far, 8 * eps * size * norm)
+    probes = _summarize(setting, pairs)
+    reach, shortest, distance, longest = _choose(probes, setting, min(far))
+    slopes = _slopes(probes, setting, distance)
+    _check_slopes(api_name, slopes, noise, distance, reach * norm)
+    power, variance = slopes.power, slopes.variance
+    num_greedy = math.hypot(1 + variance, 2 / (1 - _B1))
+    share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * num_greedy))
+    rate = share * (reach / num_greedy)
+    averaged = variance * (1 - _B1) / (1 + _B1)
     return Calibration(
-        smoothing=distance / units,
-        learning_rate=share * greedy * of_mean,
-        learning_rate_zo_adamm=share * greedy * of_each,
-        learning_rate_zo_sgd=reach / (spread * (1 + told.variance)),
+        smoothing=distance / math.sqrt(dim / sampler.factor(dim)),
+        # Times the root mean square of an element that the optimizer divides by.
+        learning_rate=rate * math.sqrt(1 + averaged + _EPS_ROOT / power),
+        learning_rate_zo_adamm=rate * math.sqrt(1 + variance + _EPS_ROOT / power),
+        learning_rate_zo_sgd=reach / (math.sqrt(power) * (1 + variance)),
         value=value,
         noise=noise,
         distance=distance,
         shortest=shortest,
         longest=longest,
-        slope_spread=spread,
-        curvature=float(np.interp(distance, view.distances, view.curvature)),
+        slope_spread=math.sqrt(power),
+        curvature=float(np.interp(distance, probes.distances, probes.curvature)),
         reach=reach,
-        noise_share=told.noise_share,
-        curvature_share=told.curvature_share,
+        noise_share=slopes.noise_share,
+        curvature_share=slopes.curvature_share,
         share=share,
-        dim=layout.dim,
+        dim=dim,
         num_directions=num_directions,
-        num_values=num_values,
+        num_values=line_probes.STENCIL + sum(x.size for x in pairs.values()),
     )
 
 
@@ -232,55 +224,30 @@ def _check(
     difference: Any,
     num_steps: Any,
 ) -> None:
-    hint = "It takes the parameters, and returns what is to be minimized."
-    validation.function(api_name, "value_fn", value_fn, hint)
-    validation.check(api_name, sampler=sampler)
-    hint = "It is that of the estimator; 10 is a good start."
+    validation.check(api_name, value_fn=value_fn, sampler=sampler)
+    hint = "Pass that of the estimator; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
     if difference not in (differences.forward, differences.central):
-        validation.fail(
-            api_name,
-            "difference",
-            "be `radazo.forward` or `radazo.central`",
-            repr(difference)[:200],
-            "For other differences the smoothing is a matter of their own.",
-        )
+        rule = "be `radazo.forward` or `radazo.central`"
+        hint = "For other differences choose the smoothing by hand."
+        validation.fail(api_name, "difference", rule, repr(difference)[:200], hint)
     if num_steps is not None:
-        hint = "It is the number of steps of the run; leave it out if unknown."
+        hint = "It is the number of steps of the run; omit it if unknown."
         validation.integer(api_name, "num_steps", num_steps, 1, hint)
 
 
-def _check_told(
-    api_name: str, told: "_Told", noise: float, distance: float, within: float
-) -> None:
-    """Slopes are told where noise is at most twice their mean square. Where that is a
-    hundred times as much, or slopes have changed `within` less than was looked at, what
-    was told is of other places: by it one would step blindly, or next to nowhere."""
-    if told.noise_share > _DROWNED or distance > 2 * within:
-        validation.fail(
-            api_name,
-            "value_fn",
-            "have slopes that stand out from noise before they change",
-            f"slopes of {math.sqrt(told.power):.2g} that have changed within "
-            f"{within:.2g}, told at {distance:.2g} with a noise of {noise:.2g}",
-            "Little is left to gain here; or take the mean of several values.",
-        )
-
-
-class _Seen(NamedTuple):
-    """What is known before slopes are: d, K, whether differences are forward, the steps
-    of the run, f(x) and the noise of a value."""
+class _Setting(NamedTuple):
+    """What is known before the slopes."""
 
     dim: int
     num_directions: int
     forward: bool
-    num_steps: int | None
     value: float
     noise: float
 
 
-class _Told(NamedTuple):
-    """At a distance, or at several: s², V, and what is in it."""
+class _Slopes(NamedTuple):
+    """s² and V at a distance, or at several, and the shares in V."""
 
     power: Any
     variance: Any
@@ -288,117 +255,132 @@ class _Told(NamedTuple):
     curvature_share: Any
 
 
-def _rungs(seen: _Seen, pairs: dict[float, np.ndarray]) -> line_probes.Rungs:
-    return line_probes.rungs(pairs, seen.dim, seen.value, seen.noise)
-
-
-def _far(
-    api_name: str, value_at: line_probes.ValueAt, seen: _Seen, size: float
-) -> dict[float, np.ndarray]:
-    """Pairs of values by distance: of the size of the parameters, and where these
-    point to."""
-    norm = math.sqrt(seen.dim)
-    first = range(_NUM_DIRECTIONS)
-    pairs = {
-        t: line_probes.taken(value_at, t, first) for t in np.multiply(_FAR, size * norm)
-    }
-    for _ in range(_MAX_ADDED):
-        further = _further(_rungs(seen, pairs), min(pairs), max(pairs), norm)
-        if further is None:
-            break
-        pairs[further] = line_probes.taken(value_at, further, first)
-    if not _rungs(seen, pairs).seen:
-        # A constant, noise alone, or a point from which both ways look the same.
+def _check_slopes(
+    api_name: str, slopes: _Slopes, noise: float, distance: float, within: float
+) -> None:
+    """Check that the slopes are those near `params`: neither lost in noise, nor
+    measured at more than twice the distance `within` which they change."""
+    if slopes.noise_share > _DROWNED or distance > 2 * within:
         validation.fail(
             api_name,
             "value_fn",
-            "have slopes that stand out from noise",
-            f"values near {seen.value:.6g} with a noise of {seen.noise:.2g}, and no "
-            f"slopes within a distance of {max(pairs):.3g}",
-            "Start where f is not level, or take the mean of several values.",
+            "have slopes that are significant before they change",
+            f"slopes of {math.sqrt(slopes.power):.2g} that change within {within:.2g}, "
+            f"measured at {distance:.2g} with a noise of {noise:.2g}",
+            "The point may be optimal already; otherwise average several values.",
+        )
+
+
+def _summarize(setting: _Setting, pairs: dict[float, np.ndarray]) -> line_probes.Probes:
+    return line_probes.summarize(pairs, setting.dim, setting.value, setting.noise)
+
+
+def _probe_far(
+    api_name: str, value_at: line_probes.ValueAt, setting: _Setting, size: float
+) -> dict[float, np.ndarray]:
+    """Take pairs of values at distances of the size of the parameters, and at others if
+    these call for them."""
+    norm = math.sqrt(setting.dim)
+    pairs = {
+        t: line_probes.take(value_at, t, _NUM_DIRECTIONS)
+        for t in np.multiply(_FAR, size * norm)
+    }
+    for _ in range(_MAX_ADDED):
+        probes = _summarize(setting, pairs)
+        distance = _further_distance(probes, min(pairs), max(pairs), norm)
+        if distance is None:
+            break
+        pairs[distance] = line_probes.take(value_at, distance, _NUM_DIRECTIONS)
+    if not _summarize(setting, pairs).significant:
+        validation.fail(
+            api_name,
+            "value_fn",
+            "have slopes that are significant",
+            f"values near {setting.value:.6g} with a noise of {setting.noise:.2g}, and "
+            f"no slopes within a distance of {max(pairs):.3g}",
+            "Start where f is not level, or average several values.",
         )
     return pairs
 
 
-def _further(
-    view: line_probes.Rungs, shortest: float, longest: float, norm: float
+def _further_distance(
+    probes: line_probes.Probes, shortest: float, longest: float, norm: float
 ) -> float | None:
-    """A distance to look at, if what is looked for lies within or beyond the others."""
-    if not view.distances.size:
-        return shortest / 64  # Nothing is finite there.
-    if not view.seen:
+    """Return a distance to probe below or above the others, if one is needed."""
+    if not probes.distances.size:
+        return shortest / 64  # No value is finite.
+    if not probes.significant:
         return 16 * longest
-    reach = _reaches(view, view.distances) * norm
+    reach = _reaches(probes, probes.distances) * norm
     if reach[0] < shortest / 2:
         return float(max(reach[0], shortest / 256))
-    if reach[-1] > 4 * longest and view.distances[-1] == longest:
+    if reach[-1] > 4 * longest and probes.distances[-1] == longest:
         return 4 * longest
     return None
 
 
-def _reaches(view: line_probes.Rungs, distances: np.ndarray) -> np.ndarray:
-    """s / h at distances."""
-    power, spread = (view.between(name, distances) for name in ("power", "spread"))
+def _reaches(probes: line_probes.Probes, distances: np.ndarray) -> np.ndarray:
+    """Return s / h at distances."""
+    power, spread = (probes.at(name, distances) for name in ("power", "spread"))
     return np.sqrt(power) / np.maximum(spread, 1e-300)
 
 
-def _close(
+def _probe_near(
     value_at: line_probes.ValueAt,
-    seen: _Seen,
+    setting: _Setting,
     pairs: dict[float, np.ndarray],
     shortest: float,
 ) -> dict[float, np.ndarray]:
-    """Pairs at a distance at which curvature should be 0.6 % of the square of a slope,
-    if that is short and noise is less."""
-    view = _rungs(seen, pairs)
-    lowest, power, bend = view.distances[0], view.power[0], view.bend[0]
+    """Take pairs of values at a short distance, if noise allows one: where curvature is
+    predicted to add 0.6 % to the square of a slope."""
+    probes = _summarize(setting, pairs)
+    first, power, bend = probes.distances[0], probes.power[0], probes.bend[0]
     if not power:
         return {}
     t = 0.16 * math.sqrt(power / bend) if bend else math.inf
-    t = max(min(t, lowest / 8), 4.5 * seen.noise / math.sqrt(power), shortest)
-    if t > lowest / 2:
-        return {}
-    return {t: line_probes.taken(value_at, t, range(_NUM_DIRECTIONS))}
+    t = max(min(t, first / 8), 4.5 * setting.noise / math.sqrt(power), shortest)
+    return {} if t > first / 2 else {t: line_probes.take(value_at, t, _NUM_DIRECTIONS)}
 
 
-def _chosen(
-    view: line_probes.Rungs, seen: _Seen, far: float
+def _choose(
+    probes: line_probes.Probes, setting: _Setting, far: float
 ) -> tuple[float, float, float, float]:
-    """The reach, told at `far` or beyond unless slopes change before that; and the
-    shortest, the middle and the longest distance that serve."""
-    norm = math.sqrt(seen.dim)
-    first, last = view.distances[0], view.distances[-1]
+    """Return the reach, and the shortest, chosen and longest suitable distance.
+
+    The reach is measured at `far` or beyond, unless slopes change before.
+    """
+    norm = math.sqrt(setting.dim)
+    first, last = probes.distances[0], probes.distances[-1]
     grid = np.geomspace(first / 8, last, 801)
-    reaches = np.minimum(_reaches(view, grid), 4 * last / norm)
+    reaches = np.minimum(_reaches(probes, grid), 4 * last / norm)
     beyond = np.flatnonzero(reaches * norm > grid)
     end = int(beyond[-1]) + 1 if beyond.size else 0
-    told = _told(view, seen, grid)
+    slopes = _slopes(probes, setting, grid)
     if end == len(grid):
-        falls = np.sqrt(told.power) * reaches / (1 + told.variance)
-        end = int(np.argmax(np.where(grid < far, 0.0, falls)))
-    told = _Told(*(x[: end + 1] for x in told))
-    # What slopes say of those at `end`: nothing where they vanish, as on a stair.
-    lasting = told.power / told.power[-1]
-    merit = np.minimum(lasting, 1 / lasting) / (1 + told.variance)
+        decreases = np.sqrt(slopes.power) * reaches / (1 + slopes.variance)
+        end = int(np.argmax(np.where(grid < far, 0.0, decreases)))
+    # Slopes that vanish, as on a staircase, say nothing about those at `end`.
+    ratio = slopes.power[: end + 1] / slopes.power[end]
+    merit = np.minimum(ratio, 1 / ratio) / (1 + slopes.variance[: end + 1])
     best = int(np.argmax(merit))
     poor = np.flatnonzero(merit < _WITHIN * merit[best])
     shortest = float(grid[np.max(poor[poor < best], initial=-1) + 1])
     longest = float(grid[np.min(poor[poor > best], initial=end + 1) - 1])
     shortest = max(shortest, longest / _NARROWEST)
-    # What was not looked at is not chosen, be f as smooth there as elsewhere or not.
+    # Do not extrapolate below the shortest distance probed.
     distance = max(math.sqrt(shortest * longest), min(float(first), longest))
     return float(reaches[end]), shortest, distance, longest
 
 
-def _told(view: line_probes.Rungs, seen: _Seen, distances: Any) -> _Told:
-    power = np.maximum(view.between("power", distances), 1e-300)
-    noise = seen.noise**2 / distances**2 / power
-    if seen.forward:
+def _slopes(probes: line_probes.Probes, setting: _Setting, distances: Any) -> _Slopes:
+    power = np.maximum(probes.at("power", distances), 1e-300)
+    noise = setting.noise**2 / distances**2 / power
+    if setting.forward:
         noise_share = 2 * noise
-        curvature_share = distances**2 * view.between("bend", distances) / (4 * power)
+        curvature_share = distances**2 * probes.at("bend", distances) / (4 * power)
     else:
         noise_share, curvature_share = noise / 2, np.zeros_like(noise)
-    variance = (seen.dim - 1) / seen.num_directions
+    variance = (setting.dim - 1) / setting.num_directions
     variance = variance * (1 + noise_share + curvature_share)
-    told = _Told(power, variance, noise_share, curvature_share)
-    return told if np.ndim(distances) else _Told(*(float(x) for x in told))
+    slopes = _Slopes(power, variance, noise_share, curvature_share)
+    return slopes if np.ndim(distances) else _Slopes(*(float(x) for x in slopes))

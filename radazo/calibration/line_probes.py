@@ -1,13 +1,13 @@
-"""What values at a few points say: their noise, and slopes and bends by distance.
+"""Slopes, second differences and noise from function values along lines.
 
-A rung is a distance t; along directions u of the unit sphere f is taken at x ± t·u.
-`noise_of` equally spaced values is what differences of high order leave of them.
+A probe is a pair of values f(x ± t·u) at a distance t along a direction u of the unit
+sphere. The noise is estimated from the high-order differences of `STENCIL` values.
 """
 
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,28 +17,28 @@ from jax import lax
 
 from radazo import core, directions, flat, validation
 
-STENCIL = 7  # Values close together, of which f(x) and the noise are told.
-_OF_VALUE = 131 / 231  # Variance of what they say of f(x), by that of one.
-# Noise is told from seven values alone. Of noise and nothing else, in 99 of 100 cases
-# the mean square of six slopes is less than this times what was told, at the clearest
-# of five distances (3 alone: in 70).
-_SEEN = 18
-_LARGEST = 1e100  # What is more has no square to reckon with: a penalty, as infinity.
+STENCIL = 7  # Values close together, for f(x) and the noise.
+_VALUE_VARIANCE = 131 / 231  # Of f(x) from the stencil, relative to one value.
+# The noise estimate is itself random. In 99 of 100 cases of noise alone, the mean
+# square of six slopes is below this times its estimate at all of five distances (with
+# 3 in place of 18: in 70).
+_SIGNIFICANT = 18
+_LARGEST = 1e100  # Larger values, whose squares overflow, count as infinite.
 
-# value_at(k, t): f at x + t · direction k of the unit sphere, a scalar of NumPy.
+# value_at(k, t): f at x + t · direction k of the unit sphere, a NumPy scalar.
 ValueAt = Callable[[int, float], Any]
 
 
-class Rungs(NamedTuple):
-    """What was seen at each distance: (n,) each.
+class Probes(NamedTuple):
+    """Statistics by distance: (n,) each, the noise subtracted.
 
     Attributes:
-      distances: Ascending.
-      power: Mean square of slopes, without that of noise.
-      bend: Mean square of second differences, likewise.
+      distances: In ascending order.
+      power: Mean square of slopes.
+      bend: Mean square of second differences.
       curvature: Mean second difference.
-      spread: Estimate of ‖∇²f‖ / √d, by the Frobenius norm.
-      seen: Whether slopes stand out from noise at one of them: none otherwise.
+      spread: Estimate of ‖∇²f‖ / √d (Frobenius norm).
+      significant: Whether slopes are significant at one of the distances at least.
     """
 
     distances: np.ndarray
@@ -46,32 +46,33 @@ class Rungs(NamedTuple):
     bend: np.ndarray
     curvature: np.ndarray
     spread: np.ndarray
-    seen: bool
+    significant: bool
 
-    def between(self, name: str, distances: np.ndarray) -> np.ndarray:
-        """One of them at other distances, by a line in logarithms; flat beyond."""
+    def at(self, name: str, distances: np.ndarray) -> np.ndarray:
+        """Interpolate a statistic in logarithms; constant beyond the ends."""
         logs = np.log(np.maximum(getattr(self, name), 1e-300))
         return np.exp(np.interp(np.log(distances), np.log(self.distances), logs))
 
 
-def taken(value_at: ValueAt, distance: float, which: Iterable[int]) -> np.ndarray:
-    """(n, 2) values at x ± t·u."""
-    pairs = [(value_at(k, distance), value_at(k, -distance)) for k in which]
+def take(value_at: ValueAt, distance: float, num: int) -> np.ndarray:
+    """Return (num, 2) values at x ± t·u."""
+    pairs = [(value_at(k, distance), value_at(k, -distance)) for k in range(num)]
     return np.array(pairs, np.float64)
 
 
-def rungs(
+def summarize(
     pairs: dict[float, np.ndarray], dim: int, value: float, noise: float
-) -> Rungs:
-    """What pairs of values say, by distance; those where none is finite are left out.
+) -> Probes:
+    """Compute the statistics of pairs of values by distance.
 
       s² = mean ((f(x + t·u) − f(x − t·u)) / 2t)² − σ² / 2t²
       hᵢ = (f(x + t·u) + f(x − t·u) − 2 f(x)) / t²
-      h² = (mean hᵢ)² + (d + 2) / 2 · var hᵢ, likewise without what σ adds
+      h² = (mean hᵢ)² + (d + 2) / 2 · var hᵢ, minus what σ adds
 
-    h is ‖∇²f‖ / √d where f is a quadratic, since var uᵀAu = 2 / (d + 2) ·
-    (‖A‖² / d − (tr A / d)²). What noise drowns is taken from the next longer distance:
-    of a smooth function it is the same there.
+    h is ‖∇²f‖ / √d if f is quadratic, since var uᵀAu = 2 / (d + 2) ·
+    (‖A‖² / d − (tr A / d)²). A statistic below the noise is replaced by that of the
+    next longer distance, which is equal if f is smooth. Distances without two finite
+    pairs are omitted.
     """
     rows = []
     for t in sorted(pairs):
@@ -79,41 +80,40 @@ def rungs(
         if len(up) < 2:
             continue
         slopes, seconds = (up - down) / (2 * t), (up + down - 2 * value) / t**2
-        mean, many = np.mean(seconds), (dim + 2) / 2
+        mean, factor = np.mean(seconds), (dim + 2) / 2
         raw = np.mean(slopes**2), np.mean(seconds**2)
-        # f(x) is noisy too, and shared.
-        own, shared = 2 * noise**2 / t**4, 4 * _OF_VALUE * noise**2 / t**4
+        raw = *raw, mean**2 + factor * np.var(seconds, ddof=1), mean**2
+        # The noise of f(x) is shared by all second differences.
+        own, shared = 2 * noise**2 / t**4, 4 * _VALUE_VARIANCE * noise**2 / t**4
         of_mean = own / len(up) + shared
-        added = noise**2 / (2 * t**2), own + shared, of_mean + many * own, of_mean
-        raw = *raw, mean**2 + many * np.var(seconds, ddof=1), mean**2
+        added = noise**2 / (2 * t**2), own + shared, of_mean + factor * own, of_mean
         rows.append((t, mean, raw, added))
     if not rows:
-        nothing = np.zeros(0)
-        return Rungs(nothing, nothing, nothing, nothing, nothing, seen=False)
+        return Probes(*[np.zeros(0)] * 5, significant=False)
     distances, curvature, raw, added = map(np.array, zip(*rows, strict=True))
-    seen = bool(np.any(raw[:, 0] > _SEEN * added[:, 0]))
+    significant = bool(np.any(raw[:, 0] > _SIGNIFICANT * added[:, 0]))
     known = raw >= 3 * added
-    clear = np.where(known, raw - added, 0.0)
-    for i in range(len(clear) - 2, -1, -1):
-        clear[i] = np.where(known[i], clear[i], clear[i + 1])
+    clean = np.where(known, raw - added, 0.0)
+    for i in range(len(clean) - 2, -1, -1):
+        clean[i] = np.where(known[i], clean[i], clean[i + 1])
         curvature[i] = curvature[i if known[i, 3] else i + 1]
-    spread = np.sqrt(clear[:, 2])
-    return Rungs(distances, clear[:, 0], clear[:, 1], curvature, spread, seen)
+    power, bend, spread = clean[:, 0], clean[:, 1], np.sqrt(clean[:, 2])
+    return Probes(distances, power, bend, curvature, spread, significant)
 
 
 def eps(layout: flat.Layout, params: core.Params) -> float:
-    """The coarsest relative spacing of numbers among the perturbed leaves."""
+    """Return the largest machine epsilon of the perturbed leaves."""
     return max(float(jnp.finfo(x.dtype).eps) for x in _active(layout, params))
 
 
 def size(layout: flat.Layout, params: core.Params) -> float:
-    """Root mean square of the perturbed elements, 1 if they are all zero."""
+    """Return the root mean square of the perturbed elements, 1 if all are zero."""
     active = [x.astype(core.wide(x.dtype)) for x in _active(layout, params) if x.size]
     largest = max(float(jnp.max(jnp.abs(x))) for x in active)
     if not largest:
         return 1.0
-    # Squares may be no numbers of the type of x, but those of shares are. Not at once:
-    # XLA multiplies by the inverse, which may be none either.
+    # Scale before squaring, which could overflow. Divide twice by the root: XLA
+    # multiplies by the inverse, and that of `largest` could overflow too.
     root = math.sqrt(largest)
     squares = [float(jnp.sum(jnp.square(x / root / root))) for x in active]
     return largest * math.sqrt(sum(squares) / layout.dim)
@@ -124,27 +124,22 @@ def _active(layout: flat.Layout, params: core.Params) -> list[Any]:
     return [jnp.asarray(leaf) for leaf, on in pairs if on]
 
 
-def value_oracle(
+def value_along(
     api_name: str,
     value_fn: core.ValueFn,
     params: core.Params,
     layout: flat.Layout,
     words: jax.Array,
 ) -> ValueAt:
-    """`value_fn` along directions of this key, called as it is, from outside of JAX."""
+    """Return `value_at`, which calls `value_fn` along directions of the key `words`."""
 
     def value_at(k: int, distance: float) -> Any:
-        moved = _moved(
-            layout,
-            words,
-            _active(layout, params),
-            jnp.uint32(k),
-            jnp.asarray(distance, layout.dtype),
-        )
-        # The rest stays what it is: a jitted function would make arrays of it.
-        all_leaves, treedef = jax.tree.flatten(params)
+        t = jnp.asarray(distance, layout.dtype)
+        moved = _moved(layout, words, _active(layout, params), jnp.uint32(k), t)
+        # Other leaves are not passed through JIT, which would make arrays of them.
+        leaves, treedef = jax.tree.flatten(params)
         left = iter(moved)
-        pairs = zip(all_leaves, layout.active, strict=True)
+        pairs = zip(leaves, layout.active, strict=True)
         point = treedef.unflatten(next(left) if on else leaf for leaf, on in pairs)
         with validation.traceable(api_name):
             return _number(api_name, value_fn(point))
@@ -160,57 +155,47 @@ def _moved(
     k: jax.Array,
     distance: jax.Array,
 ) -> Any:
-    """The perturbed leaves, `distance` along direction k of the unit sphere."""
-    law, alone = directions.sphere, _alone(layout)
-    prepared = law.prepare(words, 1, layout.dim, layout.dtype)
-    drawn = law.draw(prepared, k, layout.dim, layout.dtype)
+    """Move the perturbed leaves by `distance` along direction k of the unit sphere."""
+    sampler = directions.sphere
+    prepared = sampler.prepare(words, 1, layout.dim, layout.dtype)
+    drawn = sampler.draw(prepared, k, layout.dim, layout.dtype)
     scale = lax.rsqrt(jnp.sum(jnp.square(drawn)))
+    sizes = tuple(x.size for x in active)
+    alone = layout._replace(active=(True,) * len(sizes), sizes=sizes)
     return flat.perturb(alone, active, drawn, distance * scale, k)
 
 
-def _alone(layout: flat.Layout) -> flat.Layout:
-    """The layout of a list of the perturbed leaves."""
-    sizes = tuple(
-        size for size, on in zip(layout.sizes, layout.active, strict=True) if on
-    )
-    return layout._replace(active=(True,) * len(sizes), sizes=sizes)
-
-
 def _number(api_name: str, value: Any) -> Any:
-    """The value as a scalar of NumPy, in the type in which it was returned."""
+    """Return the value as a NumPy scalar of its own type."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
-        array = np.zeros(0)  # Leaves of several shapes, or a key.
+        array = np.zeros(0)  # Ragged sequences and keys.
     known = jnp.isdtype(array.dtype, ("bool", "integral", "real floating"))
     if isinstance(value, numbers.Real) and not known:
-        array = np.asarray(validation.real(value))  # A fraction, or of many digits.
+        array = np.asarray(validation.real(value))  # Fractions and large integers.
     if array.ndim or not jnp.isdtype(array.dtype, ("integral", "real floating")):
-        got = f"a {type(value).__name__}: {value!r}"[:200]
-        hint = "Return a scalar; leave `aux` and terms out."
-        validation.fail(
-            api_name, "value_fn", "return a real number", got, hint, TypeError
-        )
+        rule, got = "return a real number", f"a {type(value).__name__}: {value!r}"[:200]
+        hint = "Return a scalar, without `aux` and terms."
+        validation.fail(api_name, "value_fn", rule, got, hint, TypeError)
     return array[()]
 
 
 def _rounding(value: Any) -> float:
-    """Standard deviation of what rounding takes from a value of this type."""
+    """Return the standard deviation of the rounding error of a value of this type."""
     whole = jnp.issubdtype(value.dtype, jnp.integer)
     unit = abs(float(np.spacing(float(value) if whole else value)))
     return (max(unit, 1.0) if whole else unit) / math.sqrt(12)
 
 
 def value_and_noise(api_name: str, value_at: ValueAt, spacing: float) -> Any:
-    """f(x), and the standard deviation of one value, rounding at least.
+    """Return f(x), and the standard deviation of one value, at least its rounding.
 
-    A mean of values around x is f(x) and what curvature adds, which near an optimum is
-    all there is to see. So f(x) is told by the polynomial of degree five that is
-    closest to the seven values, of which their sixth difference is all that it misses.
+    f(x) is that of the polynomial of degree five fitted to the seven values. Their mean
+    would include curvature, which dominates near an optimum.
     """
     middle = STENCIL // 2
-    places = (np.arange(STENCIL) - middle) * spacing
-    taken = [value_at(0, place) for place in places]
+    taken = [value_at(0, t) for t in (np.arange(STENCIL) - middle) * spacing]
     values = np.array(taken, np.float64)
     if not math.isfinite(values[middle]):
         got, hint = repr(float(values[middle])), "Start where f has a value."
@@ -222,13 +207,13 @@ def value_and_noise(api_name: str, value_at: ValueAt, spacing: float) -> Any:
 
 
 def noise_of(values: np.ndarray) -> float:
-    """Standard deviation of the noise of equally spaced values of a smooth function.
+    """Return the noise of equally spaced values of a smooth function.
 
       σₖ² = (k!)² / (2k)! · mean of the squares of the k-th differences
 
-    is that of independent noise at each k whose differences no longer show the
-    function: the first that changes sign with three σ in a row within a factor 4.
-    Where there is none, the function changes too fast: the smallest is a bound.
+    estimates the variance of independent noise at each k whose differences no longer
+    contain the function: return the first that changes sign and agrees with the next
+    two within a factor 4. If there is none, return the smallest, an upper bound.
     """
     found, changes, table = [], [], values
     for k in range(1, len(values)):
