@@ -1,7 +1,7 @@
 """Slopes, second differences and noise from function values along lines.
 
 A probe is a pair of values f(x ± t·u) at a distance t along a direction u of the unit
-sphere. The noise is estimated from the high-order differences of `STENCIL` values.
+sphere. `noise_of` estimates the noise from the differences of `STENCIL` values.
 """
 
 import functools
