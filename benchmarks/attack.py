@@ -138,7 +138,7 @@ def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if min(least, args.tuning_images, args.num_images or 1) < 1:
         parser.error(
             "--steps, --num-directions, --epochs, --seeds, --num-images and "
-            "--tuning-images are at least 1"
+            "--tuning-images must be at least 1"
         )
     if args.dataset == "mnist" and args.data_dir is None:
         parser.error(
@@ -195,7 +195,7 @@ def selected(args: argparse.Namespace, victim: Victim) -> np.ndarray:
         last = len(victim.labels) - 1
         raise SystemExit(f"benchmarks attack: test images are 0 to {last}.")
     for index in np.setdiff1d(indices, victim.right):
-        print(f"Image {index} is left out: it is taken for a {victim.found[index]}.")
+        print(f"Image {index} is left out: it is classified as {victim.found[index]}.")
     indices = np.intersect1d(indices, victim.right)
     if not indices.size:
         raise SystemExit("benchmarks attack: no image is left to attack.")

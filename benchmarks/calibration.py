@@ -91,11 +91,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args.tasks = chosen(parser, "--tasks", args.tasks, NAMES)
     args.rules = chosen(parser, "--rules", args.rules, RULES)
     if min(args.dim - 1, args.steps - 1, args.tuning_seeds) < 1:
-        parser.error("--dim and --steps are at least 2, --tuning-seeds at least 1")
+        parser.error("--dim and --steps must be at least 2, --tuning-seeds at least 1")
     if not 1 <= min(args.seeds, args.images) <= max(args.seeds, args.images) <= 400:
-        parser.error("--seeds and --images are 1 to 400")
+        parser.error("--seeds and --images must be 1 to 400")
     if not 0 <= args.seed <= args.seed + 400 <= TUNING_SEED:
-        parser.error(f"--seed is 0 to {TUNING_SEED - 400}: others are for tuning")
+        parser.error(f"--seed must be 0 to {TUNING_SEED - 400}; others are for tuning")
     return args
 
 

@@ -78,10 +78,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     args.estimators = chosen(parser, "--estimators", args.estimators, ROWS)
     args.rules = chosen(parser, "--rules", args.rules, runs.RULES)
     if min(args.seeds, args.tuning_seeds) < 0 or args.budget <= 0:
-        parser.error("--seeds and --tuning-seeds are at least 0, --budget above 0")
+        parser.error("--seeds and --tuning-seeds must be at least 0, --budget above 0")
     for task in args.tasks:
         if {*seeds_of(task, args)} & {*tuning_seeds_of(task, args)}:
-            parser.error(f"--seed: {TUNING_SEED} and above are the seeds of tuning")
+            parser.error(f"--seed must be below {TUNING_SEED}; others are for tuning")
     return args
 
 

@@ -188,41 +188,41 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     defaults, add = Plan._field_defaults, parser.add_argument
-    add("--full", action="store_true", help="all runs of the report: hours")
+    add("--full", action="store_true", help="all runs of the report; takes hours")
     add("--model", default="minilm", help="minilm, stories260K, a folder, or a name")
-    add("--task", choices=tasks.TASKS, default="sst2", help="of a causal model")
-    add("--tune", choices=problems.TUNED, help="of an OPT; all, if not given")
-    add("--dtype", choices=DTYPES, help="of an OPT; bfloat16, if not given")
-    add("--methods", help="separated by , (radazo,zo_adamm; all with --full)")
+    add("--task", choices=tasks.TASKS, default="sst2", help="for a causal model")
+    add("--tune", choices=problems.TUNED, help="for an OPT; default all")
+    add("--dtype", choices=DTYPES, help="for an OPT; default bfloat16")
+    add("--methods", help="comma-separated; default radazo,zo_adamm")
     add("--learning-rates", type=float, nargs="+", default=[5e-5])
     add("--seeds", type=int, nargs="+", default=[0])
     add("--steps", type=_positive, default=1000)
     add("--eval-every", type=_positive, default=defaults["eval_every"])
-    add("--warmup", type=int, default=defaults["warmup"], help="steps of a rising rate")
+    add("--warmup", type=int, default=defaults["warmup"], help="warm-up steps")
     add("--batch-size", type=_positive, default=defaults["batch_size"])
     add("--smoothing", type=float, default=defaults["smoothing"])
-    add("--b1", type=float, default=defaults["b1"], help="of radazo")
+    add("--b1", type=float, default=defaults["b1"], help="for radazo")
     add(
         "--moments",
         choices=methods.MOMENTS,
-        help="held; of an OPT in place, in float32",
+        help="default held; for an OPT float32, in place",
     )
     add("--data-dir", type=Path, required=True)
-    add("--output", type=Path, help="folder of lines and checkpoints")
+    add("--output", type=Path, help="folder for lines and checkpoints")
     args = parser.parse_args(argv)
     is_opt = args.model not in ("minilm", "stories260K")
     given = {"--tune": args.tune, "--dtype": args.dtype}
     for option, value in given.items():
         if value and not is_opt:
-            parser.error(f"{option}: is of an OPT; {args.model} has one way alone")
+            parser.error(f"{option} is for an OPT model only; got {args.model}")
     if args.model == "minilm" and args.task != "sst2":
-        parser.error("--task: minilm is a classifier of reviews, sst2")
+        parser.error("--task must be sst2 with --model minilm")
     args.tune, args.dtype = args.tune or "all", args.dtype or "bfloat16"
     args.moments = args.moments or ("float32" if is_opt else defaults["moments"])
     if is_opt and args.moments == "held" and args.dtype == "bfloat16":
         parser.error(
-            "--moments held: updates are lost in bfloat16 weights, to which they are "
-            "rounded; take --moments float32, in place, or --dtype float32"
+            "--moments held needs --dtype float32, because bfloat16 weights round "
+            "updates away. Or use --moments float32, in place"
         )
     names = args.methods or ",".join(SHARED if args.full else SHARED[:2])
     args.methods = methods.chosen(parser, "--methods", names, methods.METHODS)
@@ -232,12 +232,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     }
     for option, is_given in of_radazo.items():
         if is_given and args.methods != ["radazo"]:
-            parser.error(f"{option}: is of R-AdaZO, --methods radazo, alone")
+            parser.error(f"{option} needs --methods radazo")
     if args.moments != "held" and "meazo" in args.methods:
-        parser.error("--methods meazo: has one second moment; in place one per part")
+        parser.error("--methods meazo needs --moments held: it has one second moment")
     given = (args.seeds, args.b1, args.moments, len(args.learning_rates))
     if args.full and given != ([0], defaults["b1"], defaults["moments"], 1):
-        parser.error("--full: has seeds, rates, b1 and moments of its own")
+        parser.error("--full sets the seeds, rates, b1 and moments itself")
     if args.full and args.output is None:
-        parser.error("--full: takes hours, which --output keeps")
+        parser.error("--full needs --output, because it takes hours")
     return args

@@ -85,9 +85,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     try:
         args.dims = [int(dim) for dim in args.dims.split(",")]
     except ValueError:
-        parser.error(f"--dims: '{args.dims}' is no list of numbers")
+        parser.error(f"--dims: '{args.dims}' is not a list of numbers")
     if min(args.dims) < 2 or args.budget < 100 or min(args.trials, args.seeds) < 1:
-        parser.error("--dims are at least 2, --budget 100, --trials and --seeds 1")
+        parser.error("--dims must be at least 2, --budget 100, --trials and --seeds 1")
     args.seeds = list(range(args.seed, args.seed + args.seeds))
     if args.tuning_seed in args.seeds:
         parser.error(f"--tuning-seed: {args.tuning_seed} is one of the reported seeds")

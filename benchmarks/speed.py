@@ -132,12 +132,12 @@ def compare(
         ),
         "floor": (floor_step(function, num_directions), (zeros, zeros)),
     }
-    for law, make in ESTIMATORS.items():
+    for sampler, make in ESTIMATORS.items():
         estimator = make(
             num_directions=num_directions, smoothing=SMOOTHING, chunk_size=chunk_size
         )
         step, optimizer = radazo_step(function, estimator)
-        steps[law] = (step, optimizer.init(x))
+        steps[sampler] = (step, optimizer.init(x))
     sides = {side: (step, x, state) for side, (step, state) in steps.items()}
     seconds = time_sides(sides, rounds, max(5, 500_000 // dim))
     rows = []
@@ -180,9 +180,9 @@ def compile_times(num_layers: int, rounds: int) -> list[dict[str, Any]]:
     """Return the CPU seconds to trace and compile a step, and the function alone."""
     value, params = transformer.cross_entropy, transformer.parameters(num_layers)
     sides = {"function alone": (value, (params,))}
-    for law, make in ESTIMATORS.items():
+    for sampler, make in ESTIMATORS.items():
         step, optimizer = radazo_step(value, make())
-        sides[f"radazo, {law}"] = (step, (params, optimizer.init(params)))
+        sides[f"radazo, {sampler}"] = (step, (params, optimizer.init(params)))
     step, optimizer = first_order_step(value)
     sides["backpropagation, adam"] = (step, (params, optimizer.init(params)))
     seconds: dict[str, list[float]] = {side: [] for side in sides}

@@ -130,7 +130,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     if min(args.dim - 1, args.num_directions, *counts) < 1:
         parser.error("--dim is at least 2, and every other count at least 1")
     if set(seeds_of(args)) & set(tuning_seeds_of(args)):
-        parser.error(f"--seed: {TUNING_SEED} and above are the seeds of tuning")
+        parser.error(f"--seed must be below {TUNING_SEED}; others are for tuning")
     return args
 
 

@@ -135,10 +135,10 @@ def test_the_report_says_what_holds_and_where_it_does_not():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--seeds 401", "--seeds and --images are 1 to 400"),
-        ("--images 0", "--seeds and --images are 1 to 400"),
-        ("--seed 700", "--seed is 0 to 600: others are for tuning"),
-        ("--dim 1", "--dim and --steps are at least 2"),
+        ("--seeds 401", "--seeds and --images must be 1 to 400"),
+        ("--images 0", "--seeds and --images must be 1 to 400"),
+        ("--seed 700", "--seed must be 0 to 600; others are for tuning"),
+        ("--dim 1", "--dim and --steps must be at least 2"),
         ("--tasks sphere", "'sphere' is none of quadratic"),
         ("--rules adam", "'adam' is none of radazo"),
     ],

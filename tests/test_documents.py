@@ -159,6 +159,11 @@ def test_every_file_that_the_readme_names_exists():
     assert {x[1:] for x in links if x.startswith("#")} <= anchors
 
 
+def test_the_readme_lists_every_public_name():
+    table = readme().split("## API")[1].split("\n## ")[0]
+    assert {*re.findall(r"`(\w+)`", table)} == {*radazo.__all__}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_is_its_script_with_outputs(path):
     """Written by `python -m notebooks`."""

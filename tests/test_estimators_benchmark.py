@@ -257,7 +257,7 @@ def test_options_are_checked(capsys):
         (("--tasks", "sphere"), "'sphere' is none of rosenbrock"),
         (("--estimators", "newton"), "'newton' is none of sphere"),
         (("--rules", "meazo"), "'meazo' is none of radazo"),
-        (("--seed", "1000"), "1000 and above are the seeds of tuning"),
+        (("--seed", "1000"), "must be below 1000; others are for tuning"),
         (("--budget", "0"), "--budget above 0"),
     ):
         with pytest.raises(SystemExit):

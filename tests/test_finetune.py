@@ -253,24 +253,27 @@ def test_the_command_writes_lines_and_the_best_parameters(
     assert records.read(tmp_path / "out" / "finetune.jsonl") == lines
 
 
-WHOLE = "--full: has seeds, rates, b1 and moments of its own"
+WHOLE = "--full sets the seeds, rates, b1 and moments itself"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--moments rebuilt", "--moments rebuilt: is of R-AdaZO, --methods radazo"),
-        ("--b1 0.5", "--b1 0.5: is of R-AdaZO, --methods radazo, alone"),
+        ("--moments rebuilt", "--moments rebuilt needs --methods radazo"),
+        ("--b1 0.5", "--b1 0.5 needs --methods radazo"),
         ("--full --methods radazo --seeds 1", WHOLE),
         ("--full --methods radazo --b1 0.5", WHOLE),
         ("--full --learning-rates 1 2", WHOLE),
-        ("--full", "--full: takes hours, which --output keeps"),
+        ("--full", "--full needs --output, because it takes hours"),
         ("--steps 0", "must be at least 1; got 0"),
-        ("--task copa", "--task: minilm is a classifier of reviews, sst2"),
-        ("--tune lora", "--tune: is of an OPT; minilm has one way alone"),
-        ("--model stories260K --dtype float32", "--dtype: is of an OPT; stories260K"),
-        ("--model x --moments held", "take --moments float32, in place, or --dtype"),
-        ("--methods meazo --moments float32", "--methods meazo: has one second moment"),
+        ("--task copa", "--task must be sst2 with --model minilm"),
+        ("--tune lora", "--tune is for an OPT model only; got minilm"),
+        (
+            "--model stories260K --dtype float32",
+            "--dtype is for an OPT model only; got stories260K",
+        ),
+        ("--model x --moments held", "--moments held needs --dtype float32"),
+        ("--methods meazo --moments float32", "--methods meazo needs --moments held"),
     ],
 )
 def test_what_does_not_go_together_is_refused(data_dir, capsys, options, message):

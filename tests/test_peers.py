@@ -264,7 +264,7 @@ def test_interrupted_it_shows_what_is_finished(tmp_path, capsys, monkeypatch, le
 def test_arguments_that_do_not_fit(capsys):
     wrong = {
         ("--methods", "sgd"): "'sgd' is none of",
-        ("--dims", "ten"): "'ten' is no list of numbers",
+        ("--dims", "ten"): "'ten' is not a list of numbers",
         ("--dims", "1"): "at least 2",
         ("--tuning-seed", "457"): "one of the reported seeds",
     }

@@ -354,7 +354,7 @@ def test_options_are_checked(capsys):
     for options, message in (
         (("--functions", "sphere"), "'sphere' is none of quadratic"),
         (("--arms", "best"), "'best' is none of shared"),
-        (("--seed", "1000"), "1000 and above are the seeds of tuning"),
+        (("--seed", "1000"), "must be below 1000; others are for tuning"),
         (("--dim", "1"), "--dim is at least 2"),
     ):
         with pytest.raises(SystemExit):

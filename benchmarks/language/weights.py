@@ -57,11 +57,11 @@ def config_of(folder: Path) -> opt.Config:
     found = json.loads(path.read_text("utf-8"))
     kind, activation = found.get("model_type"), found.get("activation_function", "relu")
     if kind != "opt":
-        way_out = "Only OPT is built here; write the forward pass of another yourself."
-        _fail(path, 'say model_type "opt"', repr(kind), way_out)
+        hint = "Only OPT is built here; write the forward pass of another yourself."
+        _fail(path, 'say model_type "opt"', repr(kind), hint)
     if activation != "relu":
-        way_out = "All published OPT models have it."
-        _fail(path, 'say activation_function "relu"', repr(activation), way_out)
+        hint = "All published OPT models have it."
+        _fail(path, 'say activation_function "relu"', repr(activation), hint)
     names = [field.name for field in dataclasses.fields(opt.Config)]
     return opt.Config(**{name: found[name] for name in names if name in found})
 
@@ -94,8 +94,8 @@ class _Tensors:
                 found = dict.fromkeys(file.keys(), _SINGLE)
         else:
             rule = f"have a {_SINGLE} or a {_INDEX}"
-            way_out = "Convert a pytorch_model.bin by transformers' save_pretrained."
-            _fail(folder, rule, "neither", way_out)
+            hint = "Convert a pytorch_model.bin by transformers' save_pretrained."
+            _fail(folder, rule, "neither", hint)
         self.names = {
             _without_prefix(name): (name, file) for name, file in found.items()
         }
@@ -108,8 +108,8 @@ class _Tensors:
         full, file = self.names[name]
         path = self.folder / file
         if not path.exists():
-            way_out = "The index names it: fetch all files of the model."
-            _fail(self.folder, f"have a {file}", "none", way_out)
+            hint = "The index names it: fetch all files of the model."
+            _fail(self.folder, f"have a {file}", "none", hint)
         with safe_open(path, "numpy") as opened:
             tensor = opened.get_tensor(full)
         if tensor.shape != shape:
@@ -146,5 +146,5 @@ def _leaf(tensors: _Tensors, path: Any, leaf: Any) -> jax.Array:
     return jnp.asarray(out)
 
 
-def _fail(where: Any, rule: str, got: str, way_out: str) -> NoReturn:
-    raise ValueError(f"{where} must {rule}; got {got}. {way_out}")
+def _fail(place: Any, rule: str, got: str, hint: str) -> NoReturn:
+    raise ValueError(f"{place} must {rule}; got {got}. {hint}")
