@@ -1,6 +1,6 @@
 """An existing journal is appended to and keeps its records."""
 
-import os
+import io
 
 import jax.numpy as jnp
 import numpy as np
@@ -109,29 +109,25 @@ def test_two_runs_do_not_write_one_file(path):
 def test_a_full_disk_leaves_what_was_written(run, path, monkeypatch):
     """The system writes a part and fails at the next write."""
     _, whole, _ = run
-    entries, opened = radazo.journal.read_journal(whole).entries, os.fdopen
+    entries = radazo.journal.read_journal(whole).entries
     parts = [
         radazo.journal.JournalEntry(*(x[part] for x in entries))
         for part in (slice(10), slice(10, None))
     ]
 
-    class Full:
-        def __init__(self, file):
-            self.file, self.left = file, 600
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+    class Full(io.FileIO):
+        left = 600
 
         def write(self, data):
             if not self.left:
                 raise OSError(28, "No space left on device")
-            num = self.file.write(data[: self.left])
+            num = super().write(data[: self.left])
             self.left -= num
             return num
 
     arguments = path, PARAMS, optimizer().init(PARAMS)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fdopen", lambda *x, **y: Full(opened(*x, **y)))
+        patched.setattr(io, "FileIO", Full)
         with radazo.journal.open_journal(*arguments) as journal:
             journal.append(parts[0])
             before = path.read_bytes()

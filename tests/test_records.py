@@ -183,7 +183,7 @@ def test_a_header_with_a_valid_crc_is_checked_too(change):
 
 
 def test_a_header_with_many_directions_takes_no_memory():
-    header = HEADER._replace(num_directions=file_format.MAX_DIRECTIONS, float_bytes=8)
+    header = HEADER._replace(num_directions=2**24, float_bytes=8)
     found = parsed(file_format.encode_header(header) + b"few")
     assert (len(found.entries.count), found.num_trailing_bytes) == (0, 3)
 

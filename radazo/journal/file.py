@@ -1,6 +1,7 @@
 """Reading a journal, and appending to the journal of a run."""
 
 import contextlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from radazo import core, locks, validation
 from radazo.journal import file_format, run_id
 
 _API = "open_journal"
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows.
+_ARRAYS = ("slopes", "value", "fingerprint")
 _NEXT = "Append each entry of `radazo.journal.recorded_step` once, in order."
 
 
@@ -111,9 +112,12 @@ def open_journal(
       >>> folder.cleanup()
     """
     file_format.check_path(_API, path)
-    run = run_id.of(_API, params, state, bounds)
-    with contextlib.closing(_File(os.fspath(path), run)) as file:
-        yield Journal(file.path, file.append, file.sync)
+    run, path = run_id.of(_API, params, state, bounds), os.fspath(path)
+    with _explained(path):
+        handle = io.FileIO(path, "a+")
+    with handle:
+        file = _File(path, handle, run)
+        yield Journal(path, file.append, file.sync)
         file.sync()
 
 
@@ -129,52 +133,46 @@ def opened(
 class _File:
     """An open journal and the position of the run in it."""
 
-    def __init__(self, path: str, run: run_id.Run) -> None:
-        self.path, self.run, self.count = path, run, run.count
+    def __init__(self, path: str, handle: Any, run: run_id.Run) -> None:
+        self.path, self.handle, self.run, self.count = path, handle, run, run.count
         self.header: file_format.JournalHeader | None = None
         self.last = b""  # The record before the next one, or the header.
         self.ahead = memoryview(b"")  # Records in the file from the next one on.
-        with self.explained():
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
-        self.handle = os.fdopen(handle, "r+b", buffering=0)
-        with contextlib.ExitStack() as on_failure:
-            on_failure.callback(self.close)
-            self.resume()
-            on_failure.pop_all()
-
-    def resume(self) -> None:
-        """Read the file, truncate an incomplete record, and find the position."""
-        if not stat.S_ISREG(os.fstat(self.handle.fileno()).st_mode):
-            _refuse("path", "be a regular file", repr(self.path), "Pass another path.")
-        if locks.is_taken(self.handle):
-            got = f"{self.path!r}, which another run is writing"
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            _refuse("path", "be a regular file", repr(path), "Pass another path.")
+        if locks.is_taken(handle):
+            got = f"{path!r}, which another run is writing"
             _refuse("path", "be written by one run at a time", got, "Use another path.")
-        with self.explained():
-            data = self.handle.readall()
-        end = file_format.HEADER_BYTES
-        if len(data) < end and file_format.MAGIC.startswith(data[:8]):
+        with _explained(path):
+            handle.seek(0)
+            data = handle.readall()
+        magic, end = file_format.MAGIC, file_format.HEADER_BYTES
+        if len(data) < end and magic.startswith(data[: len(magic)]):
             self.truncate(0)  # A process ended before it had written the header.
             return
-        journal = file_format.parse(_API, self.path, data)
-        run_id.check(_API, self.path, journal, self.run)
+        journal = file_format.parse(_API, path, data)
+        run_id.check(_API, path, journal, run)
         data = data[: len(data) - journal.num_trailing_bytes]
         self.truncate(len(data))
         self.header = journal.header
         size = file_format.record_dtype(self.header).itemsize
-        end += (self.count - self.header.first) * size
+        end += (run.count - self.header.first) * size
         self.last, self.ahead = data[:end][-size:], memoryview(data[end:])
 
     def append(self, entry: file_format.JournalEntry) -> None:
         """Write the records that the file does not have yet; compare the others."""
-        entry = self.normalize(entry)
-        num = len(entry.count)
+        validation.instance("append", "entry", entry, file_format.JournalEntry, _NEXT)
+        arrays = [np.asarray(x) for x in jax.device_get(entry)]
+        if not arrays[0].ndim:
+            arrays = [x[None] for x in arrays]
+        entry = file_format.JournalEntry(*arrays)
+        num, slopes = entry.count.size, entry.slopes
         if not num:
             return
-        head, header = b"", self.header
-        if header is None:
-            header = self.run.header(entry.slopes.shape[1], entry.slopes.itemsize)
-            head = file_format.encode_header(header)
-        raw = file_format.encode(header, entry, head or self.last)
+        header = self.header or self.run.header((1, *slopes.shape)[-1], slopes.itemsize)
+        self.check(entry, header)
+        before = self.last or file_format.encode_header(header)
+        raw = file_format.encode(header, entry, before)
         size, common = len(raw) // num, min(len(raw), len(self.ahead))
         if raw[:common] != self.ahead[:common]:
             starts = range(0, common, size)
@@ -187,44 +185,33 @@ class _File:
                 "batches or a constant changed. Some backends do not reproduce bits.",
                 "append",
             )
-        self.write(head + raw[common:])
+        self.write(raw[common:] if self.header else before + raw)
+        if not self.header:
+            self.sync()
         self.header, self.count = header, self.count + num
         self.last, self.ahead = raw[-size:], self.ahead[common:]
-        if head:
-            self.sync()
 
-    def normalize(self, entry: file_format.JournalEntry) -> file_format.JournalEntry:
-        """Return the next entry as arrays with a leading axis of steps; check it."""
-        validation.instance("append", "entry", entry, file_format.JournalEntry, _NEXT)
-        arrays = [np.asarray(x) for x in jax.device_get(entry)]
-        if not arrays[0].ndim:
-            arrays = [x[None] for x in arrays]
-        entry = file_format.JournalEntry(*arrays)
-        num, shape, kind = entry.count.size, entry.slopes.shape, entry.slopes.dtype
-        num_directions = np.clip((1, *shape)[-1], 1, file_format.MAX_DIRECTIONS)
-        if self.header is not None:
-            num_directions = self.header.num_directions
-            kind = np.dtype(f"f{self.header.float_bytes}")
-        elif kind not in (np.float32, np.float64):
-            kind = np.dtype(np.float32)
-        wanted = [
-            f"{kind}[{num}, {num_directions}]",
-            f"{kind}[{num}]",
-            f"uint16[{num}]",
-        ]
-        given = (entry.slopes, entry.value, entry.fingerprint)
-        given = [f"{x.dtype}{[*x.shape]}" for x in given]
-        if given != wanted:
-            rule = f"have slopes, value and fingerprint of {', '.join(wanted)}"
-            _refuse("entry", rule, ", ".join(given), _NEXT, "append")
+    def check(
+        self, entry: file_format.JournalEntry, header: file_format.JournalHeader
+    ) -> None:
+        """Check that the entry fits the header and is of the next steps."""
+        num, kinds = entry.count.size, {x: getattr(entry, x) for x in _ARRAYS}
+        kinds = {name: f"{x.dtype}{[*x.shape]}" for name, x in kinds.items()}
+        if not file_format.is_plausible(header):
+            rule = "have `slopes` of float32 or float64 for 1 to 2**24 directions"
+            _refuse("entry", rule, kinds["slopes"], _NEXT, "append")
+        record = file_format.record_dtype(header)
+        for name, kind in kinds.items():
+            wanted = f"{record[name].base}{[num, *record[name].shape]}"
+            if kind != wanted:
+                _refuse("entry", f"have `{name}` of {wanted}", kind, _NEXT, "append")
         if not np.array_equal(entry.count, self.count + np.arange(num)):
             got = f"that of step {', '.join(map(str, entry.count.ravel()[:3]))}"
             _refuse("entry", f"be that of step {self.count}", got, _NEXT, "append")
-        return entry
 
     def write(self, data: bytes) -> None:
         """Append all of `data` or nothing."""
-        with self.explained(), contextlib.ExitStack() as on_failure:
+        with _explained(self.path), contextlib.ExitStack() as on_failure:
             start = self.handle.seek(0, os.SEEK_END)
             on_failure.callback(self.handle.truncate, start)
             while data:
@@ -232,27 +219,25 @@ class _File:
             on_failure.pop_all()
 
     def truncate(self, size: int) -> None:
-        with self.explained():
+        with _explained(self.path):
             self.handle.truncate(size)
 
     def sync(self) -> None:
-        with self.explained():
+        with _explained(self.path):
             os.fsync(self.handle.fileno())
 
-    def close(self) -> None:
-        self.handle.close()
 
-    @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn a failure of the file system into a message of radazo."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            got = f"{self.path!r}, with {type(error).__name__}: {error}"
-            hint = "Records already written are intact: free space or fix permissions."
-            if isinstance(error, FileNotFoundError):
-                hint = "The file is created, but not its folder: create it first."
-            _refuse("path", "be a writable file", got, hint)
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn a failure of the file system into a message of radazo."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        got = f"{path!r}, with {type(error).__name__}: {error}"
+        hint = "Records already written are intact: free space or fix permissions."
+        if isinstance(error, FileNotFoundError):
+            hint = "The file is created, but not its folder: create it first."
+        _refuse("path", "be a writable file", got, hint)
 
 
 def _refuse(

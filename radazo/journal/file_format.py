@@ -30,7 +30,7 @@ _STOPPED = 1  # Flag of a step that left the parameters unchanged.
 _HEADER = struct.Struct("<8sHHIIIII16s16s16s16s48s")
 _CRC_BYTES = 4
 HEADER_BYTES = _HEADER.size + _CRC_BYTES
-MAX_DIRECTIONS = 2**24
+_MAX_DIRECTIONS = 2**24
 _MAX_STEPS = 2**31 - 1  # The step count is an int32.
 _OTHER_FILE = "Pass the path of a journal written by `open_journal` or `minimize`."
 _DAMAGED = "The file was damaged after it was written: restore a copy of it."
@@ -172,6 +172,15 @@ def encode_header(header: JournalHeader) -> bytes:
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
+def is_plausible(header: JournalHeader) -> bool:
+    """Return whether the numbers of a header are in range."""
+    return (
+        1 <= header.num_directions <= _MAX_DIRECTIONS
+        and header.float_bytes in (4, 8)
+        and header.first < _MAX_STEPS
+    )
+
+
 def record_dtype(header: JournalHeader) -> np.dtype[Any]:
     """Return the NumPy dtype of a record."""
     kind = f"<f{header.float_bytes}"
@@ -216,12 +225,7 @@ def _parse_header(api_name: str, path: str, data: bytes) -> JournalHeader:
     if zlib.crc32(data[: _HEADER.size]) != _last_crc(data):
         got = f"{path!r}, whose header has a wrong CRC"
         _refuse(api_name, "have a valid header", got, _DAMAGED)
-    if not (
-        1 <= header.num_directions <= MAX_DIRECTIONS
-        and header.float_bytes in (4, 8)
-        and header.first < _MAX_STEPS
-        and writer.isprintable()
-    ):
+    if not (is_plausible(header) and writer.isprintable()):
         got = f"{path!r} with {header}"
         _refuse(api_name, "have a plausible header", got, _OTHER_FILE)
     return header

@@ -76,17 +76,17 @@ def check(
 ) -> None:
     """Check that the journal belongs to the run and contains its position."""
     header, first = journal.header, journal.header.first
-    started = run.count == first
-    matches = {
-        f"the key {header.key_data}": header.key_data == run.key_data,
-        "parameters of other names, shapes or dtypes": header.params == run.params,
-        "a state of other names, shapes or dtypes": header.state == run.state,
-        "other `bounds`": header.bounds == run.bounds,
-        f"other values of parameters or state before step {first}": not started
-        or header.start == run.start,
+    differences = {
+        "key_data": f"the key {header.key_data}",
+        "params": "parameters of other names, shapes or dtypes",
+        "state": "a state of other names, shapes or dtypes",
+        "bounds": "other `bounds`",
+        "start": f"other values of parameters or state before step {first}",
     }
-    for difference, same in matches.items():
-        if not same:
+    if run.count != first:
+        del differences["start"]
+    for name, difference in differences.items():
+        if getattr(header, name) != getattr(run, name):
             rule = f"be the journal of this run, whose key is {run.key_data}"
             got = f"{path!r}, of a run with {difference}"
             hint = "Use one journal for each run."
