@@ -1,8 +1,8 @@
-"""How good an estimate is: read from it for nothing, or measured on request.
+"""Diagnostics of gradient estimates.
 
-estimate_statistics, monitor_estimate   from the slopes: no further function value
+estimate_statistics, monitor_estimate   from the slopes, without function values
 slope_errors                            differences against exact derivatives
-cosine_similarity, second_moment_error  against a gradient that is known
+cosine_similarity, second_moment_error  against a known gradient
 """
 
 from typing import Any, NamedTuple
@@ -30,13 +30,13 @@ __all__ = [
 
 
 class EstimateStatistics(NamedTuple):
-    """What one estimate, or the mean of several, says of itself.
+    """Statistics of one estimate, or of the mean of several.
 
     Attributes:
-      gradient_norm: Length of the gradient.
-      variance: Total variance of the estimate, the sum over its elements.
-      signal_to_noise: Squared length of the gradient over the variance, without what
-        noise in the values adds to the slopes. It may be negative.
+      gradient_norm: Norm of the gradient.
+      variance: Total variance of the estimate, summed over its elements.
+      signal_to_noise: Squared norm of the gradient over the variance, corrected for
+        noise in the values; may be negative.
     """
 
     gradient_norm: jax.Array
@@ -48,9 +48,9 @@ class MonitorEstimateState(NamedTuple):
     """State of `monitor_estimate`.
 
     Attributes:
-      averages: Exponential sums of the squared length, the variance and the signal.
-      shares: The sums of their weights, by which they are divided.
-      statistics: The `EstimateStatistics` of the means; zeros before the first step.
+      averages: Decayed sums of the squared norm, the variance and the signal.
+      shares: Decayed sums of their weights.
+      statistics: `EstimateStatistics` of the means; zeros before the first step.
     """
 
     averages: jax.Array
@@ -61,35 +61,32 @@ class MonitorEstimateState(NamedTuple):
 def estimate_statistics(
     gradient: core.Params, info: core.EstimateInfo
 ) -> EstimateStatistics:
-    """Gradient norm, variance and signal-to-noise ratio from the slopes of an estimate.
+    """Compute norm, variance and signal-to-noise ratio from the slopes of an estimate.
 
     With c = `info.factor`, r = E‖u‖², and means over the K kept directions:
 
-      gradient_norm² = c · mean slope²               unbiased where slopes are exact
-      variance       = (c² r · mean slope² − ‖g‖²) / (K − 1)            unbiased
-      signal         = ‖g‖² − variance      unbiased for ‖∇f‖², whatever the slopes
-                                            have of noise with a mean of 0
+      gradient_norm² = c · mean slope²                      unbiased for exact slopes
+      variance       = (c² r · mean slope² − ‖g‖²) / (K − 1)                unbiased
+      signal         = ‖g‖² − variance      unbiased for ‖∇f‖², even if slopes have
+                                            zero-mean noise
       signal_to_noise = signal / variance
 
-    If slopes are exact, the ratio is about K / d whatever the function. A single step
-    hardly shows it: the standard error of `signal` is about √(2d / K² + 8 / K) · ‖∇f‖².
-    Its mean over many steps does (`monitor_estimate`). One far below K / d tells that
-    something else than the gradient makes the slopes, and `gradient_norm` too large.
-    Noise or rounding: take a larger `smoothing`. Curvature, in forward differences near
-    an optimum: take a smaller one, or `central`. `slope_errors` tells which.
+    For exact slopes the ratio is about K / d for any function. The standard error of
+    `signal` is about √(2d / K² + 8 / K) · ‖∇f‖², so average over many steps
+    (`monitor_estimate`). A ratio far below K / d means that noise, rounding (increase
+    `smoothing`) or curvature (decrease it, or use `central`) dominates the slopes and
+    inflates `gradient_norm`. `slope_errors` distinguishes these.
 
     Args:
       gradient: The gradient estimate.
-      info: The `EstimateInfo` that came with it.
+      info: The `EstimateInfo` of the same estimate.
     Returns:
-      `EstimateStatistics` of float scalars. `variance` and the ratio are NaN with one
-      direction, and where directions of a step depend on each other (`orthogonal`),
-      since their spread then says nothing of the variance. For Gaussian directions
-      E‖u‖² = d stands for ‖u‖², which is off by 2 / d. Directions of `coordinate` have
-      a mean, so that noise of the value that they share counts as signal. A gradient
-      of bfloat16 parameters is itself rounded: that counts as signal too.
+      `EstimateStatistics` of float scalars. Variance and ratio are NaN for a single
+      direction and for dependent directions (`orthogonal`). For Gaussian directions
+      E‖u‖² = d replaces ‖u‖², a relative error of 2 / d. Noise shared by all values
+      counts as signal for `coordinate`, and rounding of a bfloat16 gradient for all.
     Raises:
-      TypeError: If `info` is no `EstimateInfo`.
+      TypeError: If `info` is not an `EstimateInfo`.
     Cost:
       No function values; one pass over the gradient.
     Example:
@@ -104,36 +101,33 @@ def estimate_statistics(
       >>> print(jnp.round(statistics.gradient_norm), jnp.linalg.norm(slope))
       20.0 21.213203
     References:
-      The signal is the U-statistic of the inner products of the K one-direction
-      estimates: Hoeffding, A class of statistics with asymptotically normal
-      sampler, 1948.
+      Hoeffding, A class of statistics with asymptotically normal distribution, 1948:
+      the signal is the U-statistic of inner products of one-direction estimates.
     """
     return _statistics(*_moments("estimate_statistics", gradient, info))
 
 
 def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
-    """Keep the statistics of the estimates in the state; updates pass unchanged.
-
-    For within `with_estimator`, which hands on what the estimator saw:
+    """Keep statistics of the estimates in the state; pass updates through unchanged.
 
       with_estimator(estimator, optax.chain(monitor_estimate(), rule, ...), key)
 
       mean = Σ_τ decay^(t − τ) · x_τ / Σ_τ decay^(t − τ)   over steps τ that know x
 
-    of the squared length, the variance and the signal of `estimate_statistics`. A step
-    in which one direction was kept knows no variance. Where it stands among links does
-    not matter; in `optax.MultiSteps` it sees the last of the estimates only.
+    for the squared norm, the variance and the signal of `estimate_statistics`; steps
+    with one kept direction know no variance. The position in the chain does not matter.
+    Inside `optax.MultiSteps` it only sees the last estimate.
 
     Args:
-      decay: Decay rate in [0, 1); 0 keeps the last step alone.
+      decay: Decay rate in [0, 1); 0 keeps only the last step.
     Returns:
-      A `GradientTransformationExtraArgs` whose state is a `MonitorEstimateState`; read
-      it by `optax.tree.get(state, "statistics")`.
+      A `GradientTransformationExtraArgs` with a `MonitorEstimateState`; read it by
+      `optax.tree.get(state, "statistics")`.
     Raises:
-      TypeError: In `update`, if no estimator stands around it.
+      TypeError: In `update`, if it is not inside `with_estimator`.
       TypeError, ValueError: If `decay` is not a number in [0, 1).
     Cost:
-      No function values; one pass over the gradient, and a few scalars of state.
+      No function values; one pass over the gradient and a few scalars of state.
     Example:
       >>> rule = optax.chain(monitor_estimate(), optax.sgd(0.0))
       >>> optimizer = radazo.with_estimator(radazo.sphere_estimator(), rule, key=0)
@@ -162,12 +156,12 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
         del params, extra
         api_name = "monitor_estimate(...).update"
         estimate = updates if grad is None else grad
-        seen = jnp.stack(_moments(api_name, estimate, estimate_info))
-        known = jnp.isfinite(seen)
-        seen = jnp.where(known, seen, jnp.zeros_like(seen))
+        moments = jnp.stack(_moments(api_name, estimate, estimate_info))
+        known = jnp.isfinite(moments)
+        moments = jnp.where(known, moments, jnp.zeros_like(moments))
         averages, shares = (
             decay * old + (1 - decay) * new.astype(old.dtype)
-            for old, new in ((state.averages, seen), (state.shares, known))
+            for old, new in ((state.averages, moments), (state.shares, known))
         )
         statistics = _statistics(*(averages / shares))
         return updates, MonitorEstimateState(averages, shares, statistics)
@@ -178,14 +172,14 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
 def _moments(
     api_name: str, gradient: core.Params, info: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The squared length of the gradient, the variance, and the signal."""
+    """Return the squared norm of the gradient, the variance and the signal."""
     validation.instance(
         api_name,
         "estimate_info" if api_name.endswith("update") else "info",
         info,
         core.EstimateInfo,
-        "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` hands "
-        "it on; `estimator.estimate(...)` returns it, the last of four.",
+        "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` passes "
+        "it on; `estimator.estimate(...)` returns it as the last of four.",
     )
     num_kept = jnp.sum(info.kept, dtype=jnp.int32).astype(info.slopes.dtype)
     power = jnp.sum(jnp.square(info.slopes)) / jnp.maximum(num_kept, 1)
@@ -202,61 +196,61 @@ def _statistics(
 
 
 def cosine_similarity(gradient: core.Params, reference: core.Params) -> jax.Array:
-    """The cosine of the angle between two pytrees of one structure.
+    """Return the cosine of the angle between two pytrees.
 
       ⟨a, b⟩ / (‖a‖ ‖b‖)   over all floating-point leaves jointly
 
-    For an estimate of K directions in d dimensions about √(K / (d + K)) against the
-    gradient; for its exponential mean with decay b1, K (1 + b1) / (1 − b1) in place of
-    K, while the parameters move slowly.
+    Between gradient and estimate, with K directions in d dimensions, it is about
+    √(K / (d + K)). For the exponential mean of estimates with decay b1, K becomes
+    K (1 + b1) / (1 − b1) while the parameters move slowly.
 
     Args:
-      gradient, reference: Pytrees of arrays of the same structure and shapes.
+      gradient, reference: Pytrees of arrays with the same structure and shapes.
     Returns:
       A float scalar in [−1, 1]; NaN if one of the two is zero.
     Raises:
-      ValueError: If the structures differ.
+      ValueError: If structures or shapes differ.
     Cost:
       No function values; one pass over both.
     Example:
       >>> print(cosine_similarity(jnp.array([1.0, 0.0]), jnp.array([1.0, 1.0])))
       0.70710677
     """
-    pairs = _pairs("cosine_similarity", gradient, reference)
-    dot = sum(jnp.vdot(a, b) for a, b in pairs)
-    norms = sum(jnp.vdot(a, a) for a, _ in pairs), sum(jnp.vdot(b, b) for _, b in pairs)
-    return jnp.asarray(dot / (jnp.sqrt(norms[0]) * jnp.sqrt(norms[1])))
+    a, b = _floating_leaves("cosine_similarity", gradient, reference)
+    dot, left, right = (optax.tree.vdot(*pair) for pair in ((a, b), (a, a), (b, b)))
+    return jnp.asarray(dot / (jnp.sqrt(left) * jnp.sqrt(right)))
 
 
 def second_moment_error(second_moment: core.Params, reference: core.Params) -> Any:
-    """How far a second moment is from the one of the true gradients.
+    """Return the relative distance of a second moment from that of true gradients.
 
       ‖nu − nu*‖ / ‖nu*‖   over all floating-point leaves jointly
 
-    With nu* ← b2 · nu* + (1 − b2) · (∇f)², as `optax.tree.update_moment` makes it. On a
-    quadratic about d / (K √3) for ZO-AdaMM, and (1 − b1) / (1 + b1) of it for R-AdaZO.
+    with nu* ← b2 · nu* + (1 − b2) · (∇f)², as in `optax.tree.update_moment`. On a
+    quadratic it is about d / (K √3) for ZO-AdaMM and (1 − b1) / (1 + b1) of that for
+    R-AdaZO.
 
     Args:
       second_moment: The `nu` of a state.
-      reference: nu*, a pytree of the same structure and shapes.
+      reference: nu*, a pytree with the same structure and shapes.
     Returns:
       A float scalar, at least 0.
     Raises:
-      ValueError: If the structures differ.
+      ValueError: If structures or shapes differ.
     Cost:
       No function values; one pass over both.
     Example:
       >>> print(second_moment_error(jnp.array([2.0, 2.0]), jnp.array([1.0, 1.0])))
       1.0
     """
-    pairs = _pairs("second_moment_error", second_moment, reference)
-    off = sum(jnp.sum(jnp.square(a - b)) for a, b in pairs)
-    whole = sum(jnp.sum(jnp.square(b)) for _, b in pairs)
-    return jnp.sqrt(off) / jnp.sqrt(whole)
+    a, b = _floating_leaves("second_moment_error", second_moment, reference)
+    return optax.tree.norm(optax.tree.sub(a, b)) / optax.tree.norm(b)
 
 
-def _pairs(api_name: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
-    """The floating-point leaves of both, in the widest type of them all."""
+def _floating_leaves(
+    api_name: str, tree: Any, reference: Any
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Return the floating-point leaves of both in their widest common type."""
     mine, other = (jax.tree.map(jnp.shape, x) for x in (tree, reference))
     if mine != other or jax.tree.structure(tree) != jax.tree.structure(reference):
         validation.fail(
@@ -264,18 +258,14 @@ def _pairs(api_name: str, tree: Any, reference: Any) -> list[tuple[Any, Any]]:
             "reference",
             f"have the structure and the shapes {mine}",
             str(other),
-            "Compare what belongs to the same parameters.",
+            "Compare pytrees that belong to the same parameters.",
         )
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(reference), strict=True)
     kept = [(a, b) for a, b in pairs if core.is_floating(a) and core.is_floating(b)]
     dtype = core.wide(*(x.dtype for pair in kept for x in pair))
-    return [(a.astype(dtype), b.astype(dtype)) for a, b in kept]
+    return [a.astype(dtype) for a, _ in kept], [b.astype(dtype) for _, b in kept]
 
 
 def _squared_norm(tree: Any, dtype: Any) -> jax.Array:
-    squares = [
-        jnp.sum(jnp.square(leaf.astype(dtype)))
-        for leaf in jax.tree.leaves(tree)
-        if core.is_floating(leaf)
-    ]
-    return jnp.sum(jnp.stack(squares))
+    leaves = [x.astype(dtype) for x in jax.tree.leaves(tree) if core.is_floating(x)]
+    return optax.tree.norm(leaves, squared=True)

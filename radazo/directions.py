@@ -1,13 +1,12 @@
-"""Draw the directions of one step: what tells the estimators apart.
+"""Samplers of the directions of a step.
 
-A `DirectionSampler` is a few pure functions. `prepare` does what the directions of a
-step share (nothing but the key, except where they are made orthogonal to each other),
-`draw` gives the k-th direction, and `factor` is the number that makes
+A `DirectionSampler` is a few pure functions: `prepare` computes what the directions of
+a step share, `draw` returns direction k, and `factor` makes
 
-  factor(d, K) · (1/K) · Σₖ ⟨a, uₖ⟩ uₖ
+  factor(d) · (1/K) · Σₖ ⟨a, uₖ⟩ uₖ
 
-an unbiased estimate of `a`: E[u uᵀ] = I / factor. Direction k of a step is drawn from
-fold_in(step key, k), whatever is drawn beside it.
+an unbiased estimate of `a`, that is E[u uᵀ] = I / factor. Direction k is drawn from
+fold_in(step key, k), independently of which other directions are drawn.
 """
 
 import functools
@@ -39,23 +38,22 @@ def _only_whole(*arguments: Any) -> Any:
 
 
 class DirectionSampler(NamedTuple):
-    """A law of directions.
+    """Functions that draw the directions of a step.
 
     Attributes:
       prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`.
-      draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k of the step,
-        or a multiple of it.
+      draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k up to `scale`.
       factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
-      scale: `scale(drawn) -> scalar`, by which what was drawn is to be multiplied, or
-        None for 1. It is applied to scalars where the direction is used, so that a
-        norm costs no copy of the parameters.
+      scale: `scale(drawn) -> scalar`, the factor from what is drawn to the direction,
+        or None for 1. It multiplies scalars where the direction is used, so that
+        normalizing needs no copy of the parameters.
       independent: Whether the directions of a step are independent of each other.
       part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
-        of what is drawn, from the key of the direction, fold_in(step key, k); the
-        offset is an int, a traced uint32, or two of them (`offsets.Offset`). Left out
-        where a direction can only be drawn as a whole.
+        of a drawn direction with key fold_in(step key, k); the offset is an int, a
+        traced uint32 or an `offsets.Offset`. The default marks samplers that draw
+        directions only as a whole.
       at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
-        uint32 or two of them.
+        uint32 or an `offsets.Offset` of arrays.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
@@ -87,8 +85,10 @@ def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.
 
 
 def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
-    """All of a step, since drawn with its direction an index is drawn by XLA's CPU
-    backend for every element."""
+    """Draw all indices of a step at once.
+
+    XLA's CPU backend would otherwise draw the index again for every element.
+    """
     del dtype
     index = jax.vmap(lambda k: random.index_below(random.fold_in(key, k), dim))
     return index(jnp.arange(num_directions, dtype=jnp.uint32))
@@ -108,8 +108,8 @@ def _each_once(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Non
             "num_directions",
             f"be the number of perturbed elements, {dim}",
             num_directions,
-            "None takes every coordinate once; for some of them, chosen at random, "
-            "take `radazo.directions.coordinate`.",
+            "None takes each coordinate once; to sample coordinates, pass "
+            "`radazo.directions.coordinate`.",
         )
 
 
@@ -126,9 +126,9 @@ def orthonormal_rows(
     dtype: Any,
     first: jax.Array | None = None,
 ) -> jax.Array:
-    """K orthonormal rows: K Gaussian directions, each made orthogonal to the former.
+    """Orthonormalize K Gaussian directions in their order and return them as rows.
 
-    `first`, (dim,), stands in for the first of them unless it is zero or not finite.
+    `first`, (dim,), replaces the first direction unless it is zero or not finite.
     """
     if num_directions > dim:
         validation.fail(
@@ -138,8 +138,8 @@ def orthonormal_rows(
             num_directions,
             "There are no more orthogonal directions than dimensions.",
         )
-    # One row after the other: where `first` takes the place of a row, XLA's CPU backend
-    # draws rows that are drawn in one batch six times as slowly.
+    # A loop: if `first` replaces a row, XLA's CPU backend draws a batch of rows six
+    # times as slowly.
     rows = lax.map(
         lambda k: _draw_gaussian(key, k, dim, dtype),
         jnp.arange(num_directions, dtype=jnp.uint32),
@@ -147,12 +147,12 @@ def orthonormal_rows(
     if first is not None:
         largest = jnp.max(jnp.abs(first))
         usable = jnp.isfinite(largest) & (largest > jnp.finfo(dtype).tiny)
-        # Of the size of a Gaussian, so that no square of it is lost.
+        # Scaled like a Gaussian, so that squares do not underflow.
         first = first / jnp.where(usable, largest, jnp.ones_like(largest))
         first = jnp.where(usable, first, rows[0])
         rows = jnp.concatenate([first[None], rows[1:]])
     q, r = jnp.linalg.qr(rows.T)
-    # The signs of Gram-Schmidt: those of the decomposition are not symmetric about 0.
+    # The signs of Gram-Schmidt, since those of QR are not symmetric about 0.
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
@@ -165,19 +165,15 @@ sphere = DirectionSampler(_step_key, _draw_gaussian, float, _inverse_norm, **_in
 """Uniform on the unit sphere in R^d: ‖u‖ = 1."""
 
 rademacher = DirectionSampler(
-    _step_key,
-    _draw_rademacher,
-    lambda dim: 1.0,
-    part=random.signs,
-    at=random.signs_at,
+    _step_key, _draw_rademacher, lambda dim: 1.0, part=random.signs, at=random.signs_at
 )
 """Independent signs, one random bit each: ‖u‖ = √d."""
 
 coordinate = DirectionSampler(_indices, _draw_coordinate, float)
-"""A unit vector along one coordinate, chosen with replacement: ‖u‖ = 1."""
+"""Unit vectors along coordinates drawn with replacement: ‖u‖ = 1."""
 
 basis = DirectionSampler(_each_once, _draw_basis, float, independent=False)
-"""The d unit vectors in their order, each once: K = d, and nothing is random."""
+"""The d unit vectors in order, K = d, without randomness."""
 
 orthogonal = DirectionSampler(
     functools.partial(orthonormal_rows, "orthogonal_estimator"),
@@ -185,7 +181,7 @@ orthogonal = DirectionSampler(
     float,
     independent=False,
 )
-"""K orthonormal vectors of a uniformly random subspace: ‖u‖ = 1."""
+"""K orthonormal vectors that span a uniformly random subspace: ‖u‖ = 1."""
 
 
 def sampler_from(
@@ -193,32 +189,31 @@ def sampler_from(
     *,
     factor: Callable[[int], float] | float = 1.0,
 ) -> DirectionSampler:
-    """A law of your own, from a function that draws one direction.
+    """Make a sampler from a function that draws one direction.
 
       uₖ = draw(fold_in(step key, k), d),  all perturbed leaves as one vector
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
 
-    The estimate has no bias on linear functions if E[u uᵀ] = I / factor: every element
-    has the mean square 1 / factor, and no two are correlated. A law whose E[u uᵀ] is
-    another matrix C gives the gradient times factor · C, as if by a preconditioner.
+    The estimate is unbiased for linear functions if E[u uᵀ] = I / factor. For another
+    matrix C = E[u uᵀ] the expected estimate is factor · C times the gradient, as with a
+    preconditioner.
 
     Args:
-      draw: `draw(key, dim) -> (dim,) array` of real numbers, written in JAX, with a
-        typed key of its own. Elements that are not finite are taken as 0; they should
-        be of order one, since slopes times elements are added up.
-      factor: The inverse of E[uᵢ²], greater than 0, or a function of d: d itself,
-        `float`, where ‖u‖ = 1.
+      draw: `draw(key, dim) -> (dim,) array` of real numbers, written in JAX; the key is
+        typed. Elements should be of order one; non-finite elements are replaced by 0.
+      factor: Inverse of E[uᵢ²], greater than 0, or a function of d, e.g. `float` if
+        ‖u‖ = 1.
     Returns:
-      A `DirectionSampler`, for `finite_difference_estimator`.
+      A `DirectionSampler` for `finite_difference_estimator`.
     Raises:
-      TypeError: If `draw` cannot be called or `factor` is no number; and at the first
-        estimate if `draw` returns anything but a real array of shape (d,).
+      TypeError: If `draw` is not callable or `factor` is not a number; at the first
+        estimate, if `draw` does not return a real array of shape (d,).
       ValueError: If `factor` is not greater than 0.
     Cost:
       No function values.
     Example:
-      >>> law = sampler_from(lambda key, dim: jax.random.rademacher(key, (dim,)))
-      >>> estimator = radazo.finite_difference_estimator(law, num_directions=3)
+      >>> signs = sampler_from(lambda key, dim: jax.random.rademacher(key, (dim,)))
+      >>> estimator = radazo.finite_difference_estimator(signs, num_directions=3)
       >>> value_and_grad = radazo.value_and_grad(lambda x: 3 * x[0], estimator)
       >>> print(jnp.round(value_and_grad(0, jnp.zeros(1))[1], 2))
       [3.]
@@ -256,19 +251,19 @@ def _real_vector(api_name: str, drawn: Any, dim: int) -> jax.Array:
         "draw",
         f"return a real array of shape ({dim},)",
         named,
-        "All perturbed leaves are one vector: `jax.random.normal(key, (dim,))`.",
+        "All perturbed leaves form one vector, e.g. `jax.random.normal(key, (dim,))`.",
         TypeError,
     )
 
 
 def check_parts(api_name: str, sampler: DirectionSampler) -> None:
-    """The directions of this law can be drawn in parts."""
+    """Fail if `sampler` draws its directions only as a whole."""
     if _only_whole in (sampler.part, sampler.at):
         validation.fail(
             api_name,
             "sampler",
             "have a `part` and an `at`",
-            "a law that draws its directions as a whole",
+            "a sampler that draws directions as a whole",
             "Pass `gaussian`, `sphere` or `rademacher` of `radazo.directions`.",
         )
 
@@ -276,7 +271,7 @@ def check_parts(api_name: str, sampler: DirectionSampler) -> None:
 def direction(
     sampler: DirectionSampler, prepared: Any, k: jax.Array, dim: int, dtype: Any
 ) -> jax.Array:
-    """Direction k itself, (dim,): what was drawn times its scale."""
+    """Return direction k, (dim,), scaled."""
     drawn = sampler.draw(prepared, k, dim, dtype)
     return drawn if sampler.scale is None else sampler.scale(drawn) * drawn
 
@@ -289,27 +284,23 @@ def sample_directions(
     num_directions: int,
     mask: core.Mask = None,
 ) -> core.Params:
-    """The directions that an estimator draws from a step key, as pytrees.
-
-    For looking at and for checking: an estimator draws the same values where they are
-    used and stores none of them.
+    """Draw the directions that an estimator would draw from a step key, as pytrees.
 
       uₖ = draw(fold_in(key, k)) over all perturbed leaves of `params` jointly
+
+    Estimators draw the same values where they are used and store none of them.
 
     Args:
       key: Step key, typed or an integer seed.
       params: Pytree whose floating-point leaves are perturbed.
-      sampler: `sphere`, `gaussian`, `rademacher`, `coordinate`, `basis`,
-        `orthogonal`, or one made by `sampler_from`.
-      num_directions: K, at least 1.
-      mask: Which leaves are perturbed: a pytree of bools, a prefix of one, or a
-        function of `params`.
+      sampler, mask: As in `finite_difference_estimator`.
+      num_directions: Number K of directions, at least 1.
     Returns:
-      A pytree like `params`, each leaf with a leading axis of length `num_directions`,
-      in the type of the leaf; zeros where nothing is perturbed.
+      A pytree like `params` whose leaves have a leading axis of length
+      `num_directions`; zeros for leaves that are not perturbed.
     Raises:
-      TypeError: If `key` is not a threefry key or a seed, or a leaf cannot be used.
-      ValueError: If `num_directions` < 1, or nothing can be perturbed.
+      TypeError, ValueError: If an argument has the wrong type or is out of range, or
+        no leaf can be perturbed.
     Cost:
       No function values; `num_directions` copies of the parameters.
     Example:
@@ -321,9 +312,8 @@ def sample_directions(
       Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011 (random).
     """
     api_name = "sample_directions"
-    validation.integer(
-        api_name, "num_directions", num_directions, 1, "One direction or more."
-    )
+    hint = "Draw at least one direction."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
     validation.check(api_name, sampler=sampler)
     layout = flat.layout(api_name, params, mask)
     prepared = sampler.prepare(

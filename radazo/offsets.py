@@ -1,8 +1,8 @@
-"""Where an element lies in the flat direction, beyond 2³² too.
+"""Offsets of elements in a flat direction with more than 2³² elements.
 
-An offset is an `int`, a traced uint32, or, where neither will do, an `Offset` of two
-words: JAX has no 64-bit integers unless they are switched on. The first two cost less
-and are taken wherever they reach.
+An offset is an `int`, a traced uint32 or, beyond their range, an `Offset` of two words,
+because JAX has no 64-bit integers by default. The first two are cheaper and used
+wherever they suffice.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Offset(NamedTuple):
 
 
 def moved(offset: Any, index: Any, unit: int, extent: int) -> Any:
-    """offset + index · unit, which lies in the `extent` elements from `offset` on.
+    """Return offset + index · unit, which is less than offset + extent.
 
     `index` is an int or a uint32, `unit` an int.
     """
@@ -38,21 +38,21 @@ def moved(offset: Any, index: Any, unit: int, extent: int) -> Any:
 
 
 def may_end_beyond(offset: Any, size: int) -> bool:
-    """Whether an element of a part of this size may be the 2³²-th, or a later one."""
+    """Return whether a part of this size may have elements beyond index 2³² − 1."""
     return isinstance(offset, Offset) or (
         isinstance(offset, int) and offset + size > WORD
     )
 
 
 def words(offset: Any) -> tuple[Any, Any]:
-    """(hi, lo) of an offset."""
+    """Return (hi, lo) of an offset."""
     if isinstance(offset, int):
         return divmod(offset, WORD)
     return offset if isinstance(offset, Offset) else (jnp.zeros_like(offset), offset)
 
 
 def multiply_high(a: jax.Array, b: int) -> jax.Array:
-    """The upper word of the 64-bit product of two uint32, in 16-bit pieces."""
+    """Return the upper word of the 64-bit product of two uint32."""
     half, sixteen = jnp.uint32(0xFFFF), jnp.uint32(16)
     a1, a0 = a >> sixteen, a & half
     b1, b0 = jnp.uint32(b >> 16), jnp.uint32(b & 0xFFFF)

@@ -1,16 +1,14 @@
-"""Sets to keep the parameters in, each as the function that projects on it.
+"""Projections on sets of parameters.
 
-A projection is `project(params, metric=None)`: the nearest point of the set,
+A projection `project(params, metric=None)` returns the nearest point of a set,
 
   argmin over y in the set of Σᵢ hᵢ (yᵢ − xᵢ)²
 
-over all floating-point leaves jointly, with weights hᵢ = 1 or those of `metric`. Other
-leaves pass through. Arithmetic is in float32 at least, and what is rounded to the type
-of a leaf is rounded towards the inside; a ball is smaller by four units in the last
-place, so that what was projected once stays where it is.
-
-In a metric, balls and simplex have no closed form. Each is one root of a monotone
-function of one multiplier, by bisection: a fixed number of passes over the parameters.
+over all floating-point leaves jointly, with weights hᵢ = 1 or those of `metric`. The
+arithmetic is at least float32, and results are rounded towards the inside of the set.
+Balls are shrunk by four units in the last place, so that a projected point is returned
+unchanged. What has no closed form is the root of a monotone function of one multiplier,
+found by bisection.
 """
 
 from collections.abc import Callable
@@ -23,39 +21,30 @@ from jax import lax
 
 from radazo import core, partition, validation
 
-__all__ = [
-    "box",
-    "l1_ball",
-    "l2_ball",
-    "simplex",
-]
+__all__ = ["box", "l1_ball", "l2_ball", "simplex"]
 
 # project(params, metric=None) -> params
 Projection = Callable[..., core.Params]
 
-_SCALE_WAY_OUT = (
-    "It is the size of the set: the radius of a ball, the sum of a simplex."
-)
-
 
 def box(lower: Any, upper: Any) -> Projection:
-    """Keep every parameter between two bounds.
+    """Keep each parameter between two bounds.
 
       project(x) = argmin Σᵢ hᵢ (yᵢ − xᵢ)²  over  lower ≤ y ≤ upper
-                 = min(max(x, lower), upper)
+                 = min(max(x, lower), upper)  in any metric
 
-    whatever the metric. A bound that the type of a leaf does not have is replaced by
-    the next number inside; `bounds` of `minimize` is this set.
+    Bounds that the type of a leaf cannot represent are rounded inward. The `bounds` of
+    `minimize` are this set.
 
     Args:
-      lower: A number or a pytree like the parameters, whose leaves may be numbers; -inf
-        for no bound.
-      upper: The same, at least `lower`.
+      lower: Number or pytree like the parameters, whose leaves may be numbers; -inf for
+        no bound.
+      upper: Number or pytree like `lower`, at least `lower`.
     Returns:
       `project(params, metric=None) -> params`.
     Raises:
-      ValueError: If the bounds are the wrong way round; when called, if they do not fit
-        the parameters.
+      ValueError: If `lower` exceeds `upper`; when called, if the bounds do not fit the
+        parameters.
     Cost:
       No function values; one pass over the parameters.
     Example:
@@ -63,8 +52,7 @@ def box(lower: Any, upper: Any) -> Projection:
       >>> print(project(jnp.array([-3.0, 3.0])))
       [-1.  2.]
     References:
-      Liu et al., Zeroth-order online alternating direction method of multipliers:
-      convergence analysis and applications, 2018 (projected methods).
+      Liu et al., Zeroth-order online ADMM, 2018 (projected methods).
     """
     names = ("lower", "upper")
     if all(_is_scalar(bound) for bound in (lower, upper)):
@@ -89,13 +77,13 @@ def l2_ball(scale: Any = 1.0) -> Projection:
     Args:
       scale: Radius, greater than 0.
     Returns:
-      `project(params, metric=None) -> params`; `metric` is a pytree like the
-      parameters, of weights greater than 0.
+      `project(params, metric=None) -> params`; `metric` is a pytree of positive weights
+      like the parameters.
     Raises:
       TypeError, ValueError: If `scale` is not a number greater than 0.
     Cost:
-      No function values; three copies of the parameters in float32 while it runs. Two
-      passes over them, 79 in a metric.
+      No function values; three temporary float32 copies of the parameters; two passes
+      over them, or 79 in a metric.
     Example:
       >>> params = l2_ball(5.0)({"a": jnp.array([6.0]), "b": jnp.array(8.0)})
       >>> print(jnp.round(params["a"]), jnp.round(params["b"]))
@@ -103,12 +91,12 @@ def l2_ball(scale: Any = 1.0) -> Projection:
     References:
       Boyd and Vandenberghe, Convex optimization, 2004, section 8.1.
     """
-    validation.positive("l2_ball", "scale", scale, _SCALE_WAY_OUT)
+    validation.check("l2_ball", scale=scale)
     return _jointly(scale, _on_l2_ball, _inward)
 
 
 def l1_ball(scale: Any = 1.0) -> Projection:
-    """Keep the sum of all absolute values at most `scale`: sparse parameters.
+    """Keep the sum of absolute values at most `scale`, which favors sparse parameters.
 
       project(x) = argmin Σᵢ hᵢ (yᵢ − xᵢ)²  over  ‖y‖₁ ≤ scale
                  = x                                     if ‖x‖₁ ≤ scale
@@ -117,50 +105,45 @@ def l1_ball(scale: Any = 1.0) -> Projection:
     Args:
       scale: Largest sum, greater than 0.
     Returns:
-      `project(params, metric=None) -> params`; `metric` is a pytree like the
-      parameters, of weights greater than 0.
+      As `l2_ball`.
     Raises:
       TypeError, ValueError: If `scale` is not a number greater than 0.
     Cost:
-      No function values; three copies of the parameters in float32 while it runs. 33
-      passes over them, 79 in a metric.
+      No function values; three temporary float32 copies of the parameters; 33 passes
+      over them, or 79 in a metric.
     Example:
       >>> print(jnp.round(l1_ball(1.0)(jnp.array([2.0, -1.5, 0.3])), 2))
       [ 0.75 -0.25  0.  ]
     References:
-      Duchi et al., Efficient projections onto the l1-ball for learning in high
-      dimensions, 2008.
+      Duchi et al., Efficient projections onto the l1-ball, 2008.
     """
-    validation.positive("l1_ball", "scale", scale, _SCALE_WAY_OUT)
+    validation.check("l1_ball", scale=scale)
     return _jointly(scale, _on_l1_ball, _inward)
 
 
 def simplex(scale: Any = 1.0) -> Projection:
-    """Keep all parameters non-negative with the sum `scale`: a sampler.
+    """Keep all parameters non-negative with sum `scale`, as probabilities.
 
       project(x) = argmin Σᵢ hᵢ (yᵢ − xᵢ)²  over  y ≥ 0, Σᵢ yᵢ = scale
                  = max(xᵢ − θ / hᵢ, 0)      with θ such that Σᵢ yᵢ = scale
 
-    No parameter is below 0; the sum holds up to rounding in the types of the leaves.
+    No parameter is negative; the sum holds up to rounding in the types of the leaves.
 
     Args:
       scale: Sum of the parameters, greater than 0.
     Returns:
-      `project(params, metric=None) -> params`; `metric` is a pytree like the
-      parameters, of weights greater than 0.
+      As `l2_ball`.
     Raises:
       TypeError, ValueError: If `scale` is not a number greater than 0.
     Cost:
-      No function values; three copies of the parameters in float32 while it runs. 33
-      passes over them, 79 in a metric.
+      As `l1_ball`.
     Example:
       >>> print(jnp.round(simplex(1.0)(jnp.array([1.0, 0.5, -0.3])), 2))
       [0.75 0.25 0.  ]
     References:
-      Duchi et al., Efficient projections onto the l1-ball for learning in high
-      dimensions, 2008.
+      Duchi et al., Efficient projections onto the l1-ball, 2008.
     """
-    validation.positive("simplex", "scale", scale, _SCALE_WAY_OUT)
+    validation.check("simplex", scale=scale)
     return _jointly(scale, _on_simplex, lambda y, dtype: y.astype(dtype))
 
 
@@ -170,8 +153,10 @@ def clipping(
     bounds: Any,
     names: tuple[str, str] = ("bounds", "bounds"),
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    """The projection of a list of arrays on a box, checked against the parameters;
-    `names` are those of the arguments that its messages speak of."""
+    """Return the projection of a list of arrays on a box, checked against `params`.
+
+    Error messages refer to the arguments `names`.
+    """
     pairs = sides(api_name, params, bounds, names)
     return lambda arrays: [
         _clip(x, *pair) if core.is_floating(x) else x
@@ -185,14 +170,14 @@ def sides(
     bounds: Any,
     names: tuple[str, str] = ("bounds", "bounds"),
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(lower, upper) for each array of the parameters, or for all of its elements."""
+    """Return (lower, upper) for each array of the parameters: an array or a scalar."""
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
         validation.fail(
             api_name,
             "bounds",
             "be a pair (lower, upper)",
             f"{bounds!r}"[:200],
-            "Either may be a number or a pytree like `params`; use inf for no bound.",
+            "Each is a number or a pytree like `params`; use inf for no bound.",
             TypeError,
         )
     arrays, rest = partition.split(params)
@@ -226,7 +211,7 @@ def sides(
             names[1],
             "have lower ≤ upper everywhere",
             f"{bounds!r}"[:200],
-            "Give them as (lower, upper), without NaN.",
+            "Pass (lower, upper) without NaN.",
         )
     return list(zip(lower, upper, strict=True))
 
@@ -244,13 +229,13 @@ def _clip(x: jax.Array, lower: np.ndarray, upper: np.ndarray) -> jax.Array:
 def within(
     lower: np.ndarray, upper: np.ndarray, dtype: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest number of this type in each interval."""
+    """Return the least and the largest number of type `dtype` in each interval."""
     with np.errstate(over="ignore"):
         low, up = lower.astype(dtype), upper.astype(dtype)
     far = np.asarray(np.inf, dtype)
     inner_low = np.where(low.astype(np.float64) < lower, np.nextafter(low, far), low)
     inner_up = np.where(up.astype(np.float64) > upper, np.nextafter(up, -far), up)
-    # A box without a number of this type in it: the nearest ones.
+    # The nearest numbers if the interval has none of this type.
     holds = inner_low <= inner_up
     return np.where(holds, inner_low, low), np.where(holds, inner_up, up)
 
@@ -262,7 +247,7 @@ _On = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def _jointly(
     scale: Any, on: _On, rounded: Callable[[jax.Array, Any], jax.Array]
 ) -> Projection:
-    """The projection `on` a set of flat vectors, for pytrees."""
+    """Extend the projection `on` a set of flat vectors to pytrees."""
 
     def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         leaves, treedef = jax.tree.flatten(params)
@@ -274,12 +259,11 @@ def _jointly(
         h = jnp.ones((), dtype)
         if metric is not None:
             weights = treedef.flatten_up_to(metric)
-            h = _flat(
-                [jnp.broadcast_to(weights[i], leaves[i].shape) for i in moving], dtype
-            )
-            # Weights that differ by more than can be told apart count as that.
+            full = [jnp.broadcast_to(weights[i], leaves[i].shape) for i in moving]
+            h = _flat(full, dtype)
             h = h / jnp.max(h)
-            h = jnp.where(h > jnp.finfo(dtype).eps ** 2, h, jnp.finfo(dtype).eps ** 2)
+            least = jnp.finfo(dtype).eps ** 2  # Smaller ratios make no difference.
+            h = jnp.where(h > least, h, least)
         y = on(x, h, jnp.asarray(scale, dtype))
         ends = np.cumsum([leaves[i].size for i in moving])
         for i, part in zip(moving, jnp.split(y, ends[:-1]), strict=True):
@@ -294,7 +278,7 @@ def _flat(leaves: list[Any], dtype: Any) -> jax.Array:
 
 
 def _inward(y: jax.Array, dtype: Any) -> jax.Array:
-    """`y` in `dtype`, rounded towards 0."""
+    """Cast `y` to `dtype`, rounding towards 0."""
     near = y.astype(dtype)
     too_far = jnp.abs(near.astype(y.dtype)) > jnp.abs(y)
     return jnp.where(too_far, jnp.nextafter(near, jnp.zeros_like(near)), near)
@@ -309,13 +293,9 @@ def _on_l2_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
     y = x
     if h.ndim:
         ratio = jnp.maximum(norm / scale - 1, jnp.zeros_like(norm))
+        low, high = jnp.min(h) * ratio, jnp.max(h) * ratio
         y = shrunk(
-            _root(
-                lambda m: 1 - jnp.sum(jnp.square(shrunk(m) / scale)),
-                jnp.min(h) * ratio,
-                jnp.max(h) * ratio,
-                h,
-            )
+            _root(lambda m: 1 - jnp.sum(jnp.square(shrunk(m) / scale)), low, high, h)
         )
     return jnp.where(norm <= scale, x, _just_inside(y, _norm(y), scale))
 
@@ -328,8 +308,8 @@ def _on_l1_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _on_simplex(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
-    # With θ = max(h x) − m all is measured from the parameter that falls to 0 last, so
-    # that nothing large is subtracted from what is nearly equal.
+    # With θ = max(h x) − m, everything is measured from the parameter that reaches 0
+    # last, so that no nearly equal numbers are subtracted.
     first = jnp.argmax(h * x)
     gap = (jnp.max(h * x) - h * x) / h
 
@@ -342,14 +322,14 @@ def _on_simplex(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """‖x‖₂ where squares would overflow, too."""
+    """Return ‖x‖₂ without overflow of the squares."""
     largest = jnp.max(jnp.abs(x))
     unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
 
 
 def _just_inside(y: jax.Array, norm: jax.Array, scale: jax.Array) -> jax.Array:
-    """`y` at a norm so little below `scale` that rounding does not lift it above."""
+    """Scale `y` to a norm so little below `scale` that rounding stays inside."""
     return y * (scale / norm * (1 - 4 * jnp.finfo(y.dtype).eps))
 
 
@@ -359,9 +339,11 @@ def _root(
     high: jax.Array,
     h: jax.Array,
 ) -> jax.Array:
-    """Where `excess`, below 0 at `low`, grows to 0: the upper end of the last of the
-    halved intervals."""
-    # In a metric the interval may be wider than its root is large, by the spread of h.
+    """Return the root of the increasing function `excess` in [low, high] by bisection.
+
+    The result is the upper end of the last interval.
+    """
+    # In a metric the interval may exceed its root by the spread of h.
     steps = (3 if h.ndim else 1) * jnp.finfo(low.dtype).nmant + 10
 
     def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
@@ -371,3 +353,10 @@ def _root(
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
     return lax.fori_loop(0, steps, halve, (low, high))[1]
+
+
+validation.declare(
+    validation.positive,
+    "scale",
+    hint="It is the size of the set: the radius of a ball, the sum of a simplex.",
+)

@@ -1,9 +1,9 @@
-"""Random numbers that XLA fuses into their consumer: bits of (key, counter) alone.
+"""Random numbers as pure functions of (key, counter), which XLA fuses into consumers.
 
-The stock generator of JAX is a rolled loop on CPU, which XLA cannot fuse: noise is
-written to memory, and drawing it takes most of a cheap step. Here the same function,
-Threefry-2x32 with 20 rounds, is written out in plain `jax.numpy`, so that an element of
-noise can be computed where it is used.
+On CPU, JAX's generator is a rolled loop that XLA cannot fuse: noise is written to
+memory, and drawing it dominates a cheap step. Here the same function, Threefry-2x32
+with 20 rounds, is written in plain `jax.numpy`, so that noise is computed where it is
+used.
 
 Key contract, version 1. With `key` the two uint32 words of a threefry key:
 
@@ -12,10 +12,10 @@ Key contract, version 1. With `key` the two uint32 words of a threefry key:
   normal(key)[i]     = √2 · erf⁻¹(uniform of bits(key)[i])      as jax.random.normal
   signs(key)[i]      = −1 if bit 31 − (i mod 32) of bits(key)[i div 32] is set, else 1
 
-where `as` means the same bits as JAX's generator in its partitionable form, at shape
-(d,). An element depends on nothing but the key, its index and the type, so that a part
-of a direction can be drawn from its offset alone. Bits are equal everywhere; a normal
-number may differ in the last place where a backend rounds erf⁻¹ differently.
+where `as` means the same bits as JAX's partitionable generator at shape (d,). An
+element depends only on the key, its index and the type, so part of a direction can be
+drawn from its offset. Bits are equal on all backends; normal numbers may differ in the
+last place if a backend rounds erf⁻¹ differently.
 """
 
 from typing import Any
@@ -36,59 +36,48 @@ KEY_CONTRACT_VERSION = 1
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _SIGN_PARTS = 4
+_IMPL = "threefry2x32"
 
 
 def key_data(api_name: str, key: Any) -> jax.Array:
-    """The two uint32 words of `key`: a typed threefry key, or an integer seed."""
-    hint = "Pass `jax.random.key(seed)` or the seed itself."
+    """Return the two uint32 words of `key`, a typed threefry key or an integer seed."""
+    rule, hint = "be a key or an integer seed", "Pass `jax.random.key(seed)` or a seed."
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**63:
-            rule = "be a key or an integer seed of at most 64 bits"
-            validation.fail(api_name, "key", rule, repr(key), hint)
-        return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
-    if not isinstance(key, jax.Array | np.ndarray):
-        rule = "be a key or an integer seed"
-        validation.fail(api_name, "key", rule, repr(key), hint, TypeError)
-    if key.ndim:
-        rule = "be one key, a scalar"
-        validation.fail(
-            api_name,
-            "key",
-            rule,
-            f"an array of shape {key.shape} and type {key.dtype}",
-            "Wrap raw key data by `jax.random.wrap_key_data(key)`; "
-            "for several keys use `jax.vmap`.",
-            TypeError,
-        )
-    if jnp.issubdtype(key.dtype, np.integer):
-        return jax.random.key_data(jax.random.key(key, impl="threefry2x32"))
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        got = f"a scalar of type {key.dtype}"
-        validation.fail(
-            api_name, "key", "be a key or an integer seed", got, hint, TypeError
-        )
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        validation.fail(
-            api_name,
-            "key",
-            "be a threefry2x32 key",
-            f"a {jax.random.key_impl(key)} key",
-            "Directions are defined by threefry bits: pass "
-            '`jax.random.key(seed, impl="threefry2x32")`.',
-            TypeError,
-        )
-    return jax.random.key_data(key)
+            validation.fail(
+                api_name, "key", f"{rule} of at most 64 bits", repr(key), hint
+            )
+        return jax.random.key_data(jax.random.key(key, impl=_IMPL))
+    got = repr(key)
+    if isinstance(key, jax.Array | np.ndarray):
+        if key.ndim:
+            rule = "be one key, a scalar"
+            got = f"an array of shape {key.shape} and type {key.dtype}"
+            hint = (
+                "Wrap raw key data by `jax.random.wrap_key_data(key)`; for several "
+                "keys use `jax.vmap`."
+            )
+        elif jnp.issubdtype(key.dtype, np.integer):
+            return jax.random.key_data(jax.random.key(key, impl=_IMPL))
+        elif not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            got = f"a scalar of type {key.dtype}"
+        elif (impl := str(jax.random.key_impl(key))) == _IMPL:
+            return jax.random.key_data(key)
+        else:
+            rule, got = f"be a {_IMPL} key", f"a {impl} key"
+            hint = f'Pass `jax.random.key(seed, impl="{_IMPL}")`.'
+    return validation.fail(api_name, "key", rule, got, hint, TypeError)
 
 
 def typed(words: jax.Array) -> jax.Array:
-    """The typed key of these two words."""
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    """Return the typed key of two words."""
+    return jax.random.wrap_key_data(words, impl=_IMPL)
 
 
 def threefry(
     key: jax.Array, hi: jax.Array, lo: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32-20 of the counter (hi, lo) under `key`, element by element."""
+    """Apply Threefry-2x32-20 with `key` to counters (hi, lo), element by element."""
     words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
     hi, lo = hi + words[0], lo + words[1]
     for i in range(5):
@@ -102,15 +91,15 @@ def threefry(
 
 
 def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
-    """The key data of `jax.random.fold_in(key, data)`."""
+    """Return the key data of `jax.random.fold_in(key, data)`."""
     data = jnp.asarray(data).astype(jnp.uint32)
     return jnp.stack(threefry(key, jnp.zeros_like(data), data))
 
 
 def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array]:
-    """Both output words of the counters offset, ..., offset + size - 1.
+    """Return both output words for the counters offset, ..., offset + size - 1.
 
-    An offset that is a uint32 is taken to end below 2³².
+    If the offset is a uint32, the counters must stay below 2³².
     """
     first_hi, first_lo = offsets.words(offset)
     start = jnp.uint32(first_lo)
@@ -122,18 +111,18 @@ def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array
 
 
 def bits(key: jax.Array, size: int, offset: Any = 0) -> jax.Array:
-    """(size,) uint32, elements offset, ... of `jax.random.bits(key, (d,))`."""
+    """Return elements offset, ... of `jax.random.bits(key, (d,))`, (size,) uint32."""
     hi, lo = _block(key, size, offset)
     return hi ^ lo
 
 
 def normal(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
-    """(size,) standard normals of float32 or float64, elements offset, ... ."""
+    """Return (size,) standard normals in float32 or float64, elements offset, ... ."""
     return _normal(*_block(key, size, offset), dtype)
 
 
 def normal_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
-    """The elements of `normal` at these indices, uint32 or an `Offset` of arrays."""
+    """Return elements of `normal` at `indices`, uint32 or an `Offset` of arrays."""
     return _normal(*threefry(key, *offsets.words(indices)), dtype)
 
 
@@ -151,22 +140,22 @@ def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
 
 
 def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
-    """(size,) independent signs of float32 or float64, one random bit for each."""
+    """Return (size,) random signs in float32 or float64, elements offset, ... ."""
     first, before = _word_and_bit(offset)
     known = isinstance(offset, int)
     num_words = -(-(size + (before if known else 31)) // 32)
     part = -(-num_words // _SIGN_PARTS)
     start = jnp.uint32(first)
 
-    # A loop, because XLA does not fuse across one: each word serves 32 elements, and
-    # fused into them it would be computed 32 times.
+    # A loop, across which XLA does not fuse: a word serves 32 elements, and fused into
+    # them it would be computed 32 times.
     words = lax.map(
         lambda i: bits(key, part, start + i * jnp.uint32(part)),
         jnp.arange(_SIGN_PARTS, dtype=jnp.uint32),
     ).reshape(-1)
     raw = _sign(words[:, None] << lax.iota(jnp.uint32, 32)[None, :], dtype)
-    # The barrier keeps the reshape here: moved into a sum by XLA, it makes that sum
-    # several times slower on CPU.
+    # The barrier keeps XLA from moving the reshape into a sum, which would be several
+    # times slower on CPU.
     flat = lax.optimization_barrier(raw.reshape(-1))
     if known:
         return flat[before : before + size]
@@ -174,15 +163,14 @@ def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
 
 
 def signs_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
-    """The elements of `signs` at these indices, uint32 or an `Offset` of arrays: a
-    random word for each."""
+    """Return elements of `signs` at `indices`, uint32 or an `Offset` of arrays."""
     places, before = _word_and_bit(indices)
     hi, lo = threefry(key, jnp.zeros_like(places), places)
     return _sign((hi ^ lo) << before, dtype)
 
 
 def _word_and_bit(index: Any) -> tuple[Any, Any]:
-    """Which word has the sign of an element below 2³⁷, and which of its 32 bits."""
+    """Return the word that holds the sign of element `index` < 2³⁷, and its bit."""
     if isinstance(index, int):
         return divmod(index, 32)
     hi, lo = offsets.words(index)
@@ -191,7 +179,7 @@ def _word_and_bit(index: Any) -> tuple[Any, Any]:
 
 
 def _sign(words: jax.Array, dtype: Any) -> jax.Array:
-    """−1 where the first bit of a word is set, else 1."""
+    """Return −1 where the top bit of a word is set, else 1."""
     dtype = jnp.dtype(dtype)
     top = words & jnp.uint32(1 << 31)
     if dtype == jnp.float32:
@@ -202,7 +190,7 @@ def _sign(words: jax.Array, dtype: Any) -> jax.Array:
 
 
 def index_below(key: jax.Array, size: int) -> jax.Array:
-    """A uniform integer in [0, size), uint32: ⌊x · size / 2⁶⁴⌋ of 64 random bits x."""
+    """Return ⌊x · size / 2⁶⁴⌋ for 64 random bits x: uniform in [0, size), uint32."""
     hi, lo = threefry(key, jnp.uint32(0), jnp.uint32(0))
     carried = hi * jnp.uint32(size) + offsets.multiply_high(lo, size)
     carry = carried < hi * jnp.uint32(size)

@@ -1,6 +1,6 @@
-"""Slopes by differences against exact directional derivatives, by forward mode."""
+"""Errors of slopes by differences, against exact directional derivatives."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,18 @@ from jax import lax
 
 from radazo import core, differences, directions, flat, random, validation
 
-# Of the quadrature along a line: exact for polynomials up to degree 15.
+# Quadrature along a line, exact for polynomials up to degree 15.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-_SAMPLER_HINT = "Pass a sampler, e.g. `radazo.directions.sphere`."
 
 
 class SlopeErrors(NamedTuple):
-    """Slopes beside exact directional derivatives, (num_directions,) each.
+    """Slopes and their errors, (num_directions,) each.
 
     Attributes:
-      slopes: As the estimator takes them, by differences.
-      exact: Derivatives along the directions, by forward mode.
-      bias: By how much a difference without rounding is off, `smoothing` not being 0.
-      rounding: The rest of slopes − exact: digits lost in the difference.
+      slopes: Slopes by differences, as the estimator computes them.
+      exact: Directional derivatives, by forward mode.
+      bias: Error of a difference without rounding, due to `smoothing` > 0.
+      rounding: Rest of slopes − exact: digits lost in the difference.
     """
 
     slopes: jax.Array
@@ -44,35 +43,33 @@ def slope_errors(
 ) -> SlopeErrors:
     """Compare slopes with exact directional derivatives, to choose `smoothing`.
 
-    Along a direction let φ(s) = f(x + s · u). Its derivative comes from forward mode,
-    so that the function must be written in JAX, and continuous; the mean derivative
-    over the interval of a difference is that difference without rounding:
+    With φ(s) = f(x + s · u) along a direction:
 
       exact    = φ'(0)
       bias     = mean φ' over [0, smoothing] − φ'(0)                  forward
                  mean φ' over [−smoothing, smoothing] − φ'(0)         central
       rounding = slope − exact − bias
 
-    with the mean by Gauss-Legendre quadrature of 8 points, on parameters in float32 at
-    least. Bias much larger than rounding: `smoothing` is too large, or take `central`.
-    Rounding much larger than bias: it is too small, or take `terms`. A kink leaves a
-    hundredth of its jump in `rounding`, a step all of it.
+    Derivatives are taken by forward mode and means by Gauss-Legendre quadrature with 8
+    points, on parameters in at least float32. If bias is much larger than rounding,
+    decrease `smoothing` or use `central`; if it is much smaller, increase `smoothing`
+    or use `terms`. A kink adds 1 % of its jump to `rounding`, a step its full height.
 
     Args:
-      key: Step key, typed or an integer seed: the directions are those of an estimate.
-      value_fn: `value_fn(params)`, a real scalar, or terms.
+      key: Step key, typed or an integer seed; the directions are those of an estimate.
+      value_fn: `value_fn(params)`, a real scalar or terms, written in JAX.
       params: Pytree whose floating-point leaves are perturbed.
       sampler, num_directions, smoothing, difference, terms, mask: As in
-        `finite_difference_estimator`; `smoothing` is a number.
+        `finite_difference_estimator`, but `smoothing` is a number.
     Returns:
-      `SlopeErrors`, in float32 at least.
+      `SlopeErrors`, at least float32.
     Raises:
       TypeError: If `value_fn` has no forward-mode derivative.
       TypeError, ValueError: As `finite_difference_estimator`, and if `difference` is
-        not `forward` or `central`, whose interval is known.
+        neither `forward` nor `central`.
     Cost:
-      K + 1 or 2K function values and 9K derivatives along a line, of about two values
-      each. One direction at a time: the memory of a derivative. Put `jax.jit` around.
+      K + 1 or 2K function values and 9K derivatives along a line, about two values
+      each, one direction at a time. Wrap it in `jax.jit`.
     Example:
       >>> for smoothing in (1e-3, 1.0):
       ...     errors = slope_errors(
@@ -83,32 +80,24 @@ def slope_errors(
       True
     """
     api_name = "slope_errors"
-    validation.function(api_name, "value_fn", value_fn, "It takes the parameters.")
-    validation.integer(
-        api_name, "num_directions", num_directions, 1, "One direction or more."
-    )
-    validation.positive(
-        api_name, "smoothing", smoothing, "Pass that of your estimator."
-    )
-    validation.instance(
-        api_name, "terms", terms, bool, "As you give it to your estimator."
-    )
-    validation.instance(
-        api_name, "sampler", sampler, directions.DirectionSampler, _SAMPLER_HINT
-    )
+    validation.check(api_name, value_fn=value_fn, terms=terms, sampler=sampler)
+    hint = "Take at least one direction."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    hint = "Pass that of your estimator."
+    validation.positive(api_name, "smoothing", smoothing, hint)
     if difference not in (differences.forward, differences.central):
-        validation.fail(
-            api_name,
-            "difference",
-            "be one whose interval is known",
-            repr(difference),
+        rule, hint = (
+            "have a known interval",
             "Pass `radazo.forward` or `radazo.central`.",
         )
+        validation.fail(api_name, "difference", rule, repr(difference), hint)
     layout = flat.layout(api_name, params, mask)
     evaluate = differences.evaluation(api_name, value_fn, terms=terms, has_aux=False)
     step = jnp.asarray(smoothing, layout.dtype)
     start = difference.start(evaluate, params)
-    wide = jax.tree.map(lambda x: _widened(x, layout.dtype), params)
+    wide = jax.tree.map(
+        lambda x: x.astype(layout.dtype) if core.is_floating(x) else x, params
+    )
     least = 0.0 if difference is differences.forward else -1.0
     points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
     weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)
@@ -137,7 +126,3 @@ def slope_errors(
         return SlopeErrors(slope, exact, mean - exact, slope - mean)
 
     return lax.map(errors, jnp.arange(num_directions, dtype=jnp.uint32))
-
-
-def _widened(leaf: Any, dtype: Any) -> Any:
-    return leaf.astype(dtype) if core.is_floating(leaf) else leaf

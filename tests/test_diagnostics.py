@@ -347,7 +347,7 @@ MISTAKES = {
         "estimate_statistics(info",
         "be an EstimateInfo",
         "None.",
-        "`estimator.estimate(...)` returns it, the last of four.",
+        "`estimator.estimate(...)` returns it as the last of four.",
     ),
     "trees of different structures": Mistake(
         lambda: radazo.diagnostics.cosine_similarity({"a": jnp.ones(2)}, jnp.ones(2)),
@@ -355,7 +355,7 @@ MISTAKES = {
         "cosine_similarity(reference",
         "have the structure and the shapes {'a': (2,)}",
         "(2,).",
-        "Compare what belongs to the same parameters.",
+        "Compare pytrees that belong to the same parameters.",
     ),
     "no smoothing": Mistake(
         lambda: radazo.diagnostics.slope_errors(0, linear, SLOPE, smoothing=0.0),
@@ -379,7 +379,7 @@ MISTAKES = {
         "slope_errors(value_fn",
         "be a function",
         "None.",
-        "It takes the parameters.",
+        "It takes the parameters first.",
     ),
     "arrays of different shapes": Mistake(
         lambda: radazo.diagnostics.second_moment_error(jnp.ones(3), jnp.ones(())),
@@ -387,7 +387,7 @@ MISTAKES = {
         "second_moment_error(reference",
         "have the structure and the shapes (3,)",
         "().",
-        "Compare what belongs to the same parameters.",
+        "Compare pytrees that belong to the same parameters.",
     ),
     "a difference of one's own": Mistake(
         lambda: radazo.diagnostics.slope_errors(
@@ -395,7 +395,7 @@ MISTAKES = {
         ),
         ValueError,
         "slope_errors(difference",
-        "be one whose interval is known",
+        "have a known interval",
         "Difference(",
         "Pass `radazo.forward` or `radazo.central`.",
     ),

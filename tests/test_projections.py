@@ -293,7 +293,7 @@ def test_a_size_that_is_none_is_explained(mistake):
             "upper",
             ORDER,
             "(1, 0).",
-            "Give them as",
+            "Pass (lower, upper)",
         ),
         (
             lambda: radazo.projections.box("low", 0),

@@ -67,8 +67,7 @@ def radazo(
       >>> print(bool(jnp.sum(params**2) < 0.25), state.num_values)
       True 1100
     References:
-      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
-      arXiv:2502.01014, algorithm 2.
+      Shu et al., R-AdaZO, 2025. arXiv:2502.01014, algorithm 2.
     """
     api_name = "radazo"
     validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
@@ -102,9 +101,8 @@ def zo_adamm(
       nu ← b2 · nu + (1 − b2) · g²
       update = − learning_rate · (mu / (√(nu + eps_root) + eps) + weight_decay · x)
 
-    By default this is the rule in the R-AdaZO paper. The one published in 2019 has
-    `amsgrad=True`, a learning rate that falls as 1/√t and a projection
-    (`projected_zo_adamm`).
+    The rule published in 2019 has `amsgrad=True`, a learning rate that falls as 1/√t
+    and a projection (`projected_zo_adamm`).
 
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
@@ -117,16 +115,13 @@ def zo_adamm(
       K + 1 function values per step by default; two copies of the parameters, three
       with `amsgrad`, or one if the granularity is not `per_coordinate`.
     Example:
-      >>> optimizer = zo_adamm(0.01, key=0)
-      >>> params = jnp.array([3.0, -4.0])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
+      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_adamm(0.01, key=0)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))  # learning_rate · (1 − b1) / √(1 − b2)
       [-0.01  0.01]
     References:
-      Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
-      optimization, 2019. arXiv:1910.06513.
+      Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513.
     """
     api_name = "zo_adamm"
     validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
@@ -167,16 +162,13 @@ def zo_rmsprop(
       K + 1 function values per step by default; one copy of the parameters, or none if
       the granularity is not `per_coordinate`.
     Example:
-      >>> optimizer = zo_rmsprop(0.01, key=0)
-      >>> params = jnp.array([3.0, -4.0])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
+      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_rmsprop(0.01, key=0)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))  # learning_rate / √(1 − b2)
       [-0.1  0.1]
     References:
-      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
-      arXiv:2502.01014, section 6.
+      Shu et al., R-AdaZO, 2025. arXiv:2502.01014, section 6.
     """
     api_name = "zo_rmsprop"
     validation.check(
@@ -204,12 +196,10 @@ def meazo(
       nu ← b2 · nu + (1 − b2) · mean gᵢ²                             over all elements
       update = − learning_rate · (g / (√(nu + eps_root) + eps) + weight_decay · x)
 
-    This is `zo_rmsprop` with `granularity=scalar`: one step size for all elements that
-    does not depend on the scale of the function. For a single Rademacher direction it
-    is the published rule, which squares the mean slope, except that nu is not corrected
-    for its start at zero. Otherwise the published nu has the same mean for large d and
-    more noise. For the second moment of the momentum take
-    `radazo(..., granularity=scalar)`.
+    This is `zo_rmsprop` with `granularity=scalar`. The published rule squares the mean
+    slope instead: the same for one Rademacher direction, otherwise noisier with the
+    same mean for large d. It also corrects nu for its start at zero. For the second
+    moment of the momentum, use `radazo(..., granularity=scalar)`.
 
     Args:
       learning_rate: As in `radazo`; the root mean square of the move of an element.
@@ -223,10 +213,8 @@ def meazo(
       K + 1 function values per step by default; no copy of the parameters.
     Example:
       >>> optimizer = meazo(0.01, radazo.rademacher_estimator(num_directions=1), key=0)
-      >>> params = jnp.array([3.0, -4.0])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
+      >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, -4.0])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(jnp.abs(updates), 3))  # learning_rate / √(1 − b2)
       [0.1 0.1]
     References:
@@ -271,15 +259,12 @@ def zo_sgd(
       `momentum`.
     Example:
       >>> optimizer = zo_sgd(0.1, radazo.orthogonal_estimator(num_directions=2), key=0)
-      >>> params = jnp.zeros(2)
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: x[0] - 2 * x[1]
-      ... )
+      >>> f, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))
       [-0.1  0.2]
     References:
-      Ghadimi and Lan, Stochastic first- and zeroth-order methods for nonconvex
-      stochastic programming, 2013. arXiv:1309.5549.
+      Ghadimi and Lan, 2013. arXiv:1309.5549.
     """
     api_name, rule = "zo_sgd", optax.identity()
     if momentum is not None:
@@ -315,11 +300,9 @@ def zo_signsgd(
     Cost:
       K + 1 function values per step by default; no copy of the parameters.
     Example:
-      >>> optimizer = zo_signsgd(0.1, key=0)
-      >>> params = jnp.array([3.0, -4.0])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
+      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_signsgd(0.1, key=0)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))
       [-0.1  0.1]
     References:

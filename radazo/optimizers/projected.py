@@ -31,11 +31,9 @@ def projected(
       updates ← optimizer.update(updates, state, x, ...)
       updates ← project(x + updates) − x
 
-    Wrap everything that changes the updates, including the learning rate. The moments
-    inside do not see the projection. It makes no difference whether an estimator is
-    inside `optimizer` or around this wrapper. Start in the set, at
-    `projection(params)`: then every step stays exactly in a box, and in other sets up
-    to the rounding of x + updates.
+    Wrap everything that changes the updates, including the learning rate; an estimator
+    may be inside or outside. From a start in the set, e.g. `projection(params)`, every
+    step stays in a box exactly, and in other sets up to the rounding of x + updates.
 
     Args:
       optimizer: Any `optax.GradientTransformation`.
@@ -56,15 +54,12 @@ def projected(
     Example:
       >>> box = radazo.projections.box(-1.0, 1.0)
       >>> optimizer = projected(radazo.radazo(0.1, key=0), box)
-      >>> params = jnp.array([0.5, -0.95])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: x[1] - x[0]
-      ... )
-      >>> print(optax.apply_updates(params, updates))
+      >>> f, x = lambda x: x[1] - x[0], jnp.array([0.5, -0.95])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
+      >>> print(x + updates)
       [ 1. -1.]
     References:
-      Liu et al., Zeroth-order online alternating direction method of multipliers:
-      convergence analysis and applications, 2018.
+      Liu et al., Zeroth-order online ADMM, 2018.
     """
     api_name = "projected"
     hint = "Pass an optimizer, e.g. `optax.sgd(0.1)` or `radazo.radazo(0.1, key=0)`."
@@ -103,8 +98,7 @@ def zo_psgd(
 
       update = project(x − learning_rate · g) − x
 
-    The authors use directions of bounded length, as the default estimator does, a
-    `smoothing` near 1 / √(d T) for T steps, and the mean over a batch: pass the batch
+    The authors use a `smoothing` near 1 / √(d T) for T steps, and batches: pass a batch
     as a keyword of `value_fn`, so that all points of a step share it.
 
     Args:
@@ -119,15 +113,12 @@ def zo_psgd(
       and during a step one more than `zo_sgd`.
     Example:
       >>> optimizer = zo_psgd(0.5, radazo.projections.simplex(), key=0)
-      >>> params = jnp.array([0.5, 0.5])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: 9 * x[0]
-      ... )
-      >>> print(jnp.abs(params + updates))  # all on the second
+      >>> f, x = lambda x: 9 * x[0], jnp.array([0.5, 0.5])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
+      >>> print(jnp.abs(x + updates))
       [0. 1.]
     References:
-      Liu et al., Zeroth-order online alternating direction method of multipliers:
-      convergence analysis and applications, 2018.
+      Liu et al., Zeroth-order online ADMM, 2018.
     """
     api_name, rule = "zo_psgd", optax.identity()
     validation.check(api_name, projection=projection)
@@ -172,15 +163,12 @@ def projected_zo_adamm(
       state, and during a step those of the projection.
     Example:
       >>> optimizer = projected_zo_adamm(0.5, radazo.projections.l2_ball(1.0), key=0)
-      >>> params = jnp.array([0.6, 0.8])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: -9 * x[1]
-      ... )
-      >>> print(bool(optax.tree.norm(params + updates) <= 1))
+      >>> f, x = lambda x: -9 * x[1], jnp.array([0.6, 0.8])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
+      >>> print(jnp.linalg.norm(x + updates) <= 1)
       True
     References:
-      Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
-      optimization, 2019. arXiv:1910.06513, algorithm 1.
+      Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513, algorithm 1.
     """
     api_name = "projected_zo_adamm"
     validation.check(api_name, projection=projection, b1=b1, b2=b2, eps=eps)

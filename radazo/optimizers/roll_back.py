@@ -69,12 +69,12 @@ def roll_back(
     run then takes another path. The first copy is taken at the start.
 
     x + (kept − x) equals kept bit for bit if the two are within a factor of two of each
-    other, and otherwise up to 2 ε · max(|x|, |kept|), ε that of their type.
+    other, and otherwise up to 2 ε · max(|x|, |kept|). Schedules are restored with the
+    state.
 
-    Rises slower than `window` steps go undetected, and a learning rate that is too
-    large stays too large: `num_rolled_back` then keeps growing. If the objective itself
-    shifts upward, it rolls back forever. To limit single outliers, use `skip_outliers`.
-    Schedules of the learning rate and of `smoothing` are restored with the state.
+    Rises slower than `window` steps go undetected. A learning rate that is too large
+    stays too large: `num_rolled_back` keeps growing. If the objective itself shifts
+    upward, it rolls back forever. To limit single outliers, use `skip_outliers`.
 
     Args:
       optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
@@ -99,9 +99,9 @@ def roll_back(
       >>> def value_fn(x, step):  # An outlier in step 50; no values far away.
       ...     value = jnp.sum(x**2) * jnp.where(step == 50, 1e6, 1.0)
       ...     return jnp.where(value < 1e9, value, jnp.nan)
-      >>> optimizer = roll_back(radazo.zo_sgd(0.05, key=0))
+      >>> optimizer, batches = roll_back(radazo.zo_sgd(0.05, key=0)), lambda step: step
       >>> result = radazo.minimize(
-      ...     value_fn, jnp.ones(3), optimizer, 200, batches=lambda step: step
+      ...     value_fn, jnp.ones(3), optimizer, 200, batches=batches
       ... )
       >>> print(optax.tree.get(result.state, "num_rolled_back"))
       1

@@ -54,8 +54,7 @@ class ScaleByZoAdammState(NamedTuple):
     Attributes:
       count: int32 scalar, number of steps.
       mu: Mean of the gradients, like the parameters.
-      nu: Mean square of the gradients, at least float32, in the form of the
-        granularity.
+      nu: Mean square of the gradients, like that of `ScaleByRadazoState`.
       nu_max: Largest `nu` so far if `amsgrad`, else None.
     """
 
@@ -89,8 +88,7 @@ def first_moment(b1: float = B1, mu_dtype: Any = None) -> optax.GradientTransfor
       >>> print(updates)
       [0.25 0.25]
     References:
-      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
-      arXiv:2502.01014, equation 4.
+      Shu et al., R-AdaZO, 2025. arXiv:2502.01014, equation 4.
     """
     validation.check("first_moment", b1=b1, mu_dtype=mu_dtype)
     return optax.ema(b1, debias=False, accumulator_dtype=mu_dtype)
@@ -121,8 +119,7 @@ def scale_by_second_moment(
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; one copy of the parameters, at least float32, with
-      `per_coordinate`, and almost nothing with the other granularities.
+      No function values; one float32 copy of the parameters if `per_coordinate`.
     Example:
       >>> link = scale_by_second_moment(b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -130,8 +127,7 @@ def scale_by_second_moment(
       >>> print(jnp.round(updates, 3))  # 1 / √(1 − 0.99) for any gradient
       [ 10. -10.]
     References:
-      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
-      arXiv:2502.01014, equations 5 and 6.
+      Shu et al., R-AdaZO, 2025. arXiv:2502.01014, equations 5 and 6.
     """
     api_name = "scale_by_second_moment"
     validation.check(
@@ -183,7 +179,7 @@ def scale_by_radazo(
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; two copies of the parameters, at least float32, or one if the
+      No function values; two float32 copies of the parameters, one fewer if the
       granularity is not `per_coordinate`.
     Example:
       >>> link = scale_by_radazo(b2=0.99)
@@ -192,8 +188,7 @@ def scale_by_radazo(
       >>> print(jnp.round(updates, 2))  # 1 / √(1 − 0.99) for any gradient
       [ 10. -10.]
     References:
-      Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
-      arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
+      Shu et al., R-AdaZO, 2025. arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
     """
     api_name = "scale_by_radazo"
     validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
@@ -212,7 +207,7 @@ def scale_by_radazo(
         nu = _mean_square(momentum, state.nu, b2, granularity)
         scaled = _ratio(mu, granularity.each(nu, momentum), eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return scaled, ScaleByRadazoState(count, _like(mu, state.mu), nu)
+        return scaled, ScaleByRadazoState(count, optax.tree.cast_like(mu, state.mu), nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -234,8 +229,7 @@ def scale_by_zo_adamm(
       nu_max ← max(nu_max, nu) if amsgrad else nu
       update = mu / (√(nu_max + eps_root) + eps)
 
-    By default this is algorithm 1 of the R-AdaZO paper, Adam without bias correction;
-    with `amsgrad` it is the rule published in 2019.
+    This is Adam without bias correction; `amsgrad` is the rule published in 2019.
 
     Args:
       b1, b2, eps, eps_root, mu_dtype: As in `scale_by_radazo`.
@@ -247,8 +241,8 @@ def scale_by_zo_adamm(
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; two copies of the parameters, at least float32, three with
-      `amsgrad`, or one if the granularity is not `per_coordinate`.
+      No function values; two float32 copies of the parameters, three with `amsgrad`,
+      one if the granularity is not `per_coordinate`.
     Example:
       >>> link = scale_by_zo_adamm(b1=0.9, b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -256,9 +250,8 @@ def scale_by_zo_adamm(
       >>> print(jnp.round(updates, 3))  # (1 − b1) / √(1 − b2)
       [ 1. -1.]
     References:
-      Chen et al., ZO-AdaMM: zeroth-order adaptive momentum method for black-box
-      optimization, 2019. arXiv:1910.06513. Shu et al., Refining adaptive zeroth-order
-      optimization at ease, 2025. arXiv:2502.01014, algorithm 1.
+      Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513. Shu et al., R-AdaZO, 2025.
+      arXiv:2502.01014, algorithm 1.
     """
     api_name = "scale_by_zo_adamm"
     validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
@@ -282,7 +275,9 @@ def scale_by_zo_adamm(
         each = granularity.each(nu_max if amsgrad else nu, updates)
         scaled = _ratio(mu, each, eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return scaled, ScaleByZoAdammState(count, _like(mu, state.mu), nu, nu_max)
+        return scaled, ScaleByZoAdammState(
+            count, optax.tree.cast_like(mu, state.mu), nu, nu_max
+        )
 
     return optax.GradientTransformation(init, update)
 
@@ -339,10 +334,6 @@ def _ratio(
 def _typed(constant: Any, dtype: Any) -> Any:
     """Cast an injected hyperparameter; Python numbers are weakly typed already."""
     return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
-
-
-def _like(tree: core.Params, types: core.Params) -> core.Params:
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), tree, types)
 
 
 validation.declare(
