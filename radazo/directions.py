@@ -288,7 +288,7 @@ def sample_directions(
 
       uₖ = draw(fold_in(key, k)) over all perturbed leaves of `params` jointly
 
-    Estimators draw the same values where they are used and store none of them.
+    Estimators draw the same values where they use them and store none.
 
     Args:
       key: Step key, typed or an integer seed.
@@ -308,8 +308,6 @@ def sample_directions(
       >>> u = sample_directions(0, params, sphere, num_directions=2)
       >>> print(jnp.sum(u["a"] ** 2, axis=1) + u["b"] ** 2)  # one norm over all leaves
       [1. 1.]
-    References:
-      Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011 (random).
     """
     api_name = "sample_directions"
     hint = "Draw at least one direction."

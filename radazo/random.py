@@ -2,8 +2,8 @@
 
 On CPU, JAX's generator is a rolled loop that XLA cannot fuse: noise is written to
 memory, and drawing it dominates a cheap step. Here the same function, Threefry-2x32
-with 20 rounds, is written in plain `jax.numpy`, so that noise is computed where it is
-used.
+with 20 rounds (Salmon et al., 2011), is written in plain `jax.numpy`, so that noise is
+computed where it is used.
 
 Key contract, version 1. With `key` the two uint32 words of a threefry key:
 

@@ -79,9 +79,9 @@ def projected(
             "`optimizer.update(updates, state, params)`.",
         )
         updates, state = inner.update(updates, state, params, **extra)
-        moved = jax.tree.map(_moved, params, updates)
+        free = jax.tree.map(_add, params, updates)
         weights = () if metric is None else (metric(state),)
-        inside = projection(moved, *weights)
+        inside = projection(free, *weights)
         return jax.tree.map(_towards, params, inside, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -183,14 +183,14 @@ def projected_zo_adamm(
     return projected(optimizer, projection, metric)
 
 
-def _moved(leaf: Any, change: Any) -> Any:
-    return leaf + change.astype(leaf.dtype) if core.is_floating(leaf) else leaf
+def _add(leaf: Any, update: Any) -> Any:
+    return leaf + update.astype(leaf.dtype) if core.is_floating(leaf) else leaf
 
 
-def _towards(leaf: Any, inside: Any, change: Any) -> Any:
+def _towards(leaf: Any, inside: Any, update: Any) -> Any:
     """Return the update from `leaf` to `inside`, rounded so as not to overshoot."""
     if not core.is_floating(leaf):
-        return change
+        return update
     wide, form = core.wide(leaf.dtype), jnp.finfo(leaf.dtype)
 
     def rounded(x: jax.Array) -> jax.Array:

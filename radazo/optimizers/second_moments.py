@@ -5,9 +5,8 @@
   per_leaf         one number per leaf: the mean of its gᵢ²
   scalar           one number: the mean of gᵢ² over all leaves
 
-g is the input, a gradient or, in R-AdaZO, the momentum. Fewer numbers take less memory
-and are less noisy, but elements that share one get the same scale. In high dimension
-little is lost, because noise of one size dominates every element of an estimate.
+g is the input: a gradient or, in R-AdaZO, the momentum. Sharing saves memory and noise,
+and costs little in high dimension, where noise of one size dominates all elements.
 """
 
 from collections.abc import Callable
