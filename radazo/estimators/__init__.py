@@ -4,6 +4,7 @@
 reuse past steps, fit a model of the function, or guard an estimator.
 """
 
+from radazo.core import EstimateInfo
 from radazo.estimators.finite_difference import (
     coordinate_estimator,
     finite_difference_estimator,
@@ -34,6 +35,7 @@ from radazo.estimators.svrg import SvrgState, svrg_estimator
 from radazo.estimators.trajectory import TrajectoryState, trajectory_estimator
 
 __all__ = [
+    "EstimateInfo",
     "EstimatorState",
     "HistoryState",
     "InterpolationState",
