@@ -108,7 +108,7 @@ class _Call:
     """A call under way."""
 
     job: _Job
-    number: int
+    mark: worker.Mark
     executor: futures.Executor
     began_at: float | None  # None until the call is known to have begun.
 
@@ -226,10 +226,11 @@ class _Loop:
         for job in [job for job in self.waiting if job.ready_at <= now]:
             if not self._can_start():
                 break
-            executor, number = self.workers.acquire(), self.next_number
+            executor = self.workers.acquire()
+            mark = worker.Mark(self.path, self.next_number)
             try:
                 future = executor.submit(
-                    worker.call, self.path, number, self.options.value_fn, job.point
+                    worker.call, mark, self.options.value_fn, job.point
                 )
             except futures.BrokenExecutor as error:  # It broke while idle.
                 self.workers.abandon(executor)
@@ -239,7 +240,7 @@ class _Loop:
             self.next_number += 1
             self.counts["retries"] += job.tries > 0
             began_at = None if executors.is_local(executor) else now
-            self.under_way[future] = _Call(job, number, executor, began_at)
+            self.under_way[future] = _Call(job, mark, executor, began_at)
 
     def _wait(self, *, at_once: bool) -> None:
         """Wait until a call ends, times out, or is due to be repeated."""
@@ -271,7 +272,7 @@ class _Loop:
         for future in list(self.under_way) if self.timeout < math.inf else []:
             call = self.under_way[future]
             if call.began_at is None:
-                call.began_at = now if self._process_of(call) else None
+                call.began_at = now if call.mark.process() else None
             elif now >= call.began_at + self.timeout and not future.done():
                 values += self._time_out(self.under_way.pop(future), future)
         self.hanging = {x: since for x, since in self.hanging.items() if not x.done()}
@@ -288,9 +289,6 @@ class _Loop:
         """Return whether hanging calls occupy all places of a shared executor."""
         return bool(self.waiting) and len(self.hanging) >= self.options.max_concurrent
 
-    def _process_of(self, call: _Call) -> int:
-        return worker.process_of(self.path, call.number)
-
     def _end(self, call: _Call, future: _Future) -> list[_Value]:
         """Handle a call whose future is done; return the values it gives."""
         cancelled = futures.CancelledError() if future.cancelled() else None
@@ -302,14 +300,18 @@ class _Loop:
         is_broken = isinstance(error, futures.BrokenExecutor)
         if is_broken:
             executors.await_death(call.executor)
-        if executors.is_local(call.executor) and not self._process_of(call):
+        if executors.is_local(call.executor) and not call.mark.process():
             self.waiting.appendleft(call.job)
             if is_broken or cancelled:
                 self.workers.abandon(call.executor)
                 self._note_false_start(error)
-            else:  # It cannot be pickled.
+            else:
                 self.workers.release(call.executor)
-                self.raise_error = functools.partial(_raise, future, error)
+                error.add_note(
+                    "The call could not be sent to a worker. Its function and point "
+                    "are pickled: `value_fn` must be importable by name, not a lambda."
+                )
+                self.raise_error = future.result
             return []
         self.workers.abandon(call.executor)
         if is_broken:
@@ -318,7 +320,7 @@ class _Loop:
         return self._record(call.job, worker.Outcome("lost", failure=failure))
 
     def _time_out(self, call: _Call, future: _Future) -> list[_Value]:
-        process = self._process_of(call)
+        process = call.mark.process()
         if not process:
             future.cancel()  # It may not have begun.
         if self.workers.shared is not None:
@@ -392,7 +394,7 @@ class _Loop:
 
     def stats(self) -> PoolStats:
         counts, calls = self.counts.copy(), [*self.under_way.values()]
-        counts["under_way"] = sum(self._process_of(call) > 0 for call in calls)
+        counts["under_way"] = sum(call.mark.process() > 0 for call in calls)
         kinds = (*_ANSWERED, *_UNANSWERED, "under_way")
         counts["calls"] = sum(counts[kind] for kind in kinds)
         numbers = {name: counts[name] for name in PoolStats._fields[:-1]}
@@ -408,14 +410,5 @@ class _Loop:
                 self._collect()
         finally:
             for call in self.under_way.values():
-                self.workers.abandon(call.executor, self._process_of(call))
+                self.workers.abandon(call.executor, call.mark.process())
             self.workers.close()
-
-
-def _raise(future: _Future, error: BaseException) -> None:
-    """Raise the error that kept a call from being sent."""
-    error.add_note(
-        "The call could not be sent to a worker. Its function and point are pickled: "
-        "`value_fn` must be importable by name, not a lambda."
-    )
-    future.result()

@@ -22,6 +22,30 @@ from radazo import validation
 _MARK_SIZE = 8
 
 
+class Mark(NamedTuple):
+    """The place of call `number` in the file of marks at `path`."""
+
+    path: str
+    number: int
+
+    def process(self) -> int:
+        """Return the id of the process that began the call, or 0."""
+        with (
+            contextlib.suppress(OSError),
+            Path(self.path).open("rb", 0) as file,
+        ):
+            file.seek(_MARK_SIZE * self.number)
+            return int.from_bytes(file.read(_MARK_SIZE), "little")
+        return 0
+
+    def write(self) -> None:
+        """Write the id of this process."""
+        # Workers on other machines do not have the file.
+        with contextlib.suppress(OSError), Path(self.path).open("r+b", 0) as file:
+            file.seek(_MARK_SIZE * self.number)
+            file.write(os.getpid().to_bytes(_MARK_SIZE, "little"))
+
+
 class Outcome(NamedTuple):
     """The outcome of a call.
 
@@ -37,12 +61,12 @@ class Outcome(NamedTuple):
     failure: str = ""
 
 
-def call(path: str, number: int, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
-    """Call `value_fn(point)` as call `number` of the pool with its marks in `path`."""
-    if process_of(path, number):  # An executor may resubmit a call of a lost worker.
+def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
+    """Mark the call as begun, and call `value_fn(point)`."""
+    if mark.process():  # An executor may resubmit a call of a lost worker.
         return Outcome("lost", failure="its worker was lost")
-    _mark(path, number)
-    # Send exceptions as text: some cannot be pickled.
+    mark.write()
+    # As text: some exceptions cannot be pickled, and others keep resources open.
     failures: list[str] = []
     with validation.Caught(lambda error: failures.append(_text(error))):
         returned = value_fn(to_numpy(point))  # A copy, which `value_fn` may modify.
@@ -55,21 +79,6 @@ def call(path: str, number: int, value_fn: Callable[[Any], Any], point: Any) -> 
 
 def _text(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()[:1000]
-
-
-def process_of(path: str, number: int) -> int:
-    """Return the id of the process that began call `number`, or 0."""
-    with contextlib.suppress(OSError), Path(path).open("rb", buffering=0) as file:
-        file.seek(_MARK_SIZE * number)
-        return int.from_bytes(file.read(_MARK_SIZE), "little")
-    return 0
-
-
-def _mark(path: str, number: int) -> None:
-    # Workers on other machines do not have the file.
-    with contextlib.suppress(OSError), Path(path).open("r+b", buffering=0) as file:
-        file.seek(_MARK_SIZE * number)
-        file.write(os.getpid().to_bytes(_MARK_SIZE, "little"))
 
 
 def to_numpy(point: Any) -> Any:
@@ -101,12 +110,11 @@ def digest(point: Any) -> bytes:
         elif isinstance(leaf, bool | int | float | complex | str | bytes):
             found.update(f"{kind} {leaf!r}".encode())
         else:
-            validation.fail(
+            api_name, rule = (
                 "EvaluationPool.evaluate",
-                "queries",
                 "have points of arrays and numbers",
-                f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind,
-                "Pass `cache=False` to evaluate points that cannot be hashed.",
-                TypeError,
             )
+            got = f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind
+            hint = "Pass `cache=False` to evaluate points that cannot be hashed."
+            validation.fail(api_name, "queries", rule, got, hint, TypeError)
     return found.digest()
