@@ -67,7 +67,7 @@ def uneven_estimator(num_values):
 
     def estimate(key, value_fn, params, state, *, has_aux=False):
         value, gradient = jax.value_and_grad(value_fn)(params)
-        info = radazo.core.EstimateInfo(
+        info = radazo.estimators.EstimateInfo(
             jnp.ones(1), jnp.ones(1, bool), num_values(state.count)
         )
         state = state._replace(count=state.count + jnp.int32(1))
