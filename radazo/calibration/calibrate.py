@@ -31,8 +31,8 @@ class Calibration(NamedTuple):
       slope_spread: Root mean square of slopes at `distance`: ‖∇f‖ / √d if f is smooth.
       curvature: Mean second difference at `distance`: tr(∇²f) / d if f is smooth.
       reach: Displacement of an element after which slopes have changed completely.
-      noise_share, curvature_share: What noise and curvature add to the mean square of
-        slopes, relative to it.
+      noise_share, curvature_share: Additions of noise and curvature to the mean square
+        of slopes, relative to it.
       share: Learning rates divided by the greedy ones, which decrease f fastest in one
         step; not of `learning_rate_zo_sgd`, which is greedy.
       dim, num_directions, num_values: d, K, and the number of function values taken.
@@ -237,7 +237,7 @@ def _check(
 
 
 class _Setting(NamedTuple):
-    """What is known before the slopes."""
+    """The arguments and measurements that all distances share."""
 
     dim: int
     num_directions: int
