@@ -202,7 +202,8 @@ def on_batches(
     ) -> Any:
         del value_fn
         batch_key, key = jax.random.split(key)
-        value, gradient, state, info = estimator.estimate(
+        value, gradient, state, info = radazo.estimate(
+            estimator,
             key,
             lambda x: batches.value_fn(x, batch_key),
             params,

@@ -17,6 +17,7 @@ Forms in which an estimator enters a training loop
   value_and_grad                  in place of `jax.value_and_grad`
   with_estimator                  around any `optax` optimizer
   estimate_gradient               the first link of an `optax.chain`
+  estimate                        one estimate, with its state and its statistics
   scale_by_radazo, scale_by_zo_adamm, scale_by_second_moment, first_moment
 
 Estimators, which turn function values into a gradient estimate
@@ -58,6 +59,7 @@ from radazo.differences import central, forward, forward_mode, one_point
 from radazo.estimators import (
     clip_outliers,
     coordinate_estimator,
+    estimate,
     finite_difference_estimator,
     gaussian_estimator,
     history_mean_estimator,
@@ -108,6 +110,7 @@ __all__ = [
     "diagnostics",
     "differences",
     "directions",
+    "estimate",
     "estimate_gradient",
     "estimators",
     "evaluate",

@@ -1,9 +1,16 @@
-"""The whole theory: an estimator is two pure functions.
+"""The whole theory: an estimator is two pure functions with a seam between them.
 
-Everything that radazo turns into a gradient comes from values of a function. An
-*estimator* looks at `value_fn` in the neighbourhood of `params` and answers with a
-gradient estimate; an *update rule* is an ordinary `optax.GradientTransformation` that
-does not know that its gradient was estimated. The two meet in `with_estimator` alone.
+`queries` says where one step evaluates the function; `estimate` makes a gradient
+estimate of what the values say. An *evaluator* stands between the two:
+
+  queries  = estimator.queries(step, state)
+  readings = evaluate(function, step, queries)
+  estimate = estimator.estimate(step, state, queries, readings)
+
+Evaluators are interchangeable: the program of the step itself, the devices of a mesh,
+the workers of a pool, a person with `ask` and `tell`, a journal, or a model that is
+evaluated in place. An *update rule* is an ordinary `optax.GradientTransformation` that
+does not know that its gradient was estimated.
 
 Randomness is a key. A direction is a pure function of its key and is never stored if it
 can be drawn again; the same key gives the same estimate.
@@ -11,7 +18,7 @@ can be drawn again; the same key gives the same estimate.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -23,10 +30,81 @@ Params = Any  # A pytree of arrays.
 ValueFn = Callable[..., Any]
 Schedule = Callable[[Any], Any]
 Mask = Any  # A pytree of bools, a prefix of one, or a function from params to either.
+Function = Callable[[Params], tuple[jax.Array, Any]]  # params -> (terms, aux)
+
+
+class Step(NamedTuple):
+    """The inputs of one step.
+
+    Attributes:
+      key: (2,) uint32, the words of the key of the step.
+      layout: The perturbed leaves; directions are flat vectors of (layout.dim,).
+      params: The parameters.
+      smoothing: Scalar of type layout.dtype.
+      terms: Whether the function returns terms whose sum is the objective.
+    """
+
+    key: jax.Array
+    layout: Any
+    params: Params
+    smoothing: jax.Array
+    terms: bool = False
+
+
+class Readings(NamedTuple):
+    """What is kept of the values of one step; a journal stores it.
+
+    Attributes:
+      value: Scalar, the value of the step.
+      slopes: (num_readings,) one number for each direction: its slope, or the values
+        that the estimator uses in its place.
+      valid: (num_readings,) bool, False where a number is dropped.
+      aux: What the function returned beside the value of query 0, or None.
+    """
+
+    value: jax.Array
+    slopes: jax.Array
+    valid: jax.Array
+    aux: Any = None
+
+
+class Queries(NamedTuple):
+    """The points at which one step evaluates. Nothing is evaluated or stored yet.
+
+    Attributes:
+      num: Number of queries.
+      point: `point(index) -> params`, the point of a query from a traced integer.
+      read: `read(values, aux) -> Readings` of the (num, ...) values, or terms, of all
+        queries in their order, and the aux of query 0.
+      num_readings: Length of `Readings.slopes`.
+      base: The point of query 0 if that is always evaluated and no direction is drawn
+        for it, or None.
+      needed: `needed(index) -> bool`, whether a query must be evaluated; None for all.
+      functions: Further functions of the parameters beside `value_fn`.
+      function_of: `function_of(index) -> int`, 0 for `value_fn`, i + 1 for
+        `functions[i]`; None where all queries are of `value_fn`.
+      evaluate: The evaluator of the estimator, if no other is given.
+      shared: Arrays that both `point` and the estimate use, such as orthonormal rows.
+    """
+
+    num: int
+    point: Callable[[Any], Params]
+    read: Callable[[jax.Array, Any], Readings]
+    num_readings: int
+    base: Params = None
+    needed: Callable[[Any], Any] | None = None
+    functions: tuple[ValueFn, ...] = ()
+    function_of: Callable[[Any], Any] | None = None
+    evaluate: Any = None
+    shared: Any = None
+
+
+# Stands in the seam: (function, step, queries) -> readings.
+Evaluate = Callable[[Function, Step, Queries], Readings]
 
 
 class EstimateInfo(NamedTuple):
-    """What an estimate saw, beside the value and the gradient.
+    """What an estimate returns beside the value and the gradient.
 
     Nothing here is carried from step to step; it costs no further function value.
 
@@ -50,34 +128,45 @@ class EstimateInfo(NamedTuple):
     squared_norm: Any = math.nan
 
 
-class EstimateFn(Protocol):
-    """`estimate(key, value_fn, params, state) -> (value, gradient, state, info)`."""
+class Estimate(NamedTuple):
+    """The estimate of one step.
 
-    def __call__(
-        self,
-        key: Key,
-        value_fn: ValueFn,
-        params: Params,
-        state: Any,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, Params, Any, EstimateInfo]: ...
+    Attributes:
+      value: Scalar, the value of the step.
+      gradient: (dim,) the gradient estimate.
+      state: The state after the step.
+      info: What is known of the estimate beside its value and gradient.
+      opaque_index: A uint32 that is unknown at compile time; see `flat.unravel`.
+    """
+
+    value: jax.Array
+    gradient: jax.Array
+    state: Any
+    info: EstimateInfo
+    opaque_index: jax.Array
 
 
 class Estimator(NamedTuple):
     """A gradient estimator: function values in, gradient estimate out.
 
     Attributes:
-      init: `init(params) -> state`, arrays only. It must not look at values.
-      estimate: `estimate(key, value_fn, params, state, *, has_aux=False)
-        -> (value, gradient, state, info)`. `value_fn` takes the parameters alone; with
-        `has_aux` it returns `(value, aux)`, and `info.aux` carries `aux`.
+      api_name: The function that made it, for messages.
+      init: `init(params) -> state`, arrays only. It evaluates nothing.
+      step: `step(key_data, params, state) -> Step`.
+      queries: `queries(step, state) -> Queries`.
+      estimate: `estimate(step, state, queries, readings) -> Estimate`.
+      fused: `fused(function, step, state) -> Estimate`, which evaluates and estimates
+        in one pass with the same numbers, or None.
       memoryless: True if an estimate from a fresh state is as good as any, so that
-        `value_and_grad` may throw the state away.
+        `value_and_grad` may discard the state.
     """
 
+    api_name: str
     init: Callable[[Params], Any]
-    estimate: EstimateFn
+    step: Callable[[jax.Array, Params, Any], Step]
+    queries: Callable[[Step, Any], Queries]
+    estimate: Callable[[Step, Any, Queries, Readings], Estimate]
+    fused: Callable[[Function, Step, Any], Estimate] | None = None
     memoryless: bool = False
 
 

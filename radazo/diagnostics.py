@@ -93,8 +93,8 @@ def estimate_statistics(
       >>> estimator = radazo.rademacher_estimator(num_directions=200)
       >>> params, slope = jnp.zeros(50), jnp.full(50, 3.0)
       >>> _, gradient, _, info = jax.jit(
-      ...     lambda: estimator.estimate(
-      ...         0, lambda x: slope @ x, params, estimator.init(params)
+      ...     lambda: radazo.estimate(
+      ...         estimator, 0, lambda x: slope @ x, params, estimator.init(params)
       ...     )
       ... )()
       >>> statistics = estimate_statistics(gradient, info)
@@ -179,7 +179,7 @@ def _moments(
         info,
         core.EstimateInfo,
         "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` passes "
-        "it on; `estimator.estimate(...)` returns it as the last of four.",
+        "it on; `radazo.estimate(...)` returns it as the last of four.",
     )
     num_kept = jnp.sum(info.kept, dtype=jnp.int32).astype(info.slopes.dtype)
     power = jnp.sum(jnp.square(info.slopes)) / jnp.maximum(num_kept, 1)

@@ -1,6 +1,5 @@
 """One slope along one direction: from function values, or by forward mode.
 
-A `Difference` is what is evaluated once a step and what for each direction.
 Differences are taken in float32 at least, whatever the type of the parameters, and term
 by term where the function returns terms: rounding of a sum of many terms is what limits
 a difference in float32, and terms that a small step hardly moves cancel exactly.
@@ -23,68 +22,80 @@ __all__ = [
     "one_point",
 ]
 
-# A point that moves along a direction: step -> params + step · direction.
-Line = Callable[[jax.Array], core.Params]
-# params -> (terms, aux)
-Evaluate = Callable[[core.Params], tuple[jax.Array, Any]]
-
 
 class Difference(NamedTuple):
-    """A way to take a slope.
+    """A slope from values at given distances along a direction.
 
     Attributes:
-      start: `start(evaluate, params)`, what is evaluated once a step and shared: the
-        (terms, aux) of `params`, which give the value of the step; or None.
-      slope: `slope(evaluate, line, start, smoothing) -> (slope, value, aux)`.
-      num_values: `num_values(num_directions) -> int`, the function values of a step.
-      steps: Where along a direction it takes values, in units of `smoothing` and in
-        their order; empty where they cannot be taken elsewhere and told.
+      steps: The distances at which values are taken, in units of `smoothing` and in
+        their order. Empty for the derivative itself, by forward mode.
+      slope: `slope(base, along, smoothing) -> (slope, value)`, where `base` has the
+        terms of f(x), or is None, and `along[i]` those at the distance `steps[i]`;
+        `value` stands for f(x) where that is not taken.
+      at_params: Whether f(x) is taken too, once a step and shared by all directions.
     """
 
-    start: Callable[[Evaluate, core.Params], Any]
-    slope: Callable[..., tuple[jax.Array, jax.Array, Any]]
-    num_values: Callable[[int], int]
-    steps: tuple[float, ...] = ()
-
+    steps: tuple[float, ...]
+    slope: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    at_params: bool = False
     __repr__ = naming.constant_repr
+
+    def num_values(self, num_directions: int) -> int:
+        """The function values of a step."""
+        return self.at_params + num_directions * max(len(self.steps), 1)
+
+    def distances(self, smoothing: jax.Array) -> jax.Array:
+        """(len(steps),) the distances at which values are taken."""
+        return smoothing * jnp.asarray(self.steps, smoothing.dtype)
 
 
 def _forward_slope(
-    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
-) -> tuple[jax.Array, jax.Array, Any]:
-    terms, _ = start
-    moved, _ = evaluate(line(smoothing))
-    slope = jnp.sum(moved - terms) / smoothing.astype(terms.dtype)
-    return slope, jnp.sum(terms), None
+    base: jax.Array, along: jax.Array, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(along[0] - base) / smoothing.astype(base.dtype), jnp.sum(base)
 
 
 def _central_slope(
-    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
-) -> tuple[jax.Array, jax.Array, Any]:
-    del start
-    steps = jnp.stack([smoothing, -smoothing])
-    # A loop over the two points: the function is compiled once, and one point lives.
-    terms, aux = lax.map(lambda step: evaluate(line(step)), steps)
-    slope = jnp.sum(terms[0] - terms[1]) / (2 * smoothing.astype(terms.dtype))
-    return slope, jnp.sum((terms[0] + terms[1]) / 2), jax.tree.map(lambda x: x[0], aux)
+    base: None, along: jax.Array, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del base
+    slope = jnp.sum(along[0] - along[1]) / (2 * smoothing.astype(along.dtype))
+    return slope, jnp.sum((along[0] + along[1]) / 2)
 
 
 def _one_point_slope(
-    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
+    base: None, along: jax.Array, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    del base
+    value = jnp.sum(along[0])
+    return value / smoothing.astype(value.dtype), value
+
+
+def slope(
+    difference: Difference,
+    function: Callable[[Any], tuple[jax.Array, Any]],
+    line: Callable[[jax.Array], Any],
+    base: jax.Array | None,
+    smoothing: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Any]:
-    del start
-    terms, aux = evaluate(line(smoothing))
-    value = jnp.sum(terms)
-    return value / smoothing.astype(value.dtype), value, aux
+    """(slope, value, aux) along a direction: `line(distance)` is the point there."""
+    if not difference.steps:
+        return _forward_mode_slope(function, line, smoothing)
+    distances = difference.distances(smoothing)
+    if len(difference.steps) == 1:
+        terms, aux = function(line(distances[0]))
+        return *difference.slope(base, terms[None], smoothing), aux
+    # A loop over the points: the function is compiled once, and one point lives.
+    terms, aux = lax.map(lambda distance: function(line(distance)), distances)
+    aux = jax.tree.map(lambda x: x[0], aux)
+    return *difference.slope(base, terms, smoothing), aux
 
 
 def _forward_mode_slope(
-    evaluate: Evaluate, line: Line, start: Any, smoothing: jax.Array
+    function: Any, line: Any, smoothing: jax.Array
 ) -> tuple[jax.Array, jax.Array, Any]:
-    del start
-
-    def summed(step: jax.Array) -> tuple[jax.Array, Any]:
-        terms, aux = evaluate(line(step))
+    def summed(distance: jax.Array) -> tuple[jax.Array, Any]:
+        terms, aux = function(line(distance))
         return jnp.sum(terms), aux
 
     value, slope, aux = derivative("forward_mode", summed, jnp.zeros_like(smoothing))
@@ -105,31 +116,22 @@ def derivative(
         return validation.fail(api_name, "value_fn", rule, got, hint, TypeError)
 
 
-forward = Difference(
-    lambda evaluate, params: evaluate(params), _forward_slope, lambda k: k + 1, (1.0,)
-)
+forward = Difference((1.0,), _forward_slope, at_params=True)
 """(f(x + smoothing · u) − f(x)) / smoothing: K + 1 values, f(x) shared by all."""
 
-central = Difference(
-    lambda evaluate, params: None, _central_slope, lambda k: 2 * k, (1.0, -1.0)
-)
+central = Difference((1.0, -1.0), _central_slope)
 """(f(x + smoothing · u) − f(x − smoothing · u)) / (2 · smoothing): 2K values.
 
 The antithetic form of natural evolution strategies (NES)."""
 
-one_point = Difference(
-    lambda evaluate, params: None, _one_point_slope, lambda k: k, (1.0,)
-)
-"""f(x + smoothing · u) / smoothing: K values, where none can be asked for twice.
+one_point = Difference((1.0,), _one_point_slope)
+"""f(x + smoothing · u) / smoothing: K values, for functions that change with each call.
 
 The estimator of bandits (Flaxman et al., Online convex optimization in the bandit
-setting, 2005). In the mean it is `forward`, since E u = 0; but the value
-itself goes into the slope, f(x)² / smoothing² into its variance, and no number of
-directions that one can pay for averages that out: take another where there is one."""
+setting, 2005). Its mean is that of `forward`, since E u = 0, but f(x)² / smoothing²
+enters its variance: prefer any other difference."""
 
-forward_mode = Difference(
-    lambda evaluate, params: None, _forward_mode_slope, lambda k: k
-)
+forward_mode = Difference((), _one_point_slope)
 """⟨∇f(x), u⟩ by forward mode: the reference, without an error of the difference.
 
 `smoothing` is not used. K values, each with its derivative along u, which together cost
@@ -139,7 +141,7 @@ taken in the types of the parameters."""
 
 def evaluation(
     api_name: str, value_fn: core.ValueFn, *, terms: bool, has_aux: bool
-) -> Evaluate:
+) -> core.Function:
     """`value_fn` as a function to (terms in float32 or wider, aux), checked."""
 
     def evaluate(params: core.Params) -> tuple[jax.Array, Any]:

@@ -94,7 +94,7 @@ def slope_errors(
     layout = flat.layout(api_name, params, mask)
     evaluate = differences.evaluation(api_name, value_fn, terms=terms, has_aux=False)
     step = jnp.asarray(smoothing, layout.dtype)
-    start = difference.start(evaluate, params)
+    base = evaluate(params)[0] if difference.at_params else None
     wide = jax.tree.map(
         lambda x: x.astype(layout.dtype) if core.is_floating(x) else x, params
     )
@@ -114,8 +114,8 @@ def slope_errors(
         def value(s: jax.Array) -> tuple[jax.Array, None]:
             return jnp.sum(evaluate(moved(wide, s))[0]), None
 
-        slope, _, _ = difference.slope(
-            evaluate, lambda s: moved(params, s), start, step
+        slope, _, _ = differences.slope(
+            difference, evaluate, lambda s: moved(params, s), base, step
         )
 
         def derivative(s: jax.Array) -> jax.Array:

@@ -78,8 +78,8 @@ def test_a_run_is_that_of_the_algorithm_in_its_letters(shared):
     def step(carry, inputs):
         x, state = carry
         key, batch = inputs
-        value, gradient, state, info = estimator.estimate(
-            key, lambda x: f(x, batch), x, state
+        value, gradient, state, info = radazo.estimate(
+            estimator, key, lambda x: f(x, batch), x, state
         )
         return (x - RATE * gradient, state), (value, gradient, info)
 
@@ -113,7 +113,7 @@ def sampler(estimator, state):
     """A function of x: (runs, d) estimates there by many keys, of two components."""
 
     def one(key, x):
-        return estimator.estimate(key, lambda x: quadratic(x, 2), x, state)[1]
+        return radazo.estimate(estimator, key, lambda x: quadratic(x, 2), x, state)[1]
 
     run = quick_jit(jax.vmap(one, in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(1), 4000)
@@ -181,8 +181,8 @@ def test_over_directions_and_batches_the_mean_is_the_slope_of_the_whole():
             chosen = jax.random.randint(jax.random.fold_in(key, t), (), 0, 10)
             center, scale = centers[chosen], scales[chosen]
             value_fn = lambda x, c=center, s=scale: s * jnp.sum((x - c) ** 2) / 2
-            _, gradient, state, _ = estimator.estimate(
-                jax.random.fold_in(key, 2 + t), value_fn, point, state
+            _, gradient, state, _ = radazo.estimate(
+                estimator, jax.random.fold_in(key, 2 + t), value_fn, point, state
             )
         return gradient
 
@@ -199,7 +199,7 @@ def plain_estimate(key, value_fn, x):
     """The estimate at the parameters alone, by the same key."""
     estimator = radazo.sphere_estimator(num_directions=K, smoothing=SMOOTHING)
     key = jax.random.fold_in(key, 0)
-    return estimator.estimate(key, value_fn, x, estimator.init(x))[1]
+    return radazo.estimate(estimator, key, value_fn, x, estimator.init(x))[1]
 
 
 def test_a_full_estimate_that_fails_is_made_again_in_the_next_step():
@@ -208,7 +208,7 @@ def test_a_full_estimate_that_fails_is_made_again_in_the_next_step():
     @quick_jit
     def step(key, x, state, scale):
         estimator = svrg(True, lambda x: scale * whole(x))
-        out = estimator.estimate(key, half_sum_of_squares, x, state)
+        out = radazo.estimate(estimator, key, half_sum_of_squares, x, state)
         return out, plain_estimate(key, half_sum_of_squares, x)
 
     state = svrg(True).init(x)
@@ -242,7 +242,7 @@ def test_without_a_finite_value_at_the_snapshot_the_estimate_is_that_at_x():
     )
     value_fn = lambda x: jnp.where(x[0] < -5, jnp.nan, half_sum_of_squares(x))
     key = jax.random.key(3)
-    estimate = quick_jit(lambda x: estimator.estimate(key, value_fn, x, state))
+    estimate = quick_jit(lambda x: radazo.estimate(estimator, key, value_fn, x, state))
     _, gradient, _, info = estimate(x)
     expected = quick_jit(lambda: plain_estimate(key, value_fn, x))()
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
@@ -275,7 +275,7 @@ def test_the_whole_objective_is_evaluated_when_it_is_due_and_not_before():
 
     estimator = svrg(False, full)
     x = jnp.ones(3)
-    step = quick_jit(lambda key, s: estimator.estimate(key, traced, x, s))
+    step = quick_jit(lambda key, s: radazo.estimate(estimator, key, traced, x, s))
     state, taken = estimator.init(x), 0
     for key in range(STEPS):
         _, _, state, info = jax.block_until_ready(step(key, state))
@@ -297,8 +297,8 @@ def test_outside_of_jit_the_functions_are_called_when_they_are_needed():
     x = jnp.ones(2)
     state = estimator.init(x)
     for key in range(2):
-        _, _, state, _ = estimator.estimate(
-            key, lambda x: calls.append(1) or jnp.sum(x), x, state
+        _, _, state, _ = radazo.estimate(
+            estimator, key, lambda x: calls.append(1) or jnp.sum(x), x, state
         )
     assert (len(calls), len(full_calls)) == (2 * 4, 2)
 
@@ -318,7 +318,9 @@ def test_leaves_of_all_kinds_pass_and_the_state_is_two_copies_of_those_that_move
     state = estimator.init(params)
     assert sum(x.nbytes for x in jax.tree.leaves(state)) == 2 * (2 * 2 + 2 * 4) + 8
     step = quick_jit(
-        lambda key, state: estimator.estimate(key, half_sum_of_squares, mixed(), state)
+        lambda key, state: radazo.estimate(
+            estimator, key, half_sum_of_squares, mixed(), state
+        )
     )
     for key in range(2):
         _, gradient, after, _ = step(key, state)
@@ -334,7 +336,9 @@ def test_a_state_that_is_donated_takes_no_parameter_with_it():
     estimator = svrg(True)
     x = jnp.asarray(START, jnp.float32)
     step = jax.jit(
-        lambda x, state: estimator.estimate(0, half_sum_of_squares, x, state)[2],
+        lambda x, state: radazo.estimate(estimator, 0, half_sum_of_squares, x, state)[
+            2
+        ],
         donate_argnums=1,
     )
     state = estimator.init(x)
@@ -351,7 +355,9 @@ def test_the_memory_of_a_step_is_a_few_copies_of_the_parameters():
         radazo.sphere_estimator(), half_sum_of_squares, num_inner_steps=5
     )
     step = jax.jit(
-        lambda key, x, state: estimator.estimate(key, half_sum_of_squares, x, state)
+        lambda key, x, state: radazo.estimate(
+            estimator, key, half_sum_of_squares, x, state
+        )
     )
     memory = step.lower(0, x, estimator.init(x)).compile().memory_analysis()
     # A copy for an estimate, and two of them held; a tenth for all that is small.

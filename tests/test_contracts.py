@@ -90,7 +90,7 @@ def program(row, **options):
             traces.append(1)
             return terms.value(params)
 
-        return estimator.estimate(key, value_fn, params, state)
+        return radazo.estimate(estimator, key, value_fn, params, state)
 
     return Program(quick_jit(step), estimator.init(start()), step, traces)
 
@@ -140,7 +140,7 @@ def test_an_estimate_has_the_structure_the_shapes_and_the_types_of_params(kind, 
         estimator, params = kind.make(num_directions=NUM_DIRECTIONS), start(dtype)
         state = estimator.init(params)
         call = jax.random.key(1), value_fn, params, state
-        value, gradient, after, _ = jax.eval_shape(lambda: estimator.estimate(*call))
+        value, gradient, after, _ = jax.eval_shape(lambda: radazo.estimate(estimator, *call))
         assert described(gradient) == described(params)
         assert described(after) == described(state)
         assert value.dtype == wide
@@ -243,7 +243,7 @@ def test_outside_of_jit_the_estimate_is_the_same(kind):
         return scale["by"] * half_sum_of_squares(params)
 
     estimator = kind.make(num_directions=NUM_DIRECTIONS)
-    outside = lambda: estimator.estimate(1, value_fn, start(), estimator.init(start()))
+    outside = lambda: radazo.estimate(estimator, 1, value_fn, start(), estimator.init(start()))
     found = outside()
     assert_near(found, expected)
     if not kind.alone:
@@ -281,7 +281,7 @@ def test_parameters_that_are_masked_stay_as_they_are(kind, dtype):
     mask = {"moved": True, "kept": False}
     estimator = kind.make(num_directions=NUM_DIRECTIONS, mask=mask, smoothing=0.25)
     estimate = quick_jit(
-        lambda: estimator.estimate(1, value_fn, first, estimator.init(first))
+        lambda: radazo.estimate(estimator, 1, value_fn, first, estimator.init(first))
     )
     _, gradient, _, info = estimate()
     assert np.all(info.kept)

@@ -40,7 +40,7 @@ FLAGS = {
 def test_the_state_is_arrays_of_the_same_types_in_and_out(row):
     estimator = row.make(num_directions=3)
     state = estimator.init(start())
-    step = lambda: estimator.estimate(1, half_sum_of_squares, start(), state)
+    step = lambda: radazo.estimate(estimator, 1, half_sum_of_squares, start(), state)
     _, _, after, _ = jax.eval_shape(step)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
     assert described(after) == described(state)
@@ -87,7 +87,9 @@ def test_every_function_value_is_counted(kind):
 
     @quick_jit
     def step(key, params, state):
-        _, gradient, state, info = estimator.estimate(key, counted, params, state)
+        _, gradient, state, info = radazo.estimate(
+            estimator, key, counted, params, state
+        )
         params = jax.tree.map(lambda x, g: x - 0.01 * g, params, gradient)
         return params, state, info.num_values
 
@@ -160,7 +162,7 @@ def test_the_combinator_is_a_loop_at_fold_in_key_count(kind):
 
     @quick_jit
     def estimate(key, params, memory):
-        return estimator.estimate(key, half_sum_of_squares, params, memory)[:3]
+        return radazo.estimate(estimator, key, half_sum_of_squares, params, memory)[:3]
 
     params = mine = start()
     state, memory = around.init(params), estimator.init(params)

@@ -41,7 +41,9 @@ def statistics_of_many(law, value_fn, num_directions=5, smoothing=1.0):
     x = jnp.full(6, 0.25)
 
     def one(key):
-        _, gradient, _, info = estimator.estimate(key, value_fn, x, estimator.init(x))
+        _, gradient, _, info = radazo.estimate(
+            estimator, key, value_fn, x, estimator.init(x)
+        )
         statistics = radazo.diagnostics.estimate_statistics(gradient, info)
         signal = jnp.sum(gradient**2) - statistics.variance
         return statistics.gradient_norm**2, statistics.variance, signal
@@ -127,7 +129,7 @@ def test_monitor_keeps_the_statistics_of_the_last_step():
     key = jax.random.fold_in(jax.random.key(3), 0)
     x = jnp.full(6, 0.5)
     _, gradient, _, info = quick_jit(
-        lambda: estimator.estimate(key, linear, x, estimator.init(x))
+        lambda: radazo.estimate(estimator, key, linear, x, estimator.init(x))
     )()
     expected = radazo.diagnostics.estimate_statistics(gradient, info)
     found = optax.tree.get(state, "statistics")
@@ -235,7 +237,7 @@ def test_slopes_in_low_precision_are_those_of_an_estimate(dtype):
 
     estimator = radazo.sphere_estimator(num_directions=4, smoothing=0.05)
     _, _, _, info = jax.jit(
-        lambda x: estimator.estimate(7, value_fn, x, estimator.init(x))
+        lambda x: radazo.estimate(estimator, 7, value_fn, x, estimator.init(x))
     )(x)
     found = jax.jit(
         lambda x: radazo.diagnostics.slope_errors(
@@ -273,7 +275,7 @@ def test_slopes_are_those_of_an_estimate(difference, x64):
     options = {"num_directions": 4, "difference": difference, "mask": mask}
     estimator = radazo.sphere_estimator(**options)
     _, _, _, info = jax.jit(
-        lambda: estimator.estimate(7, value_fn, params, estimator.init(params))
+        lambda: radazo.estimate(estimator, 7, value_fn, params, estimator.init(params))
     )()
     found = jax.jit(
         lambda: radazo.diagnostics.slope_errors(7, value_fn, params, **options)
@@ -347,7 +349,7 @@ MISTAKES = {
         "estimate_statistics(info",
         "be an EstimateInfo",
         "None.",
-        "`estimator.estimate(...)` returns it as the last of four.",
+        "`radazo.estimate(...)` returns it as the last of four.",
     ),
     "trees of different structures": Mistake(
         lambda: radazo.diagnostics.cosine_similarity({"a": jnp.ones(2)}, jnp.ones(2)),

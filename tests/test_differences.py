@@ -35,8 +35,8 @@ def flat_of(params):
 
 def estimated(estimator, params, fn=value_fn, key=4, **options):
     estimate = quick_jit(
-        lambda params: estimator.estimate(
-            key, fn, params, estimator.init(params), **options
+        lambda params: radazo.estimate(
+            estimator, key, fn, params, estimator.init(params), **options
         )
     )
     return estimate(params)
@@ -181,7 +181,7 @@ def test_the_function_is_traced_once_a_program(new):
 def exact_slope(fn):
     params = jnp.ones(3)
     estimator = sphere(radazo.forward_mode)
-    return lambda: estimator.estimate(0, fn, params, estimator.init(params))
+    return lambda: radazo.estimate(estimator, 0, fn, params, estimator.init(params))
 
 
 def callback(x):

@@ -34,7 +34,9 @@ def test_a_step_takes_as_many_function_values_as_it_says(
         num_directions=num_directions, difference=difference, chunk_size=chunk_size
     )
     run = quick_jit(
-        lambda key: estimator.estimate(key, counted, params, estimator.init(params))
+        lambda key: radazo.estimate(
+            estimator, key, counted, params, estimator.init(params)
+        )
     )
     _, _, _, info = jax.block_until_ready(run(0))
     jax.effects_barrier()
@@ -73,7 +75,9 @@ def test_the_function_is_traced_once_a_program(difference, chunk_size):
     )
     params = PARAMS["five leaves"]
     jax.jit(
-        lambda key: estimator.estimate(key, traced, params, estimator.init(params))
+        lambda key: radazo.estimate(
+            estimator, key, traced, params, estimator.init(params)
+        )
     ).lower(0)
     assert len(traces) == 1
 
@@ -93,7 +97,7 @@ def test_steps_under_jit_trace_the_function_once_whatever_the_schedule():
 
     @jax.jit
     def step(key, params, state):
-        _, gradient, state, _ = estimator.estimate(key, traced, params, state)
+        _, gradient, state, _ = radazo.estimate(estimator, key, traced, params, state)
         return jax.tree.map(lambda x, g: x - 0.01 * g, params, gradient), state
 
     for key in range(3):
@@ -108,7 +112,9 @@ def test_one_direction_at_a_time_holds_no_copies_of_all(name, difference):
     estimator = make(num_directions=50, difference=difference, chunk_size=1)
 
     def run(key, x):
-        return estimator.estimate(key, lambda x: jnp.sum(x**2), x, estimator.init(x))
+        return radazo.estimate(
+            estimator, key, lambda x: jnp.sum(x**2), x, estimator.init(x)
+        )
 
     x = jax.ShapeDtypeStruct((dim,), jnp.float32)
     memory = jax.jit(run).lower(0, x).compile().memory_analysis()

@@ -19,7 +19,9 @@ def estimate(estimator, value_fn, params, key=3):
 
     def run(params):
         state = estimator.init(params)
-        value, gradient, _, info = estimator.estimate(key, value_fn, params, state)
+        value, gradient, _, info = radazo.estimate(
+            estimator, key, value_fn, params, state
+        )
         return value, gradient, info
 
     return quick_jit(run)(params)
@@ -206,7 +208,7 @@ def test_leaves_that_are_not_floating_arrays_reach_the_function_as_they_are():
         return jnp.sum(params["x"]) + params["scalar"] * params["python"]
 
     estimator = radazo.rademacher_estimator(num_directions=2)
-    out = estimator.estimate(3, f, params, estimator.init(params))
+    out = radazo.estimate(estimator, 3, f, params, estimator.init(params))
     jax.block_until_ready(out)
     jax.effects_barrier()
     expected = params | {"typed": jax.random.key_data(params["typed"])}
@@ -220,7 +222,7 @@ def test_leaves_that_are_not_floating_arrays_have_a_gradient_of_zero():
     estimator = radazo.rademacher_estimator(num_directions=2)
     f = lambda p: jnp.sum(p["x"]) + p["scalar"] * p["python"]
     params = odd_leaves()
-    gradient = estimator.estimate(3, f, params, estimator.init(params))[1]
+    gradient = radazo.estimate(estimator, 3, f, params, estimator.init(params))[1]
     for name in ("bool", "empty", "int", "key", "python"):
         np.testing.assert_array_equal(gradient[name], np.zeros_like(params[name]))
         assert np.shape(gradient[name]) == np.shape(params[name])
@@ -235,7 +237,7 @@ def test_a_python_number_has_a_gradient_that_is_a_python_number():
     params = {"x": jnp.ones(2), "float": 2.5, "int": 3}
     state = estimator.init(params)
     f = lambda p: jnp.sum(p["x"])
-    gradient = estimator.estimate(3, f, params, state)[1]
+    gradient = radazo.estimate(estimator, 3, f, params, state)[1]
     assert type(gradient["float"]) is float
     assert type(gradient["int"]) is int
 

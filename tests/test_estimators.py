@@ -48,8 +48,8 @@ def estimate(estimator, value_fn, params, key=3, **kwargs):
     """(value, flat gradient, info), compiled as one program."""
 
     def run(params):
-        value, gradient, _, info = estimator.estimate(
-            key, value_fn, params, estimator.init(params), **kwargs
+        value, gradient, _, info = radazo.estimate(
+            estimator, key, value_fn, params, estimator.init(params), **kwargs
         )
         return value, ravel(gradient), info
 
@@ -348,7 +348,7 @@ def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
                 ravel(p) * (jnp.arange(D) == i).astype(jnp.float32)
             )
             state = estimator.init(params)
-            return estimator.estimate(3, pick, params, state)[3].slopes
+            return radazo.estimate(estimator, 3, pick, params, state)[3].slopes
 
         return jax.jit(lambda: jax.lax.map(of, jnp.arange(D)))()
 

@@ -71,7 +71,9 @@ def test_values_of_batches_cost_their_share():
     estimator = ROWS["batches"].make(setting._replace(batches=batches, chunk_size=1))
     x = jnp.zeros(setting.dim)
     estimate = quick_jit(
-        lambda key: estimator.estimate(key, None, x, estimator.init(x))[3].num_values
+        lambda key: (
+            radazo.estimate(estimator, key, None, x, estimator.init(x))[3].num_values
+        )
     )
     assert [int(estimate(jax.random.key(i))) for i in (0, 1)] == [2, 2], "of 11"
     jax.effects_barrier()

@@ -265,7 +265,9 @@ def test_meazo_squares_the_slope_of_one_rademacher_direction():
     state = optimizer.init(params)
     slopes = quick_jit(
         lambda key, x: (
-            estimator.estimate(key, sum_of_squares, x, estimator.init(x))[3].slopes
+            radazo.estimate(estimator, key, sum_of_squares, x, estimator.init(x))[
+                3
+            ].slopes
         )
     )
     update = quick_jit(

@@ -33,8 +33,8 @@ def seen_along(estimator, scales):
     @quick_jit
     def run(scales):
         def step(state, scale):
-            _, gradient, state, info = estimator.estimate(
-                0, lambda x: scale * x, jnp.zeros(()), state
+            _, gradient, state, info = radazo.estimate(
+                estimator, 0, lambda x: scale * x, jnp.zeros(()), state
             )
             return state, (gradient, state, info)
 
@@ -123,7 +123,7 @@ def test_one_slope_of_many_is_enough(guard):
 
     @quick_jit
     def step(state, slope):
-        return estimator.estimate(1, lambda x: slope @ x, params, state)[1:]
+        return radazo.estimate(estimator, 1, lambda x: slope @ x, params, state)[1:]
 
     state = estimator.init(params)
     for _ in range(6):

@@ -74,7 +74,7 @@ def radazo_run(prior, key, num_steps):
     def step(carry, t):
         x, state = carry
         key_t = jax.random.fold_in(key, t)
-        _, g, state, _ = estimator.estimate(key_t, f, x, state)
+        _, g, state, _ = radazo.estimate(estimator, key_t, f, x, state)
         x = x - 0.1 * C * g  # Not along g: the last step is not the last estimate.
         return (x, state), (x, g)
 
@@ -116,7 +116,7 @@ def compiled(num_directions, value_fn):
     estimator = radazo.prior_guided_estimator(num_directions=num_directions)
 
     def run(x, state):
-        _, gradient, state, info = estimator.estimate(3, value_fn, x, state)
+        _, gradient, state, info = radazo.estimate(estimator, 3, value_fn, x, state)
         return gradient, state.memory.vector, info
 
     return quick_jit(run)
@@ -196,7 +196,7 @@ def test_what_is_not_finite_is_not_remembered():
 
     @quick_jit
     def run(x, state):
-        return estimator.estimate(3, lambda x: x[0], x, state)[1:3]
+        return radazo.estimate(estimator, 3, lambda x: x[0], x, state)[1:3]
 
     for x in (jnp.zeros(D), jnp.zeros(D).at[2].set(jnp.inf), jnp.ones(D)):
         gradient, state = run(x, state)
@@ -236,7 +236,9 @@ def descent(name):
     def run(key):
         def step(carry, t):
             x, state = carry
-            out = estimator.estimate(jax.random.fold_in(key, t), value_fn, x, state)
+            out = radazo.estimate(
+                estimator, jax.random.fold_in(key, t), value_fn, x, state
+            )
             _, gradient, state, _ = out
             cosine = radazo.diagnostics.cosine_similarity(gradient, hessian * x)
             return (x - rate * gradient, state), (value_fn(x), cosine)

@@ -51,8 +51,8 @@ def run(estimator, params, num_steps=STEPS, value_fn=lambda p, t: f(ravel(p))):
     def step(carry, t):
         params, state = carry
         key = jax.random.fold_in(jax.random.key(5), t)
-        value, gradient, state, info = estimator.estimate(
-            key, lambda p: value_fn(p, t), params, state
+        value, gradient, state, info = radazo.estimate(
+            estimator, key, lambda p: value_fn(p, t), params, state
         )
         params = jax.tree.map(lambda x, g: x - RATE * g, params, gradient)
         return (params, state), (value, ravel(gradient), state, info)
@@ -178,8 +178,8 @@ def estimates_of_a_linear_function(estimator, num_steps, num_runs=10_000):
     def last(key):
         state, gradient = estimator.init(a), a
         for t in range(num_steps):
-            _, gradient, state, _ = estimator.estimate(
-                jax.random.fold_in(key, t), lambda x: 7 + a @ x, a, state
+            _, gradient, state, _ = radazo.estimate(
+                estimator, jax.random.fold_in(key, t), lambda x: 7 + a @ x, a, state
             )
         return gradient
 
@@ -320,7 +320,9 @@ def test_a_step_takes_as_many_function_values_as_it_says(name, options, expected
     value_fn, calls = counting()
     estimator = MAKERS[name](num_directions=5, num_past=2, chunk_size=2, **options)
     params = start()
-    step = quick_jit(lambda key, s: estimator.estimate(key, value_fn, params, s))
+    step = quick_jit(
+        lambda key, s: radazo.estimate(estimator, key, value_fn, params, s)
+    )
     state = estimator.init(params)
     for key in range(3):
         _, _, state, info = jax.block_until_ready(step(key, state))
@@ -335,7 +337,9 @@ def test_the_memory_is_scalars_and_no_copy_of_the_parameters(make):
     x = jnp.zeros(dim)
     state = estimator.init(x)
     assert sum(leaf.nbytes for leaf in state) == 4 + 6 * (8 + 10 * (4 + 1) + 4)
-    step = jax.jit(lambda key, x, s: estimator.estimate(key, half_sum_of_squares, x, s))
+    step = jax.jit(
+        lambda key, x, s: radazo.estimate(estimator, key, half_sum_of_squares, x, s)
+    )
     memory = step.lower(0, x, state).compile().memory_analysis()
     # A direction and a point; and less than a tenth for all that is small.
     assert memory.temp_size_in_bytes <= 2.1 * 4 * dim
@@ -345,7 +349,9 @@ def test_the_state_carries_on_at_the_largest_count(make):
     estimator = make(num_directions=2, num_past=1)
     state = estimator.init(jnp.ones(2))._replace(count=jnp.int32(2**31 - 2))
     step = quick_jit(
-        lambda key, s: estimator.estimate(key, half_sum_of_squares, jnp.ones(2), s)[2]
+        lambda key, s: radazo.estimate(
+            estimator, key, half_sum_of_squares, jnp.ones(2), s
+        )[2]
     )
     for key in range(3):
         state = step(key, state)

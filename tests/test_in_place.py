@@ -159,7 +159,9 @@ def test_slopes_are_those_of_the_estimator(law, difference):
     estimator = make(**options)
     key = jax.random.fold_in(jax.random.key(3), 0)
     value, _, _, expected = quick_jit(
-        lambda params: estimator.estimate(key, scanned, params, estimator.init(params))
+        lambda params: radazo.estimate(
+            estimator, key, scanned, params, estimator.init(params)
+        )
     )(params)
     optimizer = radazo.in_place(optax.sgd(RATE), key=3, sampler=sampler, **options)
     _, _, values, info = run(optimizer, 1, params)

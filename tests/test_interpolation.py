@@ -70,7 +70,7 @@ def test_ten_steps_are_those_of_the_pseudocode(x64, max_reuse):
 
     @quick_jit
     def estimate(key, x, state):
-        return estimator.estimate(key, value_fn, x, state)
+        return radazo.estimate(estimator, key, value_fn, x, state)
 
     f = jax.jit(bowl)
     x, state = jnp.zeros(12, jnp.float64), estimator.init(jnp.zeros(12, jnp.float64))
@@ -110,7 +110,7 @@ def test_it_is_exact_for_linear_functions_once_the_directions_span(law):
     def run(key):
         def step(carry, key):
             x, state = carry
-            _, gradient, state, info = estimator.estimate(key, linear, x, state)
+            _, gradient, state, info = radazo.estimate(estimator, key, linear, x, state)
             return (x - 1e-3 * gradient, state), (gradient, info.num_values)
 
         start = jnp.zeros(5)
@@ -146,7 +146,7 @@ def test_the_mean_of_fresh_estimates_is_the_share_of_the_gradient_in_the_span():
 
     def gradient(key):
         state = estimator.init(a)
-        return estimator.estimate(key, lambda x: jnp.dot(a, x), 0 * a, state)[1]
+        return radazo.estimate(estimator, key, lambda x: jnp.dot(a, x), 0 * a, state)[1]
 
     sample = quick_jit(jax.vmap(gradient))(jax.random.split(jax.random.key(1), seeds))
     error = sample.std(axis=0, ddof=1) / np.sqrt(seeds)
@@ -311,7 +311,7 @@ def test_seeds_or_data_may_vary_over_devices(check_vma):
     def estimate(words, scale):
         key = jax.random.wrap_key_data(words[0])
         value_fn = lambda x: scale[0] * linear(x)
-        return estimator.estimate(key, value_fn, x, estimator.init(x))[1][None]
+        return radazo.estimate(estimator, key, value_fn, x, estimator.init(x))[1][None]
 
     words = jax.random.key_data(jax.random.split(jax.random.key(0)))
     scale = jnp.array([1.0, 2.0])
@@ -336,9 +336,9 @@ def test_outside_of_jit_only_new_points_are_evaluated():
         return linear(x)
 
     x = jnp.zeros(5)
-    _, _, state, first = estimator.estimate(0, value_fn, x, estimator.init(x))
+    _, _, state, first = radazo.estimate(estimator, 0, value_fn, x, estimator.init(x))
     assert first.num_values == len(calls) == 5
-    _, _, _, second = estimator.estimate(1, value_fn, x + 1e-4, state)
+    _, _, _, second = radazo.estimate(estimator, 1, value_fn, x + 1e-4, state)
     assert second.num_values == len(calls) - 5 == 3
 
 

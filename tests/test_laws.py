@@ -23,7 +23,9 @@ def start():
 
 def estimated(estimator, params, fn=value_fn, key=0):
     estimate = quick_jit(
-        lambda params: estimator.estimate(key, fn, params, estimator.init(params))
+        lambda params: radazo.estimate(
+            estimator, key, fn, params, estimator.init(params)
+        )
     )
     return estimate(params)
 

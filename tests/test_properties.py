@@ -234,7 +234,9 @@ def test_an_estimate_takes_the_function_values_that_it_promises(
         return value
 
     estimate = quick_jit(
-        lambda params: estimator.estimate(seed, counted, params, estimator.init(params))
+        lambda params: radazo.estimate(
+            estimator, seed, counted, params, estimator.init(params)
+        )
     )
     info = estimate(params)[3]
     jax.effects_barrier()

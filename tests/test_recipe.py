@@ -120,7 +120,9 @@ def test_it_is_that_method():
     estimator = turns_estimator(num_directions=4, smoothing=1e-3)
     state = estimator.init(x)
     for turns in ([0, 1, 2, 3], [4, 5, 0, 1]):
-        _, gradient, state, info = estimator.estimate(0, half_sum_of_squares, x, state)
+        _, gradient, state, info = radazo.estimate(
+            estimator, 0, half_sum_of_squares, x, state
+        )
         np.testing.assert_allclose(info.slopes, x[jnp.array(turns)], rtol=2e-3)
         assert set(np.flatnonzero(gradient)) == set(turns)
     rule = optax.chain(radazo.scale_by_radazo(), optax.scale_by_learning_rate(0.1))

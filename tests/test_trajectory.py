@@ -19,7 +19,7 @@ NUM_SEEDS = 6
 def stepper(value_fn, **options):
     estimator = radazo.trajectory_estimator(**options)
     estimate = quick_jit(
-        lambda key, x, state: estimator.estimate(key, value_fn, x, state)
+        lambda key, x, state: radazo.estimate(estimator, key, value_fn, x, state)
     )
     return estimator.init, estimate
 
@@ -71,7 +71,7 @@ def cosines(estimator, value_fn, dim, num_steps):
 
         def step(carry, key):
             x, state, moments = carry
-            _, gradient, state, _ = estimator.estimate(key, value_fn, x, state)
+            _, gradient, state, _ = radazo.estimate(estimator, key, value_fn, x, state)
             exact = jax.grad(value_fn)(x)
             updates, moments = rule.update(gradient, moments)
             cosine = radazo.diagnostics.cosine_similarity(gradient, exact)
@@ -134,7 +134,7 @@ def test_a_virtual_step_takes_no_value(eager):
     )
 
     def estimate(key, x, state):
-        return estimator.estimate(key, counted, x, state)
+        return radazo.estimate(estimator, key, counted, x, state)
 
     estimate = estimate if eager else quick_jit(estimate)
     x, state, seen = jnp.ones(3), estimator.init(jnp.ones(3)), []
@@ -181,8 +181,8 @@ def test_a_virtual_step_has_an_aux_of_the_same_form():
     estimator = radazo.trajectory_estimator(num_directions=5, max_virtual_steps=1)
     value_fn = lambda x: (bowl(x), {"first": x[0], "kept": x > 0})
     estimate = quick_jit(
-        lambda key, state: estimator.estimate(
-            key, value_fn, jnp.ones(3), state, has_aux=True
+        lambda key, state: radazo.estimate(
+            estimator, key, value_fn, jnp.ones(3), state, has_aux=True
         )
     )
     _, _, state, looked = estimate(0, estimator.init(jnp.ones(3)))

@@ -33,7 +33,7 @@ def start(dtype=None):
 
 def estimated(estimator, params, fn=value_fn):
     estimate = quick_jit(
-        lambda params: estimator.estimate(4, fn, params, estimator.init(params))
+        lambda params: radazo.estimate(estimator, 4, fn, params, estimator.init(params))
     )
     return estimate(params)
 

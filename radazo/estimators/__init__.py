@@ -5,6 +5,7 @@ reuse past steps, fit a model of the function, or guard an estimator.
 """
 
 from radazo.core import EstimateInfo
+from radazo.estimators.build import estimate
 from radazo.estimators.finite_difference import (
     coordinate_estimator,
     finite_difference_estimator,
@@ -47,6 +48,7 @@ __all__ = [
     "TrajectoryState",
     "clip_outliers",
     "coordinate_estimator",
+    "estimate",
     "finite_difference_estimator",
     "gaussian_estimator",
     "history_mean_estimator",

@@ -1,28 +1,17 @@
-"""What every estimator does around its own idea: read a step, wrap it, count it.
+"""Build an estimator from its two pure functions, and evaluate it in a closed loop.
 
-`estimator` makes an `Estimator` of two functions that differ from one to the next:
+To add an estimator, write one public function `x_estimator(..., smoothing, terms, mask,
+sharding)` that checks its own arguments and returns `estimator(api_name, init, queries,
+estimate, settings)`:
 
-  fresh(layout, params) -> state            a NamedTuple with a field `count`
-  estimate(step, state) -> Estimated        within a program that JAX traces
+  init(layout, params) -> state                     a NamedTuple with a field `count`
+  queries(step, state) -> Queries                   where to evaluate
+  estimate(step, state, queries, readings) -> Estimate
 
-and does for all of them what does not differ: the key is read, `value_fn` is checked
-and evaluated in float32 at least, `smoothing` follows its schedule, the flat gradient
-is cut into leaves, and `count` grows by one.
-
-To add an estimator:
-
-  1  Its state: a NamedTuple of arrays with `count`, an int32 scalar, and `fresh`.
-  2  Its step: `estimate`, from `step.evaluate(step.moved(vector, turn))`. Slopes that
-     are not finite are not kept and count as 0; `info.num_values` is what it took.
-  3  Its name: a public `x_estimator(..., smoothing, terms, mask)` in a module of floor
-     4 that checks its own arguments and returns `estimator(...)`; exported, with the
-     docstring that the others have. A mean of slope times direction is one call of
-     `averaging.estimator`, and a law of directions no estimator at all.
-  4  Its rows: in `tests/contracts.py`, and every contract runs on it; in
-     `benchmarks/estimators_rows.py`, and it is compared with all others. A test of its
-     own says that it is the method of its source.
-
-`tests/test_recipe.py` follows this.
+Slopes along directions of your own are `mean.queries(step, options, draw)`; a sampler
+of directions is no estimator at all, see `finite_difference_estimator`. Then add a row
+to the tables of `tests/contracts.py` and `benchmarks/estimators_rows.py`. Everything
+else follows: `ask` and `tell`, pools, meshes, journals and replays.
 """
 
 import contextlib
@@ -33,127 +22,183 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding
 
 from radazo import core, differences, flat, random, validation
-from radazo.evaluate import answers
-
-
-class Step(NamedTuple):
-    """What there is to work with in one step.
-
-    Attributes:
-      key: (2,) uint32, the words of the key of the step.
-      layout: Which leaves are perturbed; directions are flat vectors of (layout.dim,).
-      evaluate: `evaluate(params) -> (terms in float32 at least, aux)`.
-      params: The parameters, as they came.
-      smoothing: Scalar of type layout.dtype.
-      given: What stands in the place of a function, or None.
-    """
-
-    key: jax.Array
-    layout: flat.Layout
-    evaluate: differences.Evaluate
-    params: core.Params
-    smoothing: jax.Array
-    given: answers.Given | None = None
-
-    def moved(self, vector: jax.Array, turn: jax.Array) -> core.Params:
-        """params + vector, (dim,)."""
-        one = jnp.ones((), self.layout.dtype)
-        return flat.perturb(self.layout, self.params, vector, one, turn)
-
-
-class Estimated(NamedTuple):
-    """What comes out of one step.
-
-    Attributes:
-      value: Scalar, the value of the step.
-      gradient: (dim,) the gradient estimate.
-      state: The state, whose `count` is not yet that of the next step.
-      info: What was seen.
-      turn: uint32 that is not known when the program is compiled; see `leaves.unravel`.
-    """
-
-    value: jax.Array
-    gradient: jax.Array
-    state: Any
-    info: core.EstimateInfo
-    turn: jax.Array
+from radazo.evaluate import local, sharded
 
 
 class Settings(NamedTuple):
-    """The arguments that all estimators have."""
+    """The arguments that all estimators have.
+
+    Attributes:
+      smoothing: Distance between compared points, or a schedule of it.
+      terms: Whether `value_fn` returns terms.
+      mask: Which leaves are perturbed.
+      chunk_size: Queries evaluated in one batch.
+      sharding: The axes of a mesh that share the queries, or None.
+    """
 
     smoothing: core.Schedule | float
     terms: bool = False
     mask: core.Mask = None
+    chunk_size: int = 1
+    sharding: NamedSharding | None = None
 
 
-def check(api_name: str, settings: Settings) -> None:
-    """Say what is wrong with the arguments that all estimators have."""
-    validation.check(api_name, smoothing=settings.smoothing, terms=settings.terms)
+def estimator(
+    api_name: str,
+    init: Callable[[flat.Layout, core.Params], Any],
+    queries: Callable[[core.Step, Any], core.Queries],
+    estimate: Callable[[core.Step, Any, core.Queries, core.Readings], core.Estimate],
+    settings: Settings,
+    *,
+    fused: Callable[[core.Function, core.Step, Any], core.Estimate] | None = None,
+    memoryless: bool = False,
+) -> core.Estimator:
+    """Build the estimator whose messages name `api_name`."""
+    smoothing, terms, mask, chunk_size, sharding = settings
+    validation.check(api_name, smoothing=smoothing, terms=terms, chunk_size=chunk_size)
+    sharded.check(api_name, sharding)
+    if sharding is None:
+        evaluate = local.local(chunk_size)
+    else:
+        evaluate, fused = sharded.sharded(sharding, chunk_size), None
+
+    def step(key_data: jax.Array, params: core.Params, state: Any) -> core.Step:
+        layout = flat.layout(api_name, params, mask)
+        distance = smoothing_at(smoothing, state.count, layout)
+        return core.Step(key_data, layout, params, distance, terms)
+
+    def with_evaluate(step: core.Step, state: Any) -> core.Queries:
+        found = queries(step, state)
+        return found._replace(evaluate=found.evaluate or evaluate)
+
+    return core.Estimator(
+        api_name,
+        init=lambda params: init(flat.layout(api_name, params, mask), params),
+        step=step,
+        queries=with_evaluate,
+        estimate=lambda *inputs: next_count(estimate(*inputs)),
+        fused=None if fused is None else lambda *inputs: next_count(fused(*inputs)),
+        memoryless=memoryless and not callable(smoothing),
+    )
 
 
-def check_estimator(api_name: str, estimator: Any) -> None:
-    """`estimator` is an `Estimator`, and not the function that makes one."""
-    hint = "Pass `radazo.sphere_estimator()`, say: a call, not the function."
-    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
+def next_count(estimate: core.Estimate) -> core.Estimate:
+    """The estimate with one more step counted in its state."""
+    count = jnp.asarray(optax.safe_increment(estimate.state.count))
+    return estimate._replace(state=estimate.state._replace(count=count))
 
 
 def smoothing_at(
     smoothing: core.Schedule | float, count: jax.Array, layout: flat.Layout
 ) -> jax.Array:
-    """What `smoothing` is after `count` steps."""
+    """The smoothing after `count` steps."""
     now = smoothing(count) if callable(smoothing) else smoothing
     return jnp.asarray(now, layout.dtype)
 
 
-def estimator(
-    api_name: str,
-    settings: Settings,
-    fresh: Callable[[flat.Layout, core.Params], Any],
-    estimate: Callable[[Step, Any], Estimated],
+def closed_loop(
+    estimator: core.Estimator, function: core.Function, step: core.Step, state: Any
+) -> core.Estimate:
+    """Evaluate the function and estimate, in one pass where the estimator has one."""
+    if estimator.fused is not None:
+        return estimator.fused(function, step, state)
+    queries = estimator.queries(step, state)
+    readings = queries.evaluate(function, step, queries)
+    return estimator.estimate(step, state, queries, readings)
+
+
+def estimate(
+    estimator: core.Estimator,
+    key: core.Key,
+    value_fn: core.ValueFn | None,
+    params: core.Params,
+    state: Any,
     *,
-    memoryless: bool = False,
-) -> core.Estimator:
-    """The estimator made of `fresh` and `estimate`, whose messages say `where`."""
-    check(api_name, settings)
+    has_aux: bool = False,
+    evaluate: core.Evaluate | None = None,
+) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
+    """Estimate the gradient of a function at `params`.
 
-    def init(params: core.Params) -> Any:
-        return fresh(flat.layout(api_name, params, settings.mask), params)
+      queries  = estimator.queries(step, state)
+      readings = evaluate(function, step, queries)
+      value, gradient, state, info = estimator.estimate(step, state, queries, readings)
 
-    def whole_estimate(
-        key: core.Key,
-        value_fn: core.ValueFn,
-        params: core.Params,
-        state: Any,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        layout = flat.layout(api_name, params, settings.mask)
-        words = random.key_data(api_name, key)
-        inputs = jax.tree.leaves((words, params, state))
-        traced = any(isinstance(x, Tracer) for x in inputs)
-        config: Any = jax.config  # Its flags are not in its type.
-        outside = config.jax_disable_jit
-        smoothing = smoothing_at(settings.smoothing, state.count, layout)
+    Args:
+      estimator: An `Estimator`.
+      key: Typed key or integer seed of the step.
+      value_fn: `value_fn(params)`, a real scalar (or terms); None if `evaluate` does
+        not call it.
+      params: Pytree whose floating-point leaves are perturbed.
+      state: `estimator.init(params)`, or the state that the last estimate returned.
+      has_aux: Whether `value_fn` returns `(value, aux)`; `info.aux` then has `aux`.
+      evaluate: `evaluate(function, step, queries) -> Readings` stands in the place of
+        the estimator's own evaluation; None for that.
+    Returns:
+      (value, gradient, state, info); the gradient is a pytree like `params`, `info` an
+      `EstimateInfo`.
+    Raises:
+      TypeError, ValueError: If `estimator` is no `Estimator`, a leaf of `params` cannot
+        be used, or `value_fn` does not return real numbers.
+    Cost:
+      That of the estimator.
+    Example:
+      >>> estimator = radazo.coordinate_estimator(num_directions=None)
+      >>> x = jnp.ones(3)
+      >>> value, gradient, state, info = estimate(
+      ...     estimator, 0, lambda x: 2 * x.sum(), x, estimator.init(x)
+      ... )
+      >>> print(value, jnp.round(gradient, 2), info.num_values)
+      6.0 [2. 2. 2.] 4
+    """
+    check_estimator("estimate", estimator)
+    words = random.key_data(estimator.api_name, key)
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state)))
+    config: Any = jax.config  # Its flags are not in its type.
+    outside = config.jax_disable_jit
 
-        def called(params: core.Params) -> Any:
-            with jax.disable_jit(outside):
-                return value_fn(params)
+    def called(params: core.Params) -> Any:
+        with jax.disable_jit(outside):
+            return _required(estimator.api_name, value_fn)(params)
 
-        # Outside of any jit the loops run in Python: compiled anew for each call they
-        # would take longer, and compiled once they would freeze what `value_fn` reads.
-        with contextlib.nullcontext() if traced else jax.disable_jit():
-            evaluate = differences.evaluation(
-                api_name, called, terms=settings.terms, has_aux=has_aux
-            )
-            given = answers.of(value_fn)
-            step = Step(words, layout, evaluate, params, smoothing, given)
-            value, vector, new, info, turn = estimate(step, state)
-            gradient = flat.unravel(layout, params, vector, turn)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return value, gradient, new._replace(count=count), info
+    # Outside of any jit the loops run in Python: compiled anew for each call they
+    # would take longer, and compiled once they would freeze what `value_fn` reads.
+    with contextlib.nullcontext() if traced else jax.disable_jit():
+        step = estimator.step(words, params, state)
+        function = differences.evaluation(
+            estimator.api_name, called, terms=step.terms, has_aux=has_aux
+        )
+        if evaluate is None:
+            found = closed_loop(estimator, function, step, state)
+        else:
+            queries = estimator.queries(step, state)
+            readings = evaluate(function, step, queries)
+            found = estimator.estimate(step, state, queries, readings)
+        gradient = flat.unravel(step.layout, params, found.gradient, found.opaque_index)
+    return found.value, gradient, found.state, found.info
 
-    memoryless = memoryless and not callable(settings.smoothing)
-    return core.Estimator(init, whole_estimate, memoryless=memoryless)
+
+def check_estimator(api_name: str, estimator: Any) -> None:
+    """Check that `estimator` is an `Estimator`, not the function that makes one."""
+    hint = (
+        "Pass an estimator, e.g. `radazo.sphere_estimator()`; did you forget the "
+        "parentheses?"
+    )
+    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
+
+
+def _required(api_name: str, value_fn: Any) -> core.ValueFn:
+    if value_fn is None:
+        validation.fail(
+            api_name,
+            "value_fn",
+            "be a function to evaluate here",
+            "None",
+            "Values that were evaluated elsewhere cannot answer for points that are "
+            "not known before the step, such as those of a line search or of "
+            "`forward_mode`.",
+            TypeError,
+        )
+    return value_fn

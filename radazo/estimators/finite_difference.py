@@ -7,7 +7,7 @@ estimators apart is the law of directions, and with it what `smoothing` means.
 from jax.sharding import NamedSharding
 
 from radazo import core, differences, directions, validation
-from radazo.estimators import mean
+from radazo.estimators import build, mean
 
 
 def finite_difference_estimator(
@@ -89,17 +89,9 @@ def finite_difference_estimator(
     """
     api_name = "finite_difference_estimator"
     validation.check(api_name, sampler=sampler)
-    options = mean.Options(
-        sampler,
-        num_directions,
-        smoothing,
-        difference,
-        chunk_size,
-        terms,
-        mask,
-        sharding=sharding,
-    )
-    return mean.estimator(api_name, options)
+    options = mean.Options(sampler, num_directions, difference, chunk_size)
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    return mean.estimator(api_name, options, settings)
 
 
 def sphere_estimator(
@@ -148,16 +140,8 @@ def sphere_estimator(
     """
     return mean.estimator(
         "sphere_estimator",
-        mean.Options(
-            directions.sphere,
-            num_directions,
-            smoothing,
-            difference,
-            chunk_size,
-            terms,
-            mask,
-            sharding=sharding,
-        ),
+        mean.Options(directions.sphere, num_directions, difference, chunk_size),
+        build.Settings(smoothing, terms, mask, chunk_size, sharding),
     )
 
 
@@ -207,16 +191,8 @@ def gaussian_estimator(
     """
     return mean.estimator(
         "gaussian_estimator",
-        mean.Options(
-            directions.gaussian,
-            num_directions,
-            smoothing,
-            difference,
-            chunk_size,
-            terms,
-            mask,
-            sharding=sharding,
-        ),
+        mean.Options(directions.gaussian, num_directions, difference, chunk_size),
+        build.Settings(smoothing, terms, mask, chunk_size, sharding),
     )
 
 
@@ -265,16 +241,8 @@ def rademacher_estimator(
     """
     return mean.estimator(
         "rademacher_estimator",
-        mean.Options(
-            directions.rademacher,
-            num_directions,
-            smoothing,
-            difference,
-            chunk_size,
-            terms,
-            mask,
-            sharding=sharding,
-        ),
+        mean.Options(directions.rademacher, num_directions, difference, chunk_size),
+        build.Settings(smoothing, terms, mask, chunk_size, sharding),
     )
 
 
@@ -331,13 +299,10 @@ def coordinate_estimator(
         mean.Options(
             directions.basis if each_once else directions.coordinate,
             num_directions,
-            smoothing,
             difference,
             chunk_size,
-            terms,
-            mask,
-            sharding=sharding,
         ),
+        build.Settings(smoothing, terms, mask, chunk_size, sharding),
     )
 
 
@@ -385,14 +350,6 @@ def orthogonal_estimator(
     """
     return mean.estimator(
         "orthogonal_estimator",
-        mean.Options(
-            directions.orthogonal,
-            num_directions,
-            smoothing,
-            difference,
-            chunk_size,
-            terms,
-            mask,
-            sharding=sharding,
-        ),
+        mean.Options(directions.orthogonal, num_directions, difference, chunk_size),
+        build.Settings(smoothing, terms, mask, chunk_size, sharding),
     )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
 from radazo import core, differences, directions, flat, validation
 from radazo.estimators import build, mean
@@ -55,6 +56,7 @@ def history_reuse_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> core.Estimator:
     """Values of this step and of the last N, each about the mean of all: ZoAR.
 
@@ -78,7 +80,7 @@ def history_reuse_estimator(
       num_directions: K, at least 1; at least 2 where no past step is used.
       num_past: N, past steps that are used again, at least 0.
       smoothing: As in `finite_difference_estimator`, but ten times as large.
-      chunk_size, mask: As in `finite_difference_estimator`.
+      chunk_size, mask, sharding: As in `finite_difference_estimator`.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
         Terms are summed before they are compared, since those of the past are not
         kept: the digits that `terms` is worth elsewhere are not won here.
@@ -98,8 +100,8 @@ def history_reuse_estimator(
     Example:
       >>> estimator = history_reuse_estimator(num_directions=500, num_past=1)
       >>> estimate = jax.jit(
-      ...     lambda key, x, state: estimator.estimate(
-      ...         key, lambda x: x[0] - 2 * x[1] + 7, x, state
+      ...     lambda key, x, state: radazo.estimate(
+      ...         estimator, key, lambda x: x[0] - 2 * x[1] + 7, x, state
       ...     )
       ... )
       >>> params = jnp.zeros(2)
@@ -122,7 +124,7 @@ def history_reuse_estimator(
         1 if num_past else 2,
         "A value is compared with the mean of all: with `num_past=0` take 2 or more.",
     )
-    _check_law(api_name, sampler)
+    validation.check(api_name, sampler=sampler)
     if not sampler.independent:
         validation.fail(
             api_name,
@@ -132,13 +134,9 @@ def history_reuse_estimator(
             "The mean of the values is no base value for others: take "
             "`radazo.directions.gaussian`, or `history_mean_estimator`.",
         )
-    values = differences.Difference(
-        lambda evaluate, params: None, _value, lambda k: k, (1.0,)
-    )
-    options = mean.Options(
-        sampler, num_directions, smoothing, values, chunk_size, terms, mask
-    )
-    return _estimator(api_name, options, num_past, _about_the_mean)
+    options = mean.Options(sampler, num_directions, _VALUES, chunk_size)
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    return _estimator(api_name, options, settings, num_past, _about_the_mean)
 
 
 def history_mean_estimator(
@@ -151,6 +149,7 @@ def history_mean_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> core.Estimator:
     """The mean of the gradient estimates of this step and of the last N: ZoHS.
 
@@ -167,7 +166,7 @@ def history_mean_estimator(
 
     Args:
       sampler: Law of the directions, as `gaussian`; see `DirectionSampler`.
-      num_directions, smoothing, difference, chunk_size, terms, mask: As in
+      num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
       num_past: N, past estimates in the mean, at least 0.
     Returns:
@@ -184,8 +183,8 @@ def history_mean_estimator(
     Example:
       >>> estimator = history_mean_estimator(num_directions=500, num_past=1)
       >>> estimate = jax.jit(
-      ...     lambda key, x, state: estimator.estimate(
-      ...         key, lambda x: x[0] - 2 * x[1], x, state
+      ...     lambda key, x, state: radazo.estimate(
+      ...         estimator, key, lambda x: x[0] - 2 * x[1], x, state
       ...     )
       ... )
       >>> params = jnp.zeros(2)
@@ -202,24 +201,23 @@ def history_mean_estimator(
         api_name, "num_past", num_past, 0, "0 uses the present step alone."
     )
     validation.integer(api_name, "num_directions", num_directions, 1, "One or more.")
-    _check_law(api_name, sampler)
-    options = mean.Options(
-        sampler, num_directions, smoothing, difference, chunk_size, terms, mask
-    )
-    return _estimator(api_name, options, num_past, _mean_of_estimates)
+    validation.check(api_name, sampler=sampler)
+    options = mean.Options(sampler, num_directions, difference, chunk_size)
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    return _estimator(api_name, options, settings, num_past, _mean_of_estimates)
 
 
 def _estimator(
-    api_name: str, options: mean.Options, num_past: int, weigh: _Weigh
+    api_name: str,
+    options: mean.Options,
+    settings: build.Settings,
+    num_past: int,
+    weigh: _Weigh,
 ) -> core.Estimator:
     """The estimator that draws its last steps again, each direction at its weight."""
-    mean.check(api_name, options)
-    # What is drawn first is evaluated alone, since its weight is not known yet.
-    options = options._replace(
-        weigh=lambda slope, scale, drawn: (jnp.zeros_like(scale), drawn)
-    )
+    mean.check(api_name, options, settings)
 
-    def fresh(layout: flat.Layout, params: core.Params) -> HistoryState:
+    def init(layout: flat.Layout, params: core.Params) -> HistoryState:
         del params
         num_steps = num_past + 1
         shape = num_steps, options.num_directions
@@ -231,43 +229,52 @@ def _estimator(
             smoothings=jnp.ones(num_steps, layout.dtype),
         )
 
-    def estimate(step: build.Step, state: HistoryState) -> build.Estimated:
-        value, _, turn, info = mean.mean(step, options)
+    # What is drawn first is evaluated alone, since its weight is not known yet.
+    unweighted = options._replace(
+        weigh=lambda slope, scale, drawn: (jnp.zeros_like(scale), drawn)
+    )
+
+    def fused(
+        function: core.Function, step: core.Step, state: HistoryState
+    ) -> core.Estimate:
+        value, _, _, info, _ = mean.fused(function, step, unweighted)
+        readings = core.Readings(value, info.slopes, info.kept, info.aux)
+        return finished(step, state, readings)
+
+    def finished(
+        step: core.Step, state: HistoryState, readings: core.Readings
+    ) -> core.Estimate:
+        info = mean.make_info(step.layout, options, readings)
         state = _remembered(state, step, info)
         weights, info = weigh(state, info, step.layout)
         info = info._replace(squared_norm=jnp.full_like(info.factor, math.nan))
         gradient = _redrawn(step.layout, options, state.step_keys, weights)
-        return build.Estimated(value, gradient, state, info, turn)
+        return core.Estimate(readings.value, gradient, state, info, step.key[0])
 
-    settings = build.Settings(options.smoothing, options.terms, options.mask)
-    return build.estimator(api_name, settings, fresh, estimate)
-
-
-def _check_law(api_name: str, sampler: Any) -> None:
-    validation.instance(
+    return build.estimator(
         api_name,
-        "sampler",
-        sampler,
-        directions.DirectionSampler,
-        "Pass a sampler, e.g. `radazo.directions.gaussian`.",
+        init,
+        lambda step, state: mean.queries(step, options),
+        lambda step, state, queries, readings: finished(step, state, readings),
+        settings,
+        fused=fused,
     )
 
 
 def _value(
-    evaluate: differences.Evaluate,
-    line: differences.Line,
-    start: Any,
-    smoothing: jax.Array,
-) -> tuple[jax.Array, jax.Array, Any]:
-    """In place of a slope the value alone; it is dropped where nothing was moved."""
-    del start
-    terms, aux = evaluate(line(smoothing))
-    value = jnp.sum(terms)
-    return jnp.where(smoothing > 0, value, jnp.nan), value, aux
+    base: None, along: jax.Array, smoothing: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The value in place of a slope; NaN where nothing is moved."""
+    del base
+    value = jnp.sum(along[0])
+    return jnp.where(smoothing > 0, value, jnp.nan), value
+
+
+_VALUES = differences.Difference((1.0,), _value)
 
 
 def _remembered(
-    state: HistoryState, step: build.Step, info: core.EstimateInfo
+    state: HistoryState, step: core.Step, info: core.EstimateInfo
 ) -> HistoryState:
     """The state with this step as its first row, without the oldest."""
     smoothing = jnp.where(jnp.any(info.kept), step.smoothing, 1)
@@ -284,7 +291,7 @@ def _about_the_mean(
 ) -> tuple[jax.Array, core.EstimateInfo]:
     """Weights of values about the mean of all that are kept."""
     values, kept = state.outcomes, state.kept
-    num_kept = mean.num_kept(kept, values.dtype)
+    num_kept = mean.num_valid(kept, values.dtype)
     # Taken from the lowest, values that are close lose no digits in their sum, and
     # values that are large do not overflow in it.
     lowest = jnp.min(jnp.where(kept, values, jnp.finfo(values.dtype).max))
@@ -310,7 +317,7 @@ def _mean_of_estimates(
     del layout
     slopes = state.outcomes
     in_step = jnp.sum(state.kept, axis=1, keepdims=True, dtype=jnp.int32)
-    num_steps = mean.num_kept(in_step > 0, slopes.dtype)
+    num_steps = mean.num_valid(in_step > 0, slopes.dtype)
     shares = jnp.maximum(in_step, 1).astype(slopes.dtype) * num_steps
     weights = info.factor.astype(slopes.dtype) * slopes / shares
     return jnp.where(jnp.any(state.kept[0]), weights, 0), info

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
 
 from radazo import core, directions, flat, validation
 from radazo.estimators import build
@@ -42,6 +43,7 @@ def interpolation_estimator(
     sampler: directions.DirectionSampler = directions.sphere,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> core.Estimator:
     """Linear interpolation that reuses close points of the step before, ReLIZO.
 
@@ -79,8 +81,8 @@ def interpolation_estimator(
         a new point. Larger reuses more, with a bias that grows in proportion to it.
       max_reuse: Largest share of the N points that may be reused, from 0 (none) to 1.
       sampler: Law of the new directions, as `sphere`.
-      terms, mask: As in `finite_difference_estimator`. Differences to reused points are
-        those of the sums of their terms.
+      terms, mask, sharding: As in `finite_difference_estimator`. Differences to
+        reused points are those of the sums of their terms.
     Returns:
       An `Estimator` whose value is f(x). `info.kept` is False where a value is not
       finite, or a displacement is lost to rounding.
@@ -97,7 +99,7 @@ def interpolation_estimator(
       >>> fn, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
       >>> state = estimator.init(x)
       >>> for step in range(2):
-      ...     _, gradient, state, info = estimator.estimate(step, fn, x, state)
+      ...     _, gradient, state, info = radazo.estimate(estimator, step, fn, x, state)
       ...     print(jnp.round(gradient, 2), info.num_values)
       ...     x = x - 1e-3 * gradient
       [ 1. -2.] 3
@@ -111,7 +113,7 @@ def interpolation_estimator(
     # A product such as 0.29 · 100 lies below the integer that it stands for.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
-    def fresh(layout: flat.Layout, params: core.Params) -> InterpolationState:
+    def init(layout: flat.Layout, params: core.Params) -> InterpolationState:
         del params
         return InterpolationState(
             count=jnp.zeros((), jnp.int32),
@@ -120,31 +122,21 @@ def interpolation_estimator(
             usable=jnp.zeros(num_directions + 1, bool),
         )
 
-    def estimate(step: build.Step, state: InterpolationState) -> build.Estimated:
+    def queries(step: core.Step, state: InterpolationState) -> core.Queries:
         layout = step.layout
-        centre = flat.ravel(layout, step.params)
-        start, aux = step.evaluate(step.params)
-        value = jnp.sum(start)
         spread = math.sqrt(layout.dim / sampler.factor(max(layout.dim, 1)))
         limit = step.smoothing * reuse_distance * spread
-        order, num_reused = _nearest(state, centre, limit, most)
-        points, values, differences = _points(
-            step, state, sampler, start, order[:num_directions], num_reused
-        )
-        gradient, slopes, kept = _interpolant(points - centre[None], differences)
-        num_values = 1 + num_directions - num_reused
-        state = _remembered(
-            state,
-            jnp.concatenate([points, centre[None]]),
-            jnp.append(values, value.astype(values.dtype)),
-        )
-        info = core.EstimateInfo(slopes, kept, num_values, aux)
-        return build.Estimated(
-            value, gradient, state, info, num_reused.astype(jnp.uint32)
-        )
+        centre = flat.ravel(layout, step.params)
+        reused = _nearest(state, centre, limit, most)
+        return _queries(step, state, sampler, num_directions, reused)
 
-    settings = build.Settings(smoothing, terms, mask)
-    return build.estimator(api_name, settings, fresh, estimate)
+    return build.estimator(
+        api_name,
+        init,
+        queries,
+        _estimate,
+        build.Settings(smoothing, terms, mask, sharding=sharding),
+    )
 
 
 def _check(
@@ -174,69 +166,110 @@ def _check(
     validation.check(api_name, sampler=sampler)
 
 
+class _Reused(NamedTuple):
+    """Which points of the step before are used again.
+
+    Attributes:
+      order: (num_directions + 1,) the rows of the state, the nearest first.
+      number: int32 scalar, how many of the first are used.
+    """
+
+    order: jax.Array
+    number: jax.Array
+
+
 def _nearest(
     state: InterpolationState, centre: jax.Array, limit: jax.Array, most: int
-) -> tuple[jax.Array, jax.Array]:
-    """The old points by their distance, and how many of the first are reused."""
+) -> _Reused:
+    """The points near the centre, at most `most`."""
     distances = jnp.sqrt(jnp.sum(jnp.square(state.points - centre[None]), axis=1))
-    # A point that has not moved from the centre says nothing of the slope.
+    # A point that has not moved from the centre gives no slope.
     near = state.usable & (distances < limit) & (distances > 0)
     order = jnp.argsort(jnp.where(near, distances, jnp.inf))
-    return order, jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
+    number = jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
+    return _Reused(order, number)
 
 
-def _points(
-    step: build.Step,
+def _queries(
+    step: core.Step,
     state: InterpolationState,
     sampler: directions.DirectionSampler,
-    start: jax.Array,
-    order: jax.Array,
-    num_reused: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The N points of a step, their values, and the differences to that of the centre;
-    only those behind the reused ones are evaluated."""
-    key, layout, evaluate, _, smoothing, _ = step
-    num_directions = order.size
-    prepared = sampler.prepare(key, num_directions, layout.dim, layout.dtype)
+    num_directions: int,
+    reused: _Reused,
+) -> core.Queries:
+    """The parameters and N points, of which the first were evaluated before."""
+    layout = step.layout
+    prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
-    def reused(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        value = state.values[order[k]]
-        difference = value.astype(start.dtype) - jnp.sum(start)
-        return state.points[order[k]], value, difference
-
-    def new(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def vector(k: jax.Array) -> jax.Array:
         u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
-        point = step.moved(smoothing * u, k)
-        moved, _ = evaluate(point)
-        value = jnp.sum(moved).astype(state.values.dtype)
-        return flat.ravel(layout, point), value, jnp.sum(moved - start)
+        one = jnp.ones((), layout.dtype)
+        moved = flat.perturb(layout, step.params, step.smoothing * u, one, k)
+        is_reused = k < reused.number.astype(k.dtype)
+        old = state.points[reused.order[k]]
+        # The point as it is evaluated: in low precision not x + smoothing · u.
+        return jnp.where(is_reused, old, flat.ravel(layout, moved))
 
-    ks = jnp.arange(num_directions, dtype=jnp.uint32)
-    branches = (reused, new)
-    if jax.sharding.get_abstract_mesh().manual_axes:
-        branches = _varying_alike(branches, ks[0])
-    return lax.map(lambda k: lax.cond(k < num_reused.astype(k.dtype), *branches, k), ks)
+    vectors = lax.map(vector, jnp.arange(num_directions, dtype=jnp.uint32))
+
+    def point(index: Any) -> core.Params:
+        k = jnp.maximum(jnp.asarray(index).astype(jnp.uint32), 1) - 1
+        u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
+        distance = jnp.where(index > 0, step.smoothing, jnp.zeros_like(step.smoothing))
+        one = jnp.ones((), layout.dtype)
+        return flat.perturb(layout, step.params, distance * u, one, k)
+
+    def read(values: jax.Array, aux: Any) -> core.Readings:
+        """Differences to the value at the centre, then the values themselves."""
+        base = values[0]
+
+        def both(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.sum(terms - base), jnp.sum(terms)
+
+        numbers = jnp.concatenate(lax.map(both, values[1:]))
+        return core.Readings(jnp.sum(base), numbers, jnp.isfinite(numbers), aux)
+
+    def needed(index: Any) -> jax.Array:
+        return (index == 0) | (index > reused.number.astype(jnp.uint32))
+
+    return core.Queries(
+        num=num_directions + 1,
+        point=point,
+        read=read,
+        num_readings=2 * num_directions,
+        base=step.params,
+        needed=needed,
+        shared=(vectors, reused),
+    )
 
 
-def _varying_alike(branches: Any, k: jax.Array) -> Any:
-    """The branches with outputs of one type: within a `jax.shard_map` a type also says
-    over which axes of the mesh a value varies."""
-
-    def axes(out: Any) -> set[str]:
-        kind = getattr(out, "manual_axis_type", None)  # None where it is not checked.
-        return {*((getattr(out, "vma", None) if kind is None else kind.varying) or ())}
-
-    outs = [out for branch in branches for out in jax.eval_shape(branch, k)]
-    union = set().union(*(axes(out) for out in outs))
-
-    def widened(branch: Any) -> Any:
-        def cast(out: jax.Array) -> jax.Array:
-            missing = tuple(sorted(union - axes(jax.typeof(out))))
-            return lax.pcast(out, missing, to="varying") if missing else out
-
-        return lambda k: jax.tree.map(cast, branch(k))
-
-    return tuple(widened(branch) for branch in branches)
+def _estimate(
+    step: core.Step,
+    state: InterpolationState,
+    queries: core.Queries,
+    readings: core.Readings,
+) -> core.Estimate:
+    """The gradient of the linear function through all points of the step."""
+    layout, value = step.layout, readings.value
+    points, reused = queries.shared
+    numbers = jnp.where(readings.valid, readings.slopes, jnp.nan)
+    new_differences, new_values = jnp.split(numbers, 2)
+    old_values = state.values[reused.order[: queries.num - 1]]
+    is_reused = jnp.arange(queries.num - 1, dtype=jnp.int32) < reused.number
+    values = jnp.where(is_reused, old_values, new_values.astype(old_values.dtype))
+    old_differences = old_values.astype(value.dtype) - value
+    differences = jnp.where(is_reused, old_differences, new_differences)
+    centre = flat.ravel(layout, step.params)
+    gradient, slopes, kept = _interpolant(points - centre[None], differences)
+    state = _remembered(
+        state,
+        jnp.concatenate([points, centre[None]]),
+        jnp.append(values, value.astype(values.dtype)),
+    )
+    num_values = queries.num - reused.number
+    info = core.EstimateInfo(slopes, kept, num_values, readings.aux)
+    index = reused.number.astype(jnp.uint32)
+    return core.Estimate(value, gradient, state, info, index)
 
 
 def _interpolant(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from radazo import core, differences, directions, validation
-from radazo.estimators import mean
+from radazo.estimators import build, mean
 
 
 def majority_vote_estimator(
@@ -61,31 +61,23 @@ def majority_vote_estimator(
     options = mean.Options(
         sampler._replace(factor=lambda dim: 1.0),
         num_directions,
-        smoothing,
         difference,
         chunk_size,
-        terms,
-        mask,
         _vote,
-        sharding,
     )
-    voting = mean.estimator(api_name, options)
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    inner = mean.estimator(api_name, options, settings)
 
-    def estimate(
-        key: core.Key,
-        value_fn: core.ValueFn,
-        params: core.Params,
-        state: Any,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        value, votes, state, info = voting.estimate(
-            key, value_fn, params, state, has_aux=has_aux
-        )
-        unknown = jnp.full_like(info.factor, math.nan)
-        return value, votes, state, info._replace(factor=unknown, squared_norm=unknown)
+    def without_statistics(estimate: core.Estimate) -> core.Estimate:
+        unknown = jnp.full_like(estimate.info.factor, math.nan)
+        info = estimate.info._replace(factor=unknown, squared_norm=unknown)
+        return estimate._replace(info=info)
 
-    return voting._replace(estimate=estimate)
+    fused = inner.fused
+    return inner._replace(
+        estimate=lambda *inputs: without_statistics(inner.estimate(*inputs)),
+        fused=fused and (lambda *inputs: without_statistics(fused(*inputs))),
+    )
 
 
 def _vote(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> Any:

@@ -1,12 +1,15 @@
 """The mean of slope times direction: all at once, in chunks, or one at a time.
 
-  g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
+  g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
 `chunk_size` directions are drawn and evaluated at a time: with 1 a direction is drawn,
 evaluated, added and forgotten (a step then needs one perturbed point and one
 accumulator, whatever K), with `num_directions` all are evaluated in one batch. The
 directions are the same; the estimate differs in its last places, since a chunk is
 summed before it is added, and since a batched function may round differently.
+
+`fused` evaluates and adds in one pass over the directions. `queries` and `estimate` do
+the same in two passes, for values that are evaluated elsewhere.
 """
 
 import math
@@ -16,11 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding
 
 from radazo import core, differences, directions, flat, validation
 from radazo.estimators import build
-from radazo.evaluate import answers, sharded
 
 # weigh(slope, scale, drawn) -> (weight, vector): a direction adds weight · vector.
 Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -39,130 +40,286 @@ class EstimatorState(NamedTuple):
 def _slope_times_direction(
     slope: jax.Array, scale: jax.Array, drawn: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What a direction adds to an estimate of the gradient."""
     return slope.astype(drawn.dtype) * scale, drawn
 
 
 class Options(NamedTuple):
-    """How a mean over directions is taken: arguments of most estimators.
+    """How a mean over directions is taken.
 
-    `num_directions` may be None for as many as there are dimensions.
+    Attributes:
+      sampler: Draws the directions.
+      num_directions: K, or None for the number of perturbed elements.
+      difference: How a slope is taken.
+      chunk_size: Directions drawn and added in one batch.
+      weigh: Direction k adds weight · vector to the sum.
     """
 
     sampler: directions.DirectionSampler
     num_directions: int | None
-    smoothing: Any
     difference: differences.Difference
-    chunk_size: int
-    terms: bool
-    mask: core.Mask
+    chunk_size: int = 1
     weigh: Weigh = _slope_times_direction
-    sharding: NamedSharding | None = None
+
+    def resolved(self, layout: flat.Layout) -> int:
+        """K for parameters of this layout."""
+        return self.num_directions or max(layout.dim, 1)
 
 
-def estimator(api_name: str, options: Options) -> core.Estimator:
-    """The estimator of these options, whose messages say `where`."""
-    check(api_name, options)
+def estimator(
+    api_name: str, options: Options, settings: build.Settings
+) -> core.Estimator:
+    """Build the estimator whose gradient is the mean of slope times direction."""
+    check(api_name, options, settings)
+    # The sum of a mesh is the same whatever is evaluated at a time.
+    chunked = options if settings.sharding is None else options._replace(chunk_size=1)
 
-    def fresh(layout: flat.Layout, params: core.Params) -> EstimatorState:
+    def init(layout: flat.Layout, params: core.Params) -> EstimatorState:
         del layout, params
         return EstimatorState(jnp.zeros((), jnp.int32))
 
-    def estimate(step: build.Step, state: EstimatorState) -> build.Estimated:
-        value, gradient, turn, info = mean(step, options)
-        return build.Estimated(value, gradient, state, info, turn)
+    def estimate(
+        step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
+    ) -> core.Estimate:
+        return estimated(step, chunked, queries, readings)._replace(state=state)
 
-    settings = build.Settings(options.smoothing, options.terms, options.mask)
-    return build.estimator(api_name, settings, fresh, estimate, memoryless=True)
-
-
-def check(api_name: str, options: Options) -> None:
-    """Say what is wrong with the options that `steps.estimator` does not know."""
-    validation.check(
+    return build.estimator(
         api_name,
-        num_directions=options.num_directions,
-        difference=options.difference,
-        chunk_size=options.chunk_size,
+        init,
+        lambda step, state: queries(step, options),
+        estimate,
+        settings,
+        fused=lambda function, step, state: fused(function, step, options)._replace(
+            state=state
+        ),
+        memoryless=True,
     )
-    sharded.check(api_name, options.sharding)
-    if options.sharding is not None:
+
+
+def check(api_name: str, options: Options, settings: build.Settings) -> None:
+    """Check the options, and that a mesh knows the points before the step."""
+    validation.check(
+        api_name, num_directions=options.num_directions, difference=options.difference
+    )
+    if settings.sharding is not None:
         _check_steps(api_name, options.difference)
 
 
 def _check_steps(api_name: str, difference: differences.Difference) -> None:
-    """The points of this difference are known before the step."""
     if not difference.steps:
         validation.fail(
             api_name,
             "difference",
-            "say in its `steps` where along a direction it takes values",
-            "one that does not, as `radazo.forward_mode`",
-            "Take `radazo.forward`, `radazo.central` or `radazo.one_point`.",
+            "take values at known points",
+            repr(difference),
+            "Use `radazo.forward`, `radazo.central` or `radazo.one_point`.",
         )
 
 
-def mean(
-    step: build.Step, options: Options
-) -> tuple[jax.Array, jax.Array, jax.Array, core.EstimateInfo]:
-    """The value, the mean over kept directions, chunks done, and what was seen."""
-    layout, params = step.layout, step.params
-    sampler = options.sampler
-    num_directions = options.num_directions or max(layout.dim, 1)
-    prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
+def queries(
+    step: core.Step,
+    options: Options,
+    draw: Callable[[jax.Array], jax.Array] | None = None,
+) -> core.Queries:
+    """The queries of a step along K directions, `draw(k)` or those of the sampler."""
+    layout, difference = step.layout, options.difference
+    num_directions, sampler = options.resolved(layout), options.sampler
+    prepared = None
+    if draw is None:
+        prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
+        draw = _drawer(sampler, prepared, layout)
+    if not difference.steps:
+        return _derivatives(options, num_directions, prepared, draw)
+    num_base, num_steps = int(difference.at_params), len(difference.steps)
+    distances = difference.distances(step.smoothing)
 
-    def draw(k: jax.Array) -> jax.Array:
-        return sampler.draw(prepared, k, layout.dim, layout.dtype)
+    def point(index: Any) -> core.Params:
+        index = jnp.asarray(index).astype(jnp.uint32)
+        k, which = jnp.divmod(jnp.maximum(index, num_base) - num_base, num_steps)
+        drawn = draw(k)
+        distance = distances[which] * _scale(sampler, drawn)
+        moved = flat.perturb(layout, step.params, drawn, distance, index)
+        if not num_base:
+            return moved
+        return jax.tree.map(
+            lambda new, x: (
+                jnp.where(index < num_base, x, new) if core.is_floating(x) else x
+            ),
+            moved,
+            step.params,
+        )
 
-    chunk_size = options.chunk_size
-    if options.sharding is not None:
-        chunk_size = 1  # The sum is the same whatever is evaluated at a time.
-    if isinstance(step.given, answers.Asked):
+    def read(values: jax.Array, aux: Any) -> core.Readings:
+        base = values[0] if num_base else None
+        along = values[num_base:].reshape(-1, num_steps, *values.shape[1:])
+        slopes, means = lax.map(
+            lambda along: difference.slope(base, along, step.smoothing), along
+        )
+        slopes, valid = valid_slope(slopes, options, layout)
+        value = mean_of_valid(means, valid) if base is None else jnp.sum(base)
+        return core.Readings(value, slopes, valid, aux)
+
+    return core.Queries(
+        num=difference.num_values(num_directions),
+        point=point,
+        read=read,
+        num_readings=num_directions,
+        base=step.params if num_base else None,
+        shared=prepared,
+    )
+
+
+def _derivatives(
+    options: Options,
+    num_directions: int,
+    prepared: Any,
+    draw: Callable[[jax.Array], jax.Array],
+) -> core.Queries:
+    """Derivatives in the place of values, which no one else can evaluate."""
+
+    def unknown(*inputs: Any) -> Any:
+        del inputs
         _check_steps("ask", options.difference)
-        point = _point(step, options, draw, step.given.index)
-        step.given.found.append((point, options.difference.num_values(num_directions)))
-    if options.sharding is None or isinstance(step.given, answers.INSTEAD):
-        of = source(step, options, num_directions)
-    else:
-        of = _over_the_mesh(step, options, draw, num_directions)
 
-    def one(drawn: jax.Array, k: jax.Array, turn: jax.Array) -> tuple[Any, Any]:
+    def evaluate(
+        function: core.Function, step: core.Step, queries: core.Queries
+    ) -> core.Readings:
+        del queries
+
+        def derivative(k: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+            drawn = draw(k)
+
+            def line(distance: jax.Array) -> core.Params:
+                distance = distance * _scale(options.sampler, drawn)
+                return flat.perturb(step.layout, step.params, drawn, distance, k)
+
+            return differences.slope(
+                options.difference, function, line, None, step.smoothing
+            )
+
+        ks = jnp.arange(num_directions, dtype=jnp.uint32)
+        slopes, values, aux = lax.map(derivative, ks)
+        slopes, valid = valid_slope(slopes, options, step.layout)
+        aux = jax.tree.map(lambda x: x[0], aux)
+        return core.Readings(mean_of_valid(values, valid), slopes, valid, aux)
+
+    return core.Queries(
+        num=num_directions,
+        point=unknown,
+        read=unknown,
+        num_readings=num_directions,
+        evaluate=evaluate,
+        shared=prepared,
+    )
+
+
+def estimated(
+    step: core.Step, options: Options, queries: core.Queries, readings: core.Readings
+) -> core.Estimate:
+    """The estimate from readings: the directions are drawn again and added."""
+    layout, sampler = step.layout, options.sampler
+    slopes, valid = valid_slope(
+        jnp.where(readings.valid, readings.slopes, jnp.nan), options, layout
+    )
+
+    def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
+        del opaque_index
+        return options.weigh(slopes[k], _scale(sampler, drawn), drawn), None
+
+    draw = _drawer(sampler, queries.shared, layout)
+    (total, opaque_index), _ = _summed(draw, one, layout, options)
+    readings = readings._replace(slopes=slopes, valid=valid)
+    return _finished(step, options, readings, total, opaque_index)
+
+
+def fused(function: core.Function, step: core.Step, options: Options) -> core.Estimate:
+    """Evaluate along each direction and add it, in one pass."""
+    layout, sampler, difference = step.layout, options.sampler, options.difference
+    prepared = sampler.prepare(
+        step.key, options.resolved(layout), layout.dim, layout.dtype
+    )
+    base, base_aux = function(step.params) if difference.at_params else (None, None)
+
+    def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
+        del k
         scale = _scale(sampler, drawn)
-        slope, value, aux = of.slope(
-            k,
-            step.evaluate,
-            lambda far: flat.perturb(layout, params, drawn, far * scale, turn),
-        )
-        slope, kept = kept_slope(slope, options, layout)
-        return options.weigh(slope, scale, drawn), (slope, kept, value, aux)
 
-    (total, turn), seen = _summed(draw, one, layout, num_directions, chunk_size)
-    value, info = told(options, layout, of.start, seen)
-    value = noted(step.given, value, info)
-    return value, share_of_each(options, layout, info) * total, turn, info
+        def line(distance: jax.Array) -> core.Params:
+            return flat.perturb(
+                layout, step.params, drawn, distance * scale, opaque_index
+            )
+
+        slope, value, aux = differences.slope(
+            difference, function, line, base, step.smoothing
+        )
+        slope, valid = valid_slope(slope, options, layout)
+        return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
+
+    draw = _drawer(sampler, prepared, layout)
+    (total, opaque_index), seen = _summed(draw, one, layout, options)
+    slopes, valid, values, aux = seen
+    if base is None:
+        value, aux = mean_of_valid(values, valid), jax.tree.map(lambda x: x[0], aux)
+    else:
+        value, aux = jnp.sum(base), base_aux
+    readings = core.Readings(value, slopes, valid, aux)
+    return _finished(step, options, readings, total, opaque_index)
+
+
+def _finished(
+    step: core.Step,
+    options: Options,
+    readings: core.Readings,
+    total: jax.Array,
+    opaque_index: jax.Array,
+) -> core.Estimate:
+    """The estimate from the sum of weight times vector."""
+    gradient = mean_scale(options, step.layout, readings.valid) * total
+    info = make_info(step.layout, options, readings)
+    return core.Estimate(readings.value, gradient, None, info, opaque_index)
+
+
+def make_info(
+    layout: flat.Layout, options: Options, readings: core.Readings
+) -> core.EstimateInfo:
+    """The info of a step with these readings."""
+    _, slopes, valid, aux = readings
+    num_values = options.difference.num_values(slopes.size)
+    factors = _constants(options.sampler, layout.dim, slopes.dtype)
+    return core.EstimateInfo(
+        slopes, valid, jnp.asarray(num_values, jnp.int32), aux, *factors
+    )
+
+
+def _drawer(
+    sampler: directions.DirectionSampler, prepared: Any, layout: flat.Layout
+) -> Callable[[jax.Array], jax.Array]:
+    return lambda k: sampler.draw(prepared, k, layout.dim, layout.dtype)
 
 
 def _summed(
     draw: Callable[[jax.Array], jax.Array],
     one: Callable[..., tuple[Any, Any]],
     layout: flat.Layout,
-    num_directions: int,
-    chunk_size: int,
+    options: Options,
 ) -> tuple[Any, Any]:
-    """The sum over directions with the chunks done, and what was seen along each."""
-    chunk_size = min(chunk_size, num_directions)
+    """(sum of weight times vector, number of chunks) and the rest of each `one`."""
+    num_directions = options.resolved(layout)
+    chunk_size = min(options.chunk_size, num_directions)
 
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
-        total, turn = carry
+        total, opaque_index = carry
         if chunk_size == 1:
-            (weight, vector), seen = one(draw(ks[0]), ks[0], turn)
+            (weight, vector), seen = one(draw(ks[0]), ks[0], opaque_index)
             total = total + weight * vector
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
             # In a loop of two: XLA on CPU draws again what it fuses with a broadcast.
             drawn = lax.map(draw, ks, batch_size=-(-chunk_size // 2))
-            (weights, block), seen = jax.vmap(one, (0, 0, None))(drawn, ks, turn)
+            (weights, block), seen = jax.vmap(one, (0, 0, None))(
+                drawn, ks, opaque_index
+            )
             total = total + jnp.dot(weights, block, precision=lax.Precision.HIGHEST)
-        return (total, turn + jnp.uint32(1)), seen
+        return (total, opaque_index + jnp.uint32(1)), seen
 
     ks = jnp.arange(num_directions, dtype=jnp.uint32)
     carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
@@ -177,186 +334,47 @@ def _summed(
     return carry, seen
 
 
-class Source(NamedTuple):
-    """Where the slopes of a step come from.
-
-    Attributes:
-      start: What they share, as of `Difference.start`.
-      slope: `slope(k, evaluate, line) -> (slope, value, aux)` along direction k.
-    """
-
-    start: Any
-    slope: Callable[..., tuple[jax.Array, Any, Any]]
+def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
+    """The factor that makes a direction of a drawn vector."""
+    if sampler.scale is None:
+        return jnp.ones((), drawn.dtype)
+    return sampler.scale(drawn)
 
 
-def source(step: build.Step, options: Options, num_directions: int) -> Source:
-    """Slopes of values that are taken here, or were taken elsewhere."""
-    difference, given = options.difference, step.given
-    if isinstance(given, answers.Told):
-        _check_steps("Told", difference)
-        num_queries = difference.num_values(num_directions)
-        values = answers.values(given, num_queries, terms=options.terms)
-        return _of_values(step, options, values, None)
-    if isinstance(given, answers.Replayed):
-        return _of_slopes(answers.slopes(given, num_directions))
-    if isinstance(given, answers.Counted):
-        given.found.append(num_directions)
-    if isinstance(given, answers.Asked | answers.Counted):
-        return _of_slopes(jnp.full(num_directions, jnp.nan, step.layout.dtype))
-    start = difference.start(step.evaluate, step.params)
-
-    def slope(k: jax.Array, evaluate: Any, line: differences.Line) -> Any:
-        del k
-        return difference.slope(evaluate, line, start, step.smoothing)
-
-    return Source(start, slope)
-
-
-def _of_slopes(slopes: jax.Array) -> Source:
-    nowhere = jnp.zeros((), slopes.dtype)
-    return Source(None, lambda k, evaluate, line: (slopes[k], nowhere, None))
-
-
-def _of_values(
-    step: build.Step, options: Options, values: jax.Array, aux: Any
-) -> Source:
-    """Slopes of the values of all queries, with the aux of the first."""
-    difference, smoothing = options.difference, step.smoothing
-    start = difference.start(lambda _: (values[0], aux), step.params)
-    distances = smoothing * jnp.asarray(difference.steps, smoothing.dtype)
-    shape = -1, len(difference.steps), *values.shape[1:]
-    along = values[difference.num_values(0) :].reshape(shape)
-
-    def slope(k: jax.Array, evaluate: Any, line: differences.Line) -> Any:
-        del evaluate, line
-
-        def told(distance: jax.Array) -> tuple[jax.Array, Any]:
-            return along[k, jnp.argmax(distances == distance)], aux
-
-        return difference.slope(told, lambda distance: distance, start, smoothing)
-
-    return Source(start, slope)
-
-
-def _over_the_mesh(
-    step: build.Step,
-    options: Options,
-    draw: Callable[[jax.Array], jax.Array],
-    num_directions: int,
-) -> Source:
-    """Slopes of values that all devices of a mesh take together."""
-    values, aux = sharded.values(
-        options.sharding,
-        lambda i: _point(step, options, draw, i),
-        step.evaluate,
-        options.difference.num_values(num_directions),
-        options.chunk_size,
-    )
-    return _of_values(step, options, values, aux)
-
-
-def _point(
-    step: build.Step,
-    options: Options,
-    draw: Callable[[jax.Array], jax.Array],
-    index: jax.Array,
-) -> core.Params:
-    """The point of a query: the parameters first, where their value is taken."""
-    difference, layout = options.difference, step.layout
-    num_shared, num_steps = difference.num_values(0), len(difference.steps)
-    index = jnp.asarray(index).astype(jnp.uint32)
-    k, which = jnp.divmod(jnp.maximum(index, num_shared) - num_shared, num_steps)
-    distances = step.smoothing * jnp.asarray(difference.steps, layout.dtype)
-    drawn = draw(k)
-    moved = flat.perturb(
-        layout,
-        step.params,
-        drawn,
-        distances[which] * _scale(options.sampler, drawn),
-        index,
-    )
-    if not num_shared:
-        return moved
-    return jax.tree.map(
-        lambda new, x: (
-            jnp.where(index < num_shared, x, new) if core.is_floating(x) else x
-        ),
-        moved,
-        step.params,
-    )
-
-
-def noted(
-    given: answers.Given | None, value: jax.Array, info: core.EstimateInfo
-) -> jax.Array:
-    """The value of the step, once who watches has been told what was seen."""
-    if isinstance(given, answers.Watched):
-        given.infos.append(info)
-    return jnp.asarray(given.value) if isinstance(given, answers.Replayed) else value
-
-
-def _scale(law: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
-    """What multiplies what was drawn."""
-    return jnp.ones((), drawn.dtype) if law.scale is None else law.scale(drawn)
-
-
-def kept_slope(
+def valid_slope(
     slope: jax.Array, options: Options, layout: flat.Layout
 ) -> tuple[jax.Array, jax.Array]:
-    """The slope, 0 if it is dropped, and whether it is kept: if it is finite, and
-    leaves each element of the gradient finite."""
-    num_directions = options.num_directions or max(layout.dim, 1)
+    """Return (slope, valid); a slope is invalid, and 0, where it is not finite or so
+    large that an element of the gradient could overflow."""
     # An element of u is below 16.
-    share = 16 * num_directions * max(options.sampler.factor(layout.dim), 1.0)
+    factor = max(options.sampler.factor(layout.dim), 1.0)
+    share = 16 * options.resolved(layout) * factor
     largest = min(float(jnp.finfo(x).max) for x in (slope.dtype, layout.dtype))
-    kept = jnp.abs(slope) <= largest / share
-    return jnp.where(kept, slope, jnp.zeros_like(slope)), kept
+    valid = jnp.abs(slope) <= largest / share
+    return jnp.where(valid, slope, jnp.zeros_like(slope)), valid
 
 
-def told(
-    options: Options, layout: flat.Layout, start: Any, seen: Any
-) -> tuple[jax.Array, core.EstimateInfo]:
-    """The value of the step and its info, from what was seen along all directions:
-    (slopes, kept, values, auxs)."""
-    slopes, kept, values, auxs = seen
-    num_values = options.difference.num_values(slopes.size)
-    value, aux = _value(start, values, kept, auxs)
-    law = _constants(options.sampler, layout.dim, slopes.dtype)
-    num_values = jnp.asarray(num_values, jnp.int32)
-    return value, core.EstimateInfo(slopes, kept, num_values, aux, *law)
+def mean_scale(options: Options, layout: flat.Layout, valid: jax.Array) -> jax.Array:
+    """The factor of slope times direction in the mean over valid directions."""
+    return options.sampler.factor(layout.dim) / num_valid(valid, layout.dtype)
 
 
-def share_of_each(
-    options: Options, layout: flat.Layout, info: core.EstimateInfo
-) -> jax.Array:
-    """What multiplies slope times direction in the mean over those that are kept."""
-    factor = options.sampler.factor(layout.dim)
-    return factor / num_kept(info.kept, layout.dtype)
+def num_valid(valid: jax.Array, dtype: Any) -> jax.Array:
+    """The divisor of a sum over valid directions: their number, at least 1."""
+    return jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1).astype(dtype)
 
 
-def num_kept(kept: jax.Array, dtype: Any) -> jax.Array:
-    """By how many to divide a sum over kept directions: 1 where there is none."""
-    return jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1).astype(dtype)
+def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """The mean value over valid directions; the first value where there is none."""
+    sum_valid = jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)))
+    mean_valid = sum_valid / num_valid(valid, values.dtype)
+    return jnp.where(jnp.any(valid), mean_valid, values[0])
 
 
-def _value(start: Any, values: jax.Array, kept: jax.Array, auxs: Any) -> Any:
-    """The value of the step and its aux: at the parameters, where that was taken."""
-    if start is None:
-        return _mean_of_kept(values, kept), jax.tree.map(lambda x: x[0], auxs)
-    return jnp.sum(start[0]), start[1]
-
-
-def _mean_of_kept(values: jax.Array, kept: jax.Array) -> jax.Array:
-    """The mean value over kept directions; where there is none, the first value."""
-    sum_kept = jnp.sum(jnp.where(kept, values, jnp.zeros_like(values)))
-    mean_kept = sum_kept / num_kept(kept, values.dtype)
-    return jnp.where(jnp.any(kept), mean_kept, values[0])
-
-
-def _constants(law: directions.DirectionSampler, dim: int, dtype: Any) -> Any:
-    """The factor of the law, and its mean of ‖u‖²."""
-    factor = law.factor(dim)
-    squared_norm = dim / factor if law.independent and dim else math.nan
+def _constants(sampler: directions.DirectionSampler, dim: int, dtype: Any) -> Any:
+    """The factor of the sampler, and its mean of ‖u‖²."""
+    factor = sampler.factor(dim)
+    squared_norm = dim / factor if sampler.independent and dim else math.nan
     return jnp.asarray(factor, dtype), jnp.asarray(squared_norm, dtype)
 
 

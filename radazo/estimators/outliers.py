@@ -176,18 +176,8 @@ def _guarded(
             inner_state=estimator.init(params),
         )
 
-    def estimate(
-        key: core.Key,
-        value_fn: core.ValueFn,
-        params: core.Params,
-        state: Any,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        value, gradient, inner_state, info = estimator.estimate(
-            key, value_fn, params, state.inner_state, has_aux=has_aux
-        )
-        recent = state.recent
+    def guarded(state: OutlierState, found: core.Estimate) -> core.Estimate:
+        recent, info = state.recent, found.info
         largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
         num_seen, typical = _quantile(recent, quantile)
         bound = jnp.asarray(factor, recent.dtype) * typical
@@ -195,7 +185,7 @@ def _guarded(
         share = jnp.where(outlier, answer(bound, largest), jnp.ones_like(largest))
         taken = share > 0
         state = OutlierState(
-            count=jnp.asarray(optax.safe_increment(state.count)),
+            count=state.count,
             num_outliers=jnp.where(
                 outlier, optax.safe_increment(state.num_outliers), state.num_outliers
             ),
@@ -204,15 +194,41 @@ def _guarded(
             ),
             inner_state=jax.tree.map(
                 lambda new, old: jnp.where(taken, new, old),
-                inner_state,
+                found.state,
                 state.inner_state,
             ),
         )
-        info = info._replace(slopes=_times(share, info.slopes), kept=info.kept & taken)
-        gradient = jax.tree.map(lambda leaf: _times(share, leaf), gradient)
-        return value, gradient, state, info
+        info = info._replace(
+            slopes=info.slopes * share.astype(info.slopes.dtype),
+            kept=info.kept & taken,
+        )
+        gradient = found.gradient * share.astype(found.gradient.dtype)
+        found = found._replace(gradient=gradient, state=state, info=info)
+        return build.next_count(found)
 
-    return core.Estimator(init, estimate)
+    def estimate(
+        step: core.Step,
+        state: OutlierState,
+        queries: core.Queries,
+        readings: core.Readings,
+    ) -> core.Estimate:
+        inner = estimator.estimate(step, state.inner_state, queries, readings)
+        return guarded(state, inner)
+
+    fused = estimator.fused
+    return core.Estimator(
+        api_name,
+        init,
+        lambda key, params, state: estimator.step(key, params, state.inner_state),
+        lambda step, state: estimator.queries(step, state.inner_state),
+        estimate,
+        fused=fused
+        and (
+            lambda function, step, state: guarded(
+                state, fused(function, step, state.inner_state)
+            )
+        ),
+    )
 
 
 def _nothing_of_it(bound: jax.Array, largest: jax.Array) -> jax.Array:
@@ -232,8 +248,3 @@ def _quantile(recent: jax.Array, quantile: Any) -> tuple[jax.Array, jax.Array]:
     share = jnp.asarray(quantile, recent.dtype) * num_seen.astype(recent.dtype)
     place = jnp.clip(jnp.ceil(share).astype(jnp.int32) - 1, 0, recent.size - 1)
     return num_seen, in_order[place]
-
-
-def _times(share: jax.Array, leaf: Any) -> Any:
-    """`leaf` times the share, if it is floating point: the same bits if that is 1."""
-    return leaf * share.astype(leaf.dtype) if core.is_floating(leaf) else leaf

@@ -6,11 +6,13 @@ orthogonal to it: where gradients change slowly, a guess costs one function valu
 worth many random ones.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from radazo import core, differences, directions, flat, naming, validation
 from radazo.estimators import build, mean
@@ -106,6 +108,7 @@ def prior_guided_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> core.Estimator:
     """The gradient projected on a guess of it and K − 1 random directions (PRGF).
 
@@ -130,7 +133,7 @@ def prior_guided_estimator(
       prior: `last_estimate`, `last_step`, `momentum_prior(b1)`, or a `Prior` of your
         own.
         `last_step` sees what a projection or an adaptive rule made of the estimates.
-      smoothing, difference, chunk_size, terms, mask: As in
+      smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator` that is not memoryless; its state is a `PriorGuidedState`.
@@ -143,7 +146,9 @@ def prior_guided_estimator(
       of each other are held together.
     Example:
       >>> estimator, x = prior_guided_estimator(num_directions=3), jnp.zeros(20)
-      >>> step = jax.jit(lambda key, state: estimator.estimate(key, jnp.sum, x, state))
+      >>> step = jax.jit(
+      ...     lambda key, state: radazo.estimate(estimator, key, jnp.sum, x, state)
+      ... )
       >>> state = estimator.init(x)
       >>> for key in range(100):  # Where the gradient stays, what is known of it grows.
       ...     _, gradient, state, _ = step(key, state)
@@ -154,99 +159,93 @@ def prior_guided_estimator(
       algorithms, 2021. arXiv:2107.10110, History-PRGF.
     """
     api_name = "prior_guided_estimator"
-    validation.integer(
-        api_name,
-        "num_directions",
-        num_directions,
-        2,
-        "One is the guess, and one at least must look elsewhere; 10 is a good start.",
-    )
+    hint = "One is the guess, and at least one must be random; 10 is a good start."
+    validation.integer(api_name, "num_directions", num_directions, 2, hint)
     check_prior(api_name, prior)
     options = mean.Options(
-        directions.orthogonal,
-        num_directions,
-        smoothing,
-        difference,
-        chunk_size,
-        terms,
-        mask,
+        directions.orthogonal, num_directions, difference, chunk_size
     )
-    mean.check(api_name, options)
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    mean.check(api_name, options, settings)
+    own = functools.partial(guided_options, api_name, options, prior)
 
-    def fresh(layout: flat.Layout, params: core.Params) -> PriorGuidedState:
+    def init(layout: flat.Layout, params: core.Params) -> PriorGuidedState:
         del params
-        return PriorGuidedState(jnp.zeros((), jnp.int32), nothing(layout))
+        return PriorGuidedState(jnp.zeros((), jnp.int32), empty_memory(layout))
 
-    def estimate(step: build.Step, state: PriorGuidedState) -> build.Estimated:
-        seen = projection(api_name, step, options, prior, state.memory)
-        new = state._replace(memory=seen.memory)
-        return build.Estimated(seen.value, seen.gradient, new, seen.info, seen.turn)
+    def finished(
+        step: core.Step, state: PriorGuidedState, estimate: core.Estimate
+    ) -> core.Estimate:
+        estimate, memory = remembered(step, options, prior, state.memory, estimate)
+        return estimate._replace(state=state._replace(memory=memory))
 
-    settings = build.Settings(smoothing, terms, mask)
-    return build.estimator(api_name, settings, fresh, estimate)
-
-
-class Projection(NamedTuple):
-    """A gradient projected on K directions, and what came with it.
-
-    Attributes:
-      value: Scalar, the value of the step.
-      gradient: (dim,) the sum of slope times direction over kept directions.
-      first: (dim,) the first direction, which is that of the guess if there was one.
-      memory: The memory after the step.
-      info: What was seen.
-      turn: As in `steps.Estimated`.
-    """
-
-    value: jax.Array
-    gradient: jax.Array
-    first: jax.Array
-    memory: Memory
-    info: core.EstimateInfo
-    turn: jax.Array
+    return build.estimator(
+        api_name,
+        init,
+        lambda step, state: mean.queries(step, own(step, state.memory)),
+        lambda step, state, queries, readings: finished(
+            step,
+            state,
+            mean.estimated(step, own(step, state.memory), queries, readings),
+        ),
+        settings,
+        fused=lambda function, step, state: finished(
+            step, state, mean.fused(function, step, own(step, state.memory))
+        ),
+    )
 
 
 def check_prior(api_name: str, prior: Any) -> None:
-    """`prior` is a `Prior`."""
+    """Check that `prior` is a `Prior`."""
     hint = "Pass a prior, e.g. `radazo.estimators.last_estimate`."
     validation.instance(api_name, "prior", prior, Prior, hint)
 
 
-def nothing(layout: flat.Layout) -> Memory:
+def empty_memory(layout: flat.Layout) -> Memory:
     """The memory before the first step."""
     return Memory(jnp.zeros((), bool), jnp.zeros(layout.dim, layout.dtype))
 
 
-def projection(
+def guided_options(
     api_name: str,
-    step: build.Step,
+    options: mean.Options,
+    prior: Prior,
+    step: core.Step,
+    memory: Memory,
+) -> mean.Options:
+    """The options whose first direction is the guess, if there is one."""
+
+    def orthonormal_rows(
+        key: jax.Array, num_directions: int, dim: int, dtype: Any
+    ) -> jax.Array:
+        guess = prior.guess(memory.vector, flat.ravel(step.layout, step.params))
+        guess = jnp.where(memory.known, guess, jnp.zeros_like(guess))
+        return directions.orthonormal_rows(
+            api_name, key, num_directions, dim, dtype, guess
+        )
+
+    sampler = options.sampler._replace(
+        prepare=orthonormal_rows, factor=lambda _: float(options.num_directions or 1)
+    )
+    return options._replace(sampler=sampler)
+
+
+def remembered(
+    step: core.Step,
     options: mean.Options,
     prior: Prior,
     memory: Memory,
-) -> Projection:
-    """Project the gradient on the guess, if there is one, and random directions."""
-    layout, num_directions = step.layout, options.num_directions or 1
-    point = flat.ravel(layout, step.params)
-    guess = prior.guess(memory.vector, point)
-    rows = directions.orthonormal_rows(
-        api_name,
-        step.key,
-        num_directions,
-        layout.dim,
-        layout.dtype,
-        jnp.where(memory.known, guess, jnp.zeros_like(guess)),
-    )
-    law = directions.orthogonal._replace(
-        prepare=lambda *_: rows, factor=lambda _: float(num_directions)
-    )
-    options = options._replace(sampler=law)
-    value, gradient, turn, info = mean.mean(step, options)
-    # A sum over those kept, and no mean: reweighted, it would be longer than ∇f.
-    num_kept = mean.num_kept(info.kept, layout.dtype)
-    gradient = gradient * (num_kept / num_directions)
-    info = info._replace(factor=num_kept.astype(info.slopes.dtype))
+    estimate: core.Estimate,
+) -> tuple[core.Estimate, Memory]:
+    """The estimate as a projection of the gradient, and the memory after it."""
+    info, dtype = estimate.info, step.layout.dtype
+    # A sum over valid directions, not a mean: reweighted, it would be longer than ∇f.
+    num_valid = mean.num_valid(info.kept, dtype)
+    gradient = estimate.gradient * (num_valid / (options.num_directions or 1))
+    info = info._replace(factor=num_valid.astype(info.slopes.dtype))
     seen = jnp.any(info.kept)
+    point = flat.ravel(step.layout, step.params)
     new = prior.remember(memory.vector, point, gradient)
     vector = jnp.where(seen & jnp.isfinite(new), new, memory.vector)
-    memory = Memory(memory.known | seen, vector)
-    return Projection(value, gradient, rows[0], memory, info, turn)
+    estimate = estimate._replace(gradient=gradient, info=info)
+    return estimate, Memory(memory.known | seen, vector)

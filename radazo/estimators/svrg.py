@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
 
-from radazo import core, partition, random, validation
+from radazo import core, differences, flat, random, validation
 from radazo.estimators import build
 
 # Parts of the key of a step: for the estimates at x, at x₀, and of the full gradient.
@@ -73,7 +74,7 @@ def svrg_estimator(
       An `Estimator`, which is not memoryless. Its value and aux, and the (K,) slopes
       and `kept` of `info`, are those of the estimate at x; `info.num_values` counts all
       three. Where no direction is kept at x, the gradient is zero; where none is kept
-      at x₀, or no full estimate has succeeded so far, it is the estimate at x alone. A
+      at x₀, or the last full estimate failed, it is the estimate at x alone. A
       full estimate that fails leaves the snapshot as it was, and is made again in the
       next step.
     Raises:
@@ -123,43 +124,56 @@ def svrg_estimator(
             full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
         )
 
-    def estimate(
-        key: core.Key,
-        value_fn: core.ValueFn,
-        params: core.Params,
-        state: Any,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        words = random.key_data(api_name, key)
-        due = (state.age < 0) | (state.age >= num_inner_steps)
-        state, num_full = _if(
-            due,
-            functools.partial(_renewed, estimator, words, full_value_fn, params),
-            lambda state: (state, jnp.zeros((), jnp.int32)),
-            state,
-        )
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state))):
-            value_fn = _traced_once(value_fn)
-        at = functools.partial(_at, estimator, words, has_aux=has_aux)
-        value, here, _, info = at(_HERE, value_fn, params)
-        part = _HERE if share_directions else _THERE
-        _, there, _, seen = at(part, value_fn, _at_snapshot(params, state))
-        anchored = jnp.any(info.kept) & jnp.any(seen.kept) & (state.age >= 0)
-        gradient = jax.tree.map(
-            functools.partial(_moved, anchored), here, there, state.full_gradient
-        )
-        older = jnp.asarray(optax.safe_increment(state.age))
-        state = state._replace(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            age=jnp.where(state.age < 0, state.age, older),
-        )
-        num_values = info.num_values + seen.num_values + num_full
-        unknown = jnp.full_like(info.squared_norm, jnp.nan)
-        info = info._replace(num_values=num_values, squared_norm=unknown)
-        return value, gradient, state, info
+    def inner(step: core.Step, part: int, params: core.Params) -> tuple[core.Step, Any]:
+        fresh = estimator.init(params)
+        return estimator.step(random.fold_in(step.key, part), params, fresh), fresh
 
-    return core.Estimator(init, estimate)
+    there = _HERE if share_directions else _THERE
+
+    def due(state: SvrgState) -> jax.Array:
+        return (state.age < 0) | (state.age >= num_inner_steps)
+
+    def parts(step: core.Step, state: SvrgState) -> list[tuple[core.Step, Any]]:
+        """The steps at x and at x₀, and that of the full gradient."""
+        anchor = _anchor(step.params, state, due(state))
+        points = (_HERE, step.params), (there, anchor), (_FULL, step.params)
+        return [inner(step, part, params) for part, params in points]
+
+    def full_function(step: core.Step) -> core.Function:
+        return differences.evaluation(
+            api_name, full_value_fn, terms=step.terms, has_aux=False
+        )
+
+    def queries(step: core.Step, state: SvrgState) -> core.Queries:
+        three = [estimator.queries(*part) for part in parts(step, state)]
+        return _joined(three, due(state), full_value_fn)
+
+    def estimate(
+        step: core.Step,
+        state: SvrgState,
+        queries: core.Queries,
+        readings: core.Readings,
+    ) -> core.Estimate:
+        three = zip(parts(step, state), _split(queries.shared, readings), strict=True)
+        here, there, full = (estimator.estimate(*x, *y) for x, y in three)
+        return _finished(step, state, due(state), here, there, lambda: full)
+
+    def fused(
+        function: core.Function, step: core.Step, state: SvrgState
+    ) -> core.Estimate:
+        one, two, three = parts(step, state)
+        return _finished(
+            step,
+            state,
+            due(state),
+            build.closed_loop(estimator, function, *one),
+            build.closed_loop(estimator, function, *two),
+            lambda: build.closed_loop(estimator, full_function(step), *three),
+        )
+
+    return core.Estimator(
+        api_name, init, estimator.step, queries, estimate, fused=fused
+    )
 
 
 def _check(
@@ -188,41 +202,112 @@ def _check(
     validation.instance(api_name, "share_directions", share_directions, bool, hint)
 
 
-def _at(
-    estimator: core.Estimator,
-    words: jax.Array,
-    part: int,
-    value_fn: core.ValueFn,
-    params: core.Params,
-    *,
-    has_aux: bool = False,
-) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-    """An estimate with a key of its own, fold_in(key, part)."""
-    key = random.typed(random.fold_in(words, part))
-    fresh = estimator.init(params)
-    return estimator.estimate(key, value_fn, params, fresh, has_aux=has_aux)
+def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Params:
+    """x₀: the parameters where a snapshot is due, else the snapshot."""
+    return jax.tree.map(
+        lambda now, then: now if then is None else jnp.where(due, now, then),
+        params,
+        state.snapshot,
+    )
+
+
+def _joined(
+    three: list[core.Queries], due: jax.Array, full_value_fn: core.ValueFn
+) -> core.Queries:
+    """The queries of all three estimates, one after the other."""
+    ends = np.cumsum([queries.num for queries in three]).tolist()
+
+    def point(index: Any) -> core.Params:
+        index = jnp.asarray(index).astype(jnp.uint32)
+        which = sum((index >= end).astype(jnp.int32) for end in ends[:-1])
+        first = jnp.asarray([0, *ends[:-1]], jnp.uint32)[which]
+        return lax.switch(which, [queries.point for queries in three], index - first)
+
+    def read(values: jax.Array, aux: Any) -> core.Readings:
+        pieces = zip(three, jnp.split(values, ends[:-1]), strict=True)
+        here, *others = (queries.read(values, aux) for queries, values in pieces)
+        return here._replace(
+            slopes=jnp.concatenate([here.slopes, *(x.slopes for x in others)]),
+            valid=jnp.concatenate([here.valid, *(x.valid for x in others)]),
+        )
+
+    return core.Queries(
+        num=ends[-1],
+        point=point,
+        read=read,
+        num_readings=sum(queries.num_readings for queries in three),
+        needed=lambda index: (index < ends[1]) | due,
+        functions=(full_value_fn,),
+        function_of=lambda index: (index >= ends[1]).astype(jnp.int32),
+        evaluate=three[0].evaluate,
+        shared=three,
+    )
+
+
+def _split(
+    three: list[core.Queries], readings: core.Readings
+) -> list[tuple[core.Queries, core.Readings]]:
+    """The queries and the readings of each of the three estimates."""
+    ends = np.cumsum([queries.num_readings for queries in three]).tolist()[:-1]
+    slopes, valid = jnp.split(readings.slopes, ends), jnp.split(readings.valid, ends)
+    return [
+        (queries, readings._replace(slopes=slopes[i], valid=valid[i]))
+        for i, queries in enumerate(three)
+    ]
+
+
+def _finished(
+    step: core.Step,
+    state: SvrgState,
+    due: jax.Array,
+    here: core.Estimate,
+    there: core.Estimate,
+    full: Callable[[], core.Estimate],
+) -> core.Estimate:
+    """here − there + full where there is an anchor, and the state after the step."""
+    state, num_full = _if(
+        due,
+        functools.partial(_renewed, step, full),
+        lambda state: (state, jnp.zeros((), jnp.int32)),
+        state,
+    )
+    anchored = jnp.any(here.info.kept) & jnp.any(there.info.kept)
+    anchored = anchored & (state.age >= 0) & (~due | (state.age == 0))
+    full_gradient = jax.tree.map(
+        lambda x, g: x if g is None else g, step.params, state.full_gradient
+    )
+    gradient = here.gradient - there.gradient + flat.ravel(step.layout, full_gradient)
+    largest = jnp.finfo(gradient.dtype).max
+    gradient = jnp.where(anchored, jnp.clip(gradient, -largest, largest), here.gradient)
+    older = jnp.asarray(optax.safe_increment(state.age))
+    state = state._replace(age=jnp.where(state.age < 0, state.age, older))
+    info = here.info._replace(
+        num_values=here.info.num_values + there.info.num_values + num_full,
+        squared_norm=jnp.full_like(here.info.squared_norm, jnp.nan),
+    )
+    found = here._replace(gradient=gradient, state=state, info=info)
+    return build.next_count(found)
 
 
 def _renewed(
-    estimator: core.Estimator,
-    words: jax.Array,
-    full_value_fn: core.ValueFn,
-    params: core.Params,
-    state: SvrgState,
+    step: core.Step, full: Callable[[], core.Estimate], state: SvrgState
 ) -> tuple[SvrgState, jax.Array]:
     """The state with a new snapshot, or as it was, and the function values taken."""
-    _, gradient, _, info = _at(estimator, words, _FULL, full_value_fn, params)
-    succeeded = jnp.any(info.kept)
+    found = full()
+    succeeded = jnp.any(found.info.kept)
+    gradient = flat.unravel(
+        step.layout, step.params, found.gradient, found.opaque_index
+    )
 
     def chosen(new: Any, old: Any) -> Any:
         return None if old is None else jnp.where(succeeded, new, old)
 
     state = state._replace(
         age=chosen(jnp.zeros((), jnp.int32), state.age),
-        snapshot=jax.tree.map(chosen, params, state.snapshot),
+        snapshot=jax.tree.map(chosen, step.params, state.snapshot),
         full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
     )
-    return state, jnp.asarray(info.num_values, jnp.int32)
+    return state, jnp.asarray(found.info.num_values, jnp.int32)
 
 
 def _if(
@@ -235,38 +320,3 @@ def _if(
     if isinstance(condition, Tracer):
         return lax.cond(condition, yes, no, state)
     return (yes if condition else no)(state)
-
-
-def _traced_once(value_fn: core.ValueFn) -> core.ValueFn:
-    """The function, traced at one call for all that follow."""
-    seen = []
-
-    @jax.jit
-    def arrays_of(params: core.Params) -> list[jax.Array]:
-        arrays, rest = partition.split(value_fn(params))
-        seen[:] = [rest]
-        return arrays
-
-    def called(params: core.Params) -> Any:
-        arrays = arrays_of(params)
-        return seen[0].join(arrays)
-
-    return called
-
-
-def _at_snapshot(params: core.Params, state: SvrgState) -> core.Params:
-    """The parameters with the floating-point leaves of the snapshot."""
-    return jax.tree.map(
-        lambda now, then: now if then is None else then, params, state.snapshot
-    )
-
-
-def _moved(anchored: jax.Array, here: Any, there: Any, full: Any) -> Any:
-    """here − there + full where there is an anchor, in the type of `here`."""
-    if full is None:
-        return here
-    wide = core.wide(here.dtype)
-    largest = jnp.finfo(here.dtype).max.astype(wide)
-    difference = here.astype(wide) - there.astype(wide) + full.astype(wide)
-    moved = jnp.clip(difference, -largest, largest).astype(here.dtype)
-    return jnp.where(anchored, moved, here)

@@ -5,12 +5,15 @@ at and answers with the gradient of its mean. Where the process is certain enoug
 gradient at the next point, it need not look there at all: a virtual step.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import NamedSharding
 
 from radazo import core, directions, flat, validation
 from radazo.estimators import build, gaussian_process
@@ -57,6 +60,7 @@ def trajectory_estimator(
     chunk_size: int = 1,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> core.Estimator:
     """The gradient of a surrogate that is fitted to the last points looked at.
 
@@ -109,7 +113,7 @@ def trajectory_estimator(
       chunk_size: Directions evaluated in one batch, at least 1.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
         The buffer holds sums, so that it gains no digit here.
-      mask: As in `finite_difference_estimator`.
+      mask, sharding: As in `finite_difference_estimator`.
     Returns:
       An `Estimator`, which is not memoryless. Its value is f(x), in a virtual step the
       posterior mean; `info.slopes` are (f(x + smoothing · uₖ) − f(x)) / smoothing, in a
@@ -150,19 +154,20 @@ def trajectory_estimator(
     )
     _check(api_name, options)
 
-    def fresh(layout: flat.Layout, params: core.Params) -> TrajectoryState:
+    def init(layout: flat.Layout, params: core.Params) -> TrajectoryState:
         del params
         zero = jnp.zeros((), jnp.int32)
         buffer = gaussian_process.empty_buffer(num_points, layout.dim, layout.dtype)
         return TrajectoryState(zero, buffer, jnp.zeros((), jnp.int32))
 
-    def estimate(step: build.Step, state: TrajectoryState) -> build.Estimated:
-        if not max_virtual_steps:
-            return _look(step, state, options)
-        return _look_or_trust(step, state, options)
-
-    settings = build.Settings(smoothing, terms, mask)
-    return build.estimator(api_name, settings, fresh, estimate)
+    return build.estimator(
+        api_name,
+        init,
+        functools.partial(_queries, options),
+        functools.partial(_estimate, options),
+        build.Settings(smoothing, terms, mask, chunk_size, sharding),
+        fused=functools.partial(_fused, options),
+    )
 
 
 def _check(api_name: str, options: _Options) -> None:
@@ -191,10 +196,26 @@ def _check(api_name: str, options: _Options) -> None:
     validation.integer(api_name, "chunk_size", options.chunk_size, 1, hint)
 
 
-def _look_or_trust(
-    step: build.Step, state: TrajectoryState, options: _Options
-) -> build.Estimated:
-    """A virtual step where the surrogate is certain enough, else a look."""
+class _Surrogate(NamedTuple):
+    """What the buffer says of the function at the parameters, before the step.
+
+    Attributes:
+      trusted: Bool scalar, whether the step is virtual.
+      value: The posterior mean.
+      gradient: (dim,) its gradient.
+    """
+
+    trusted: jax.Array
+    value: jax.Array
+    gradient: jax.Array
+
+
+def _surrogate(
+    options: _Options, step: core.Step, state: TrajectoryState
+) -> _Surrogate | None:
+    """The surrogate of a step that may be virtual; None where none is."""
+    if not options.max_virtual_steps:
+        return None
     kernel, buffer = options.kernel, state.buffer
     x = flat.ravel(step.layout, step.params)
     posterior = gaussian_process.fit(
@@ -206,40 +227,137 @@ def _look_or_trust(
     )
     trusted = (uncertainty < options.max_uncertainty) & (buffer.num_filled > 0)
     trusted = trusted & (state.num_virtual < options.max_virtual_steps)
+    value = gaussian_process.mean(kernel, posterior, distances)
+    gradient = gaussian_process.mean_gradient(
+        kernel, posterior, buffer.points, x, distances
+    )
+    return _Surrogate(trusted, value, gradient)
 
-    def trust() -> build.Estimated:
-        value = gaussian_process.mean(kernel, posterior, distances)
-        gradient = gaussian_process.mean_gradient(
-            kernel, posterior, buffer.points, x, distances
+
+def _queries(
+    options: _Options, step: core.Step, state: TrajectoryState
+) -> core.Queries:
+    """The parameters and K points around them; none is needed in a virtual step."""
+    layout, sampler, number = step.layout, options.sampler, options.num_directions
+    prepared = sampler.prepare(step.key, number, layout.dim, layout.dtype)
+    surrogate = _surrogate(options, step, state)
+
+    def point(index: Any) -> core.Params:
+        k = jnp.maximum(jnp.asarray(index).astype(jnp.uint32), 1) - 1
+        u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
+        distance = jnp.where(index > 0, step.smoothing, jnp.zeros_like(step.smoothing))
+        return flat.perturb(layout, step.params, u, distance, step.key[0])
+
+    def read(values: jax.Array, aux: Any) -> core.Readings:
+        value = jnp.sum(values[0]).astype(layout.dtype)
+        if surrogate is not None:
+            value = jnp.where(surrogate.trusted, surrogate.value, value)
+        around = lax.map(jnp.sum, values[1:]).astype(layout.dtype)
+        return core.Readings(value, around, jnp.isfinite(around), aux)
+
+    return core.Queries(
+        num=number + 1,
+        point=point,
+        read=read,
+        num_readings=number,
+        base=step.params if surrogate is None else None,
+        needed=None if surrogate is None else lambda index: ~surrogate.trusted,
+        shared=surrogate,
+    )
+
+
+def _estimate(
+    options: _Options,
+    step: core.Step,
+    state: TrajectoryState,
+    queries: core.Queries,
+    readings: core.Readings,
+) -> core.Estimate:
+    layout = step.layout
+
+    def fitted() -> core.Estimate:
+        indices = jnp.arange(1, queries.num, dtype=jnp.uint32)
+        # The points as they are evaluated: in low precision not x + smoothing · u.
+        points = lax.map(lambda i: flat.ravel(layout, queries.point(i)), indices)
+        values = jnp.where(readings.valid, readings.slopes, jnp.nan)
+        value, aux = readings.value, readings.aux
+        return _fitted(options, step, state, points, value, values, aux)
+
+    return _unless_virtual(options, state, queries.shared, fitted, readings.aux)
+
+
+def _fused(
+    options: _Options,
+    function: core.Function,
+    step: core.Step,
+    state: TrajectoryState,
+) -> core.Estimate:
+    layout, sampler, number = step.layout, options.sampler, options.num_directions
+
+    def fitted() -> core.Estimate:
+        terms, aux = function(step.params)
+        value = jnp.sum(terms).astype(layout.dtype)
+        prepared = sampler.prepare(step.key, number, layout.dim, layout.dtype)
+
+        def point_and_value(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+            u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
+            moved = flat.perturb(layout, step.params, u, step.smoothing, step.key[0])
+            terms, _ = function(moved)
+            return flat.ravel(layout, moved), jnp.sum(terms).astype(layout.dtype)
+
+        at_once = min(options.chunk_size, number)
+        points, values = lax.map(
+            point_and_value,
+            jnp.arange(number, dtype=jnp.uint32),
+            batch_size=at_once if at_once > 1 else None,
         )
+        return _fitted(options, step, state, points, value, values, aux)
+
+    surrogate = _surrogate(options, step, state)
+    aux = None
+    if surrogate is not None and isinstance(surrogate.trusted, Tracer):
+        _, aux = jax.eval_shape(function, step.params)
+        aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+    return _unless_virtual(options, state, surrogate, fitted, aux)
+
+
+def _unless_virtual(
+    options: _Options,
+    state: TrajectoryState,
+    surrogate: _Surrogate | None,
+    fitted: Callable[[], core.Estimate],
+    aux: Any,
+) -> core.Estimate:
+    """The estimate of the surrogate in a virtual step, else the fitted one."""
+    if surrogate is None:
+        return fitted()
+
+    def virtual() -> core.Estimate:
         info = core.EstimateInfo(
-            jnp.zeros(options.num_directions, step.layout.dtype),
+            jnp.zeros(options.num_directions, surrogate.gradient.dtype),
             jnp.ones(options.num_directions, bool),
             jnp.zeros((), jnp.int32),
-            _no_aux(step) if isinstance(trusted, Tracer) else None,
+            aux,
         )
         after = state._replace(num_virtual=state.num_virtual + 1)
-        return build.Estimated(value, gradient, after, info, jnp.uint32(0))
+        index = jnp.uint32(0)
+        return core.Estimate(surrogate.value, surrogate.gradient, after, info, index)
 
-    return lax.cond(trusted, trust, lambda: _look(step, state, options))
-
-
-def _no_aux(step: build.Step) -> Any:
-    """Zeros in place of what `value_fn` would return beside its value."""
-    _, aux = jax.eval_shape(step.evaluate, step.params)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+    return lax.cond(surrogate.trusted, virtual, fitted)
 
 
-def _look(
-    step: build.Step, state: TrajectoryState, options: _Options
-) -> build.Estimated:
-    """Take K + 1 values, put them in the buffer, and fit."""
+def _fitted(
+    options: _Options,
+    step: core.Step,
+    state: TrajectoryState,
+    points: jax.Array,
+    value: jax.Array,
+    values: jax.Array,
+    aux: Any,
+) -> core.Estimate:
+    """Put the K + 1 points of the step in the buffer, and fit the surrogate."""
     layout, kernel = step.layout, options.kernel
     x = flat.ravel(layout, step.params)
-    terms, aux = step.evaluate(step.params)
-    value = jnp.sum(terms).astype(layout.dtype)
-    turn = step.key[0]
-    points, values = _look_around(step, options, turn)
     buffer = gaussian_process.put(
         state.buffer,
         jnp.concatenate([x[None], points]),
@@ -259,29 +377,9 @@ def _look(
         kernel, posterior, buffer.points, x, distances
     )
     gradient = jnp.where(jnp.any(kept), gradient, jnp.zeros_like(gradient))
-    # A look that saw nothing gives no new trust.
+    # A step without a finite value gives no new trust.
     num_virtual = jnp.where(
         jnp.any(kept), jnp.zeros_like(state.num_virtual), state.num_virtual
     )
     after = state._replace(buffer=buffer, num_virtual=num_virtual)
-    return build.Estimated(value, gradient, after, info, turn)
-
-
-def _look_around(
-    step: build.Step, options: _Options, turn: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """(K, dim) points around the parameters, and the (K,) values there."""
-    layout, law = step.layout, options.sampler
-    number = options.num_directions
-    prepared = law.prepare(step.key, number, layout.dim, layout.dtype)
-
-    def look_at(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        u = directions.direction(law, prepared, k, layout.dim, layout.dtype)
-        moved = flat.perturb(layout, step.params, u, step.smoothing, turn)
-        terms, _ = step.evaluate(moved)
-        # The point as it was evaluated: in low precision it is not x + smoothing · u.
-        return flat.ravel(layout, moved), jnp.sum(terms).astype(layout.dtype)
-
-    at_once = min(options.chunk_size, number)
-    ks = jnp.arange(number, dtype=jnp.uint32)
-    return lax.map(look_at, ks, batch_size=at_once if at_once > 1 else None)
+    return core.Estimate(value, gradient, after, info, step.key[0])

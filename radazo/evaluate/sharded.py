@@ -1,7 +1,8 @@
-"""Values of many points, each taken by one group of devices, known to all of them.
+"""Evaluate the queries of a step on the devices of a mesh.
 
-What goes over the wire is one number (or one array of terms) a point. Which device
-takes which point changes no value: a point is named by its number alone.
+Each query is evaluated by one group of devices, and its value is gathered by all: one
+number (or one array of terms) for each query crosses the interconnect. Which device
+evaluates a query changes no value, since its point depends on its index alone.
 """
 
 import math
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 
-from radazo import validation
+from radazo import core, validation
+from radazo.evaluate import local
 
 
 def check(api_name: str, sharding: Any) -> None:
-    """`sharding` is None, or says over which axes of a mesh directions are shared."""
+    """Check that `sharding` is None or names the axes of a mesh for the directions."""
     hint = "Pass `NamedSharding(mesh, PartitionSpec('directions'))`, or None."
     if sharding is None:
         return
@@ -41,60 +43,68 @@ def check(api_name: str, sharding: Any) -> None:
         )
 
 
-def values(
-    sharding: Any,
-    point: Callable[[jax.Array], Any],
-    evaluate: Callable[[Any], tuple[jax.Array, Any]],
-    num: int,
-    chunk_size: int,
-) -> Any:
-    """`evaluate(point(i))` for i < num, stacked, with the aux of the first.
+def sharded(sharding: NamedSharding, chunk_size: int = 1) -> core.Evaluate:
+    """The evaluator that shares the queries of a step among the devices of a mesh.
 
-    `evaluate(params) -> (array, aux)`. Each group of devices takes every n-th point,
-    `chunk_size` of them in a batch, so that none takes more than one turn more than
-    another; a group that has none left in the last turn waits.
+    Each group of devices takes every n-th query, `chunk_size` of them in a batch.
     """
+
+    def evaluate(
+        function: core.Function, step: core.Step, queries: core.Queries
+    ) -> core.Readings:
+        call = local.caller(function, step, queries)
+        return queries.read(*_gathered(sharding, call, queries, chunk_size))
+
+    return evaluate
+
+
+def _gathered(
+    sharding: Any,
+    call: Callable[..., tuple[jax.Array, Any]],
+    queries: core.Queries,
+    chunk_size: int,
+) -> tuple[jax.Array, Any]:
+    """The values of all queries, stacked, and the aux of query 0."""
     names = sharding.spec[0]
     names = names if isinstance(names, tuple) else (names,)
+    num = queries.num
     num_groups = math.prod(sharding.mesh.shape[name] for name in names)
     chunk_size = min(chunk_size, -(-num // num_groups))
-    num_turns = -(-num // (num_groups * chunk_size))
+    num_rounds = -(-num // (num_groups * chunk_size))
 
-    def turn(numbers: jax.Array) -> tuple[jax.Array, Any]:
+    def take(index: jax.Array) -> tuple[jax.Array, Any]:
+        return call(queries.point(index), index)
+
+    def one_round(indices: jax.Array) -> tuple[jax.Array, Any]:
         if chunk_size == 1:
-            taken = _if_there(lambda i: evaluate(point(i)), numbers[0], num)
+            needed = indices[0] < num
+            if queries.needed is not None:
+                needed = needed & queries.needed(indices[0])
+            taken = local.if_needed(needed, take, indices[0])
             return jax.tree.map(lambda x: x[None], taken)
-        # Drawn one after the other: in a batch XLA on CPU draws what it fuses again.
-        points = lax.map(point, jnp.minimum(numbers, jnp.uint32(num - 1)))
-        return jax.vmap(evaluate)(points)
+        # Points are made in a loop: in a batch XLA on CPU draws again what it fuses.
+        indices = jnp.minimum(indices, jnp.uint32(num - 1))
+        points = lax.map(queries.point, indices)
+        return jax.vmap(call)(points, indices)
 
-    def local() -> Any:
-        mine = lax.axis_index(names).astype(jnp.uint32)
-        numbers = jnp.arange(num_turns * chunk_size, dtype=jnp.uint32)
-        numbers = (numbers * num_groups + mine).reshape(num_turns, chunk_size)
-        arrays, aux = lax.map(turn, numbers)
-        # The first turn of the first group has the first point.
+    def on_one_group() -> Any:
+        group = lax.axis_index(names).astype(jnp.uint32)
+        indices = jnp.arange(num_rounds * chunk_size, dtype=jnp.uint32)
+        indices = (indices * num_groups + group).reshape(num_rounds, chunk_size)
+        arrays, aux = lax.map(one_round, indices)
+        # Query 0 belongs to the first round of the first group.
         first = jax.tree.map(lambda x: lax.all_gather(x[0, 0], names)[0], aux)
         arrays = arrays.reshape(-1, *arrays.shape[2:])
         gathered = lax.all_gather(arrays, names, axis=1)
         return gathered.reshape(-1, *arrays.shape[1:])[:num], first
 
-    # Types that say over which axes a value varies would be asked of `evaluate` too.
+    # `check_vma` would require `value_fn` to declare over which axes its values vary.
     everywhere = jax.sharding.PartitionSpec()
     return jax.shard_map(
-        local,
+        on_one_group,
         mesh=sharding.mesh,
         in_specs=(),
         out_specs=everywhere,
         axis_names=set(names),
         check_vma=False,
     )()
-
-
-def _if_there(
-    take: Callable[[jax.Array], tuple[jax.Array, Any]], i: jax.Array, num: int
-) -> tuple[jax.Array, Any]:
-    """`take(i)`, or zeros, and no value taken, beyond the last point."""
-    kind = jax.eval_shape(take, i)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kind)
-    return lax.cond(i < num, take, lambda _: nothing, i)

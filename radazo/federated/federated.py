@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from radazo import core, partition, random, validation
+from radazo import core, flat, partition, random, validation
+from radazo.estimators import build
 from radazo.federated import corrections
 from radazo.optimizers import combinators
 
@@ -277,28 +278,35 @@ def _corrected(
         zero = jnp.zeros((), jnp.int32)
         return _CorrectedState(zero, inner, zero, total)
 
-    def estimate(
-        key: core.Key,
-        value_fn: core.ValueFn,
-        params: core.Params,
-        state: Any,
-        *,
-        has_aux: bool = False,
-    ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
-        value, gradient, after, info = estimator.estimate(
-            key, value_fn, params, state.estimator, has_aux=has_aux
-        )
+    def corrected(
+        step: core.Step, state: _CorrectedState, found: core.Estimate
+    ) -> core.Estimate:
+        layout, params = step.layout, step.params
+        gradient = flat.unravel(layout, params, found.gradient, found.opaque_index)
         estimates = corrections.wide_leaves(gradient)
         terms = term(params, state.count)
         total = (x + g for x, g in zip(state.total, estimates, strict=True))
         gradient = corrections.replaced(
             gradient, (g + c for g, c in zip(estimates, terms, strict=True))
         )
-        num_valid = state.num_valid + jnp.any(info.kept).astype(jnp.int32)
-        state = _CorrectedState(state.count + 1, after, num_valid, tuple(total))
-        return value, gradient, state, info
+        num_valid = state.num_valid + jnp.any(found.info.kept).astype(jnp.int32)
+        state = _CorrectedState(state.count + 1, found.state, num_valid, tuple(total))
+        return found._replace(gradient=flat.ravel(layout, gradient), state=state)
 
-    return core.Estimator(init, estimate)
+    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
+        inner = build.closed_loop(estimator, function, step, state.estimator)
+        return corrected(step, state, inner)
+
+    return core.Estimator(
+        estimator.api_name,
+        init,
+        lambda key, params, state: estimator.step(key, params, state.estimator),
+        lambda step, state: estimator.queries(step, state.estimator),
+        lambda step, state, *rest: corrected(
+            step, state, estimator.estimate(step, state.estimator, *rest)
+        ),
+        fused=fused,
+    )
 
 
 def _mean(weights: np.ndarray, values: jax.Array) -> jax.Array:

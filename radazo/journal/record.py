@@ -18,10 +18,8 @@ from jax import lax
 from jax.core import Tracer
 
 from radazo import core, partition, replicas, validation
-from radazo.evaluate import answers
 from radazo.journal import file_format
-from radazo.optimizers import combinators
-from radazo.optimizers.in_place import InPlace
+from radazo.optimizers import combinators, stepping
 
 Box = Callable[[list[jax.Array]], list[jax.Array]]
 
@@ -43,9 +41,8 @@ def recorded_step(
       that must not be compiled together: do not call it within `jax.jit`. The
       parameters and the state that it is given are used up, as by `donate_argnums`.
     Raises:
-      TypeError: If an argument is of the wrong kind; in `step`, if the optimizer needs
-        more than one mean of slope times direction, as with `svrg_estimator` or a line
-        search, or if it is traced.
+      TypeError: If an argument is of the wrong kind; in `step`, if the optimizer
+        evaluates further points, as a line search does, or if it is traced.
     Cost:
       The function values of a step; K directions are drawn once more, and the
       parameters are read once more.
@@ -58,14 +55,14 @@ def recorded_step(
       11 0 (10,) 3.0
     """
     api_name = "recorded_step"
-    check_optimizer(api_name, optimizer)
+    stepping.check_optimizer(api_name, optimizer)
     validation.function(
         api_name, "value_fn", value_fn, "It takes the parameters first."
     )
 
     @functools.partial(jax.jit, static_argnums=0)
-    def look(rest: partition.Static, arrays: Any, state: Any, extra: Any) -> Any:
-        return seen(optimizer, value_fn, rest.join(arrays), state, **extra)[0]
+    def read(rest: partition.Static, arrays: Any, state: Any, extra: Any) -> Any:
+        return read_entry(optimizer, value_fn, rest.join(arrays), state, **extra)
 
     def step(
         params: core.Params, state: Any, **extra: Any
@@ -80,42 +77,32 @@ def recorded_step(
                 "Call it in a loop of Python, outside of `jax.jit` and `lax.scan`.",
                 TypeError,
             )
-        entry = look(rest, arrays, state, extra)
+        entry = read(rest, arrays, state, extra)
         arrays, state = advanced(optimizer, rest, None, arrays, state, *entry[2:])
         return rest.join(arrays), state, entry
 
     return step
 
 
-def seen(
+def read_entry(
     optimizer: Any,
     value_fn: core.ValueFn,
     params: core.Params,
     state: Any,
     **extra: Any,
-) -> tuple[file_format.JournalEntry, combinators.WithEstimatorState]:
-    """The first half: the entry, and the counters after the step."""
-    watched = answers.Watched(value_fn, [])
-    new = _state_after(optimizer, watched, params, state, **extra)
-    counters = combinators.counters("recorded_step", new)
-    if len(watched.infos) != 1:
-        validation.fail(
-            "recorded_step",
-            "optimizer",
-            "have an estimator that takes one mean of slope times direction in a step",
-            f"one that takes {len(watched.infos)}",
-            "Take `radazo.sphere_estimator()`, say.",
-            TypeError,
-        )
-    info = watched.infos[0]
-    entry = file_format.JournalEntry(
-        counters.count - 1,
+) -> file_format.JournalEntry:
+    """The first half: evaluate the function and read what a journal keeps."""
+    function, step, queries = combinators.first_evaluation(
+        optimizer, params, state, value_fn=value_fn, **extra
+    )
+    readings = queries.evaluate(function, step, queries)
+    return file_format.JournalEntry(
+        combinators.find_estimator_state("recorded_step", state).count,
         replicas.short_fingerprint(partition.split(params)[0]),
-        jnp.where(info.kept, info.slopes, jnp.nan),
-        counters.last_value.astype(info.slopes.dtype),
+        jnp.where(readings.valid, readings.slopes, jnp.nan),
+        readings.value.astype(readings.slopes.dtype),
         jnp.zeros((), jnp.bool_),
     )
-    return entry, counters
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -131,14 +118,17 @@ def advanced(
 ) -> tuple[list[jax.Array], Any]:
     """The second half, of a run and of its replay."""
     arrays, state = jax.tree.map(_strong, (arrays, state))
-    params = rest.join(arrays)
-    replayed = answers.Replayed(slopes, ~jnp.isnan(slopes), value)
-    if isinstance(optimizer, InPlace):
-        params, state, _ = optimizer.step(replayed, params, state)
-        return rest.pick(rest.treedef.flatten_up_to(params)), state
-    updates, state = optimizer.update(None, state, params, value_fn=replayed)
-    moved = core.moved(updates, params)
-    new = rest.pick(rest.treedef.flatten_up_to(moved))
+
+    def evaluate(
+        function: core.Function, step: core.Step, queries: core.Queries
+    ) -> core.Readings:
+        del function, step, queries
+        return core.Readings(value, slopes, ~jnp.isnan(slopes))
+
+    params, state = stepping.take_step(
+        optimizer, None, rest.join(arrays), state, evaluate=evaluate
+    )
+    new = rest.pick(rest.treedef.flatten_up_to(params))
     new = new if box is None else box(new)
     pairs = zip(arrays, new, strict=True)
     return [
@@ -146,36 +136,17 @@ def advanced(
     ], state
 
 
-def num_directions(optimizer: Any, params: core.Params, state: Any) -> int | None:
-    """K of a step, which is not made; None where no mean is taken over directions."""
-    counted = answers.Counted([])
+def num_readings(optimizer: Any, params: core.Params, state: Any) -> int:
+    """How many numbers a step reads, without taking it."""
     arrays, rest = partition.split(params)
 
-    jax.eval_shape(
-        lambda arrays, state: _state_after(
-            optimizer, counted, rest.join(arrays), state
-        ),
-        arrays,
-        state,
-    )
-    return counted.found[0] if counted.found else None
+    def numbers(arrays: Any, state: Any) -> jax.Array:
+        evaluation = combinators.first_evaluation(optimizer, rest.join(arrays), state)
+        return jnp.zeros(evaluation[-1].num_readings, jnp.bool_)
 
-
-def _state_after(
-    optimizer: Any, given: Any, params: core.Params, state: Any, **extra: Any
-) -> Any:
-    if isinstance(optimizer, InPlace):
-        return optimizer.step(given, params, state, **extra)[1]
-    return optimizer.update(None, state, params, value_fn=given, **extra)[1]
+    return jax.eval_shape(numbers, arrays, state).size
 
 
 def _strong(leaf: jax.Array) -> jax.Array:
     """Without a weak type, so that the first step is the program of all others."""
     return lax.convert_element_type(leaf, leaf.dtype)
-
-
-def check_optimizer(api_name: str, optimizer: Any) -> None:
-    """It makes steps, in one way or the other."""
-    if not isinstance(optimizer, InPlace):
-        hint = "Pass `radazo.radazo(0.01, key=0)`, say, or `radazo.in_place(...)`."
-        validation.transformation(api_name, optimizer, hint)

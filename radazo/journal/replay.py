@@ -8,6 +8,7 @@ import numpy as np
 
 from radazo import core, partition, projections, replicas, validation
 from radazo.journal import file_format, record, run_id
+from radazo.optimizers import stepping
 
 _COUNT = "It is the number of steps that the state has counted."
 _MAX_BLOCK = 1024  # Steps between two looks at the device.
@@ -65,7 +66,7 @@ def replay(
       >>> folder.cleanup()
     """
     api_name = "replay"
-    record.check_optimizer(api_name, optimizer)
+    stepping.check_optimizer(api_name, optimizer)
     journal = file_format.read(api_name, path)
     box = None if bounds is None else projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
@@ -96,8 +97,8 @@ def replay(
 
 def _check_directions(wanted: int, optimizer: Any, params: Any, state: Any) -> None:
     """What the optimizer makes a step of is what the journal has of it."""
-    found = record.num_directions(optimizer, params, state)
-    if found not in (None, wanted):
+    found = record.num_readings(optimizer, params, state)
+    if found != wanted:
         validation.fail(
             "replay",
             "optimizer",

@@ -48,7 +48,7 @@ class Run(NamedTuple):
 
 def of(api_name: str, params: core.Params, state: Any, bounds: Any) -> Run:
     """Return the identity of the run with these parameters and state."""
-    counters = combinators.counters(api_name, state)
+    counters = combinators.find_estimator_state(api_name, state)
     high, low = np.asarray(counters.key_data).tolist()
     return Run(
         (high, low),

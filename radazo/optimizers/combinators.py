@@ -8,6 +8,7 @@ The link is the second form around an optimizer that does nothing. Keys are made
 same way in both: the key of a step is fold_in(key, count).
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ import optax
 
 from radazo import core, random, validation
 from radazo.estimators import build
-from radazo.evaluate import answers
 
 
 class WithEstimatorState(NamedTuple):
@@ -94,7 +94,8 @@ def value_and_grad(
     def estimated_value_and_grad(
         key: core.Key, params: core.Params, *args: Any, **kwargs: Any
     ) -> tuple[Any, core.Params]:
-        value, gradient, _, info = estimator.estimate(
+        value, gradient, _, info = build.estimate(
+            estimator,
             key,
             lambda p: value_fn(p, *args, **kwargs),
             params,
@@ -193,17 +194,59 @@ def with_estimator(
     return attached("with_estimator", estimator, optimizer, key)
 
 
+class _ReachedError(Exception):
+    """Leaves an update at its first evaluation, with what is to be evaluated."""
+
+    def __init__(self, *inputs: Any) -> None:
+        super().__init__("an update has reached its evaluation")
+        self.inputs = inputs
+
+
+def first_evaluation(
+    optimizer: Any, params: core.Params, state: Any, **extra: Any
+) -> tuple[core.Function, core.Step, core.Queries]:
+    """Return (function, step, queries) of the first evaluation of an update.
+
+    Whatever wraps the estimator, the update runs up to there and no further.
+    """
+
+    def leave(*inputs: Any) -> Any:
+        raise _ReachedError(*inputs)
+
+    take_step = getattr(optimizer, "step", None)
+    try:
+        if take_step is None:
+            optimizer.update(None, state, params, evaluate=leave, **extra)
+        else:
+            take_step(
+                extra.pop("value_fn", None), params, state, evaluate=leave, **extra
+            )
+    except _ReachedError as reached:
+        return reached.inputs
+    return validation.fail(
+        "ask",
+        "optimizer",
+        "have an estimator in it",
+        repr(optimizer)[:200],
+        "Use `radazo.radazo(...)`, or "
+        "`radazo.with_estimator(estimator, optimizer, key)`.",
+    )
+
+
 def attached(
     api_name: str, estimator: core.Estimator, optimizer: Any, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
-    """`with_estimator`, whose messages say `where`."""
+    """`with_estimator`, whose messages name `api_name`."""
     build.check_estimator(api_name, estimator)
-    hint = "Pass `optax.sgd(0.1)`, say, or `radazo.scale_by_radazo()` in a chain."
+    hint = (
+        "Pass an optimizer, e.g. `optax.sgd(0.1)`, or a chain with "
+        "`radazo.scale_by_radazo()`."
+    )
     validation.transformation(api_name, optimizer, hint)
     words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> WithEstimatorState:
-        return fresh(words, estimator.init(_fast(params)), optimizer.init(params))
+        return init_state(words, estimator.init(_fast(params)), optimizer.init(params))
 
     def update(
         updates: Any,
@@ -211,20 +254,21 @@ def attached(
         params: core.Params | None = None,
         *,
         value_fn: core.ValueFn | None = None,
+        evaluate: core.Evaluate | None = None,
         **extra: Any,
     ) -> tuple[Any, Any]:
         del updates
-        value_fn = _required(api_name, value_fn, params)
-        named, rest = _split_by_name(answers.named_by(value_fn), extra)
-        bound = answers.bound(value_fn, named)
+        value_fn = _required(api_name, value_fn, params, evaluate)
+        named, rest = _split_by_name(value_fn, extra)
+        bound = functools.partial(value_fn, **named)
         key = random.typed(random.fold_in(state.key_data, state.count))
-        value, gradient, estimator_state, info = estimator.estimate(
-            key, bound, _fast(params), state.estimator
+        value, gradient, estimator_state, info = build.estimate(
+            estimator, key, bound, _fast(params), state.estimator, evaluate=evaluate
         )
         offered = {
             "value": value,
             "grad": gradient,
-            # Line searches hand on to `value_fn` what they do not know.
+            # Line searches pass on keywords that they do not know.
             "value_fn": lambda p, estimate_info=None: jnp.sum(bound(p)),
             "estimate_info": info,
             **rest,
@@ -234,12 +278,12 @@ def attached(
             optimizer, gradient, state.optimizer, params, offered, seen
         )
         state = state._replace(estimator=estimator_state, optimizer=optimizer_state)
-        return updates, counted(state, value, info, seen)
+        return updates, update_counters(state, value, info, seen)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def fresh(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimatorState:
+def init_state(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimatorState:
     """The state before the first step."""
     # A number each and a copy of the key, so that a donated state takes nothing with it
     # that the next `init` needs.
@@ -277,7 +321,7 @@ def _updated(
     return updates, jax.tree.map(chosen, new, state)
 
 
-def counted(
+def update_counters(
     state: WithEstimatorState,
     value: jax.Array,
     info: core.EstimateInfo,
@@ -294,9 +338,10 @@ def counted(
     )
 
 
-def _required(api_name: str, value_fn: Any, params: Any) -> core.ValueFn:
+def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.ValueFn:
+    """`value_fn`, or a function that fails where values come from elsewhere."""
     call = f"{api_name}(...).update"
-    if value_fn is None:
+    if value_fn is None and evaluate is None:
         validation.fail(
             call,
             "value_fn",
@@ -308,14 +353,29 @@ def _required(api_name: str, value_fn: Any, params: Any) -> core.ValueFn:
             "wrapper inside, `with_estimator(estimator, wrapper, key)`, or use "
             "`value_and_grad`.",
         )
-    validation.function(call, "value_fn", value_fn, "It takes the parameters first.")
-    validation.current_params(
-        call,
-        params,
+    hint = (
         "The function is evaluated around them: call "
-        "`optimizer.update(None, state, params, value_fn=f)`.",
+        "`optimizer.update(None, state, params, value_fn=f)`."
     )
+    validation.current_params(call, params, hint)
+    if value_fn is None:
+        return functools.partial(_not_known_before, api_name)
+    validation.check(call, value_fn=value_fn)
     return value_fn
+
+
+def _not_known_before(api_name: str, params: core.Params, **keywords: Any) -> Any:
+    """Stands for a function that is evaluated elsewhere, before the step."""
+    del params, keywords
+    validation.fail(
+        api_name,
+        "value_fn",
+        "be evaluated at points that are known before the step",
+        "other points",
+        "A line search and `forward_mode` evaluate further points: use an optimizer "
+        "without, and `forward`, `central` or `one_point`.",
+        TypeError,
+    )
 
 
 def _fast(params: Any) -> Any:
@@ -347,15 +407,19 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
     return {name: x for name, x in keywords.items() if name in by_name}
 
 
-def is_counters(node: Any) -> bool:
+def is_estimator_state(node: Any) -> bool:
     """Whether `node` is the state of an estimator within that of an optimizer."""
     return isinstance(node, WithEstimatorState)
 
 
-def counters(api_name: str, state: Any) -> WithEstimatorState:
+def find_estimator_state(api_name: str, state: Any) -> WithEstimatorState:
     """The state of the estimator within that of an optimizer."""
 
-    nodes = [x for x in jax.tree.leaves(state, is_leaf=is_counters) if is_counters(x)]
+    nodes = [
+        x
+        for x in jax.tree.leaves(state, is_leaf=is_estimator_state)
+        if is_estimator_state(x)
+    ]
     if len(nodes) != 1:
         validation.fail(
             api_name,

@@ -5,6 +5,7 @@ exists. `streaming` evaluates along a direction without the perturbed point, and
 draws the directions again and updates the parameters where they lie.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from jax import lax
 
 from radazo import core, differences, directions, flat, random, validation
 from radazo.estimators import build, mean
-from radazo.evaluate import answers, lazy, perturbed
+from radazo.evaluate import lazy, perturbed
 from radazo.optimizers import combinators, partwise
 
 _MISSING = 0.01  # Of a first moment, the share that is too old to be remembered.
@@ -140,10 +141,9 @@ def in_place(
     """
     api_name = "in_place"
     num_steps = _checked(api_name, optimizer, b1, num_steps, moment_dtype)
-    options = mean.Options(
-        sampler, num_directions, smoothing, difference, 1, terms, mask
-    )
-    _check_options(api_name, options)
+    options = mean.Options(sampler, num_directions, difference)
+    settings = build.Settings(smoothing, terms, mask)
+    _check_options(api_name, options, settings)
     rule = partwise.Rule(optimizer, moment_dtype)
     words = random.key_data(api_name, key)
 
@@ -154,33 +154,48 @@ def in_place(
         # Compiled, since a wide copy of a part is asked for its shape alone.
         states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
         _check_takes_a_gradient(api_name, states)
-        return combinators.fresh(words, past, states)
+        return combinators.init_state(words, past, states)
 
     def step(
-        value_fn: core.ValueFn,
+        value_fn: core.ValueFn | None,
         params: core.Params,
         state: combinators.WithEstimatorState,
+        *,
+        evaluate: core.Evaluate | None = None,
         **extra: Any,
     ) -> tuple[core.Params, combinators.WithEstimatorState, core.EstimateInfo]:
-        hint = "It takes the parameters first."
-        validation.function(f"{api_name}(...).step", "value_fn", value_fn, hint)
+        call = f"{api_name}(...).step"
+        if evaluate is None or value_fn is not None:
+            validation.check(call, value_fn=value_fn)
+        bound = functools.partial(value_fn or _unknown, **extra)
         layout = flat.layout(api_name, params, mask, in_parts=True)
-        bound = answers.bound(value_fn, extra)
-        evaluate = differences.evaluation(api_name, bound, terms=terms, has_aux=False)
+        function = differences.evaluation(api_name, bound, terms=terms, has_aux=False)
         distance = build.smoothing_at(smoothing, state.count, layout)
         own = random.fold_in(state.key_data, state.count)
-        here = build.Step(own, layout, evaluate, params, distance, answers.of(bound))
-        value, weights, info = _looked(here, options)
+        here = core.Step(own, layout, params, distance, terms)
+        if evaluate is None:
+            readings, scales = _evaluated(function, here, options)
+        else:
+            readings = evaluate(function, here, _queries(here, options))
+            scales = lax.map(lambda k: _scale(here, options, k), _ks(options))
+        value, weights, info = _weights(options, layout, readings, scales)
         seen = jnp.any(info.kept)
         past = _remembered(state.estimator, state.count, weights, seen)
-        mean = _mean(state.key_data, past, sampler, b1)
+        moment = _mean(state.key_data, past, sampler, b1)
         params, states = partwise.move(
-            rule, mean, own, params, state.optimizer, layout, seen
+            rule, moment, own, params, state.optimizer, layout, seen
         )
         state = state._replace(estimator=past, optimizer=states)
-        return params, combinators.counted(state, value, info, seen), info
+        return params, combinators.update_counters(state, value, info, seen), info
 
     return InPlace(init, step)
+
+
+def _unknown(params: core.Params) -> Any:
+    """Stands for a function that is evaluated elsewhere."""
+    del params
+    hint = "Use `forward`, `central` or `one_point`, whose points are known."
+    validation.fail("in_place(...).step", "value_fn", "be a function", "None", hint)
 
 
 def _checked(
@@ -199,8 +214,8 @@ def _checked(
 
 
 def _check_takes_a_gradient(api_name: str, states: Any) -> None:
-    found = jax.tree.leaves(states, is_leaf=combinators.is_counters)
-    if any(combinators.is_counters(x) for x in found):
+    found = jax.tree.leaves(states, is_leaf=combinators.is_estimator_state)
+    if any(combinators.is_estimator_state(x) for x in found):
         validation.fail(
             api_name,
             "optimizer",
@@ -211,62 +226,112 @@ def _check_takes_a_gradient(api_name: str, states: Any) -> None:
         )
 
 
-def _check_options(api_name: str, options: mean.Options) -> None:
-    law = options.sampler
-    validation.check(api_name, sampler=law)
-    directions.check_parts(api_name, law)
+def _check_options(
+    api_name: str, options: mean.Options, settings: build.Settings
+) -> None:
+    validation.check(
+        api_name,
+        sampler=options.sampler,
+        smoothing=settings.smoothing,
+        terms=settings.terms,
+    )
+    directions.check_parts(api_name, options.sampler)
     hint = "Each is drawn again for the update; 1 is a good start."
     validation.integer(api_name, "num_directions", options.num_directions, 1, hint)
-    mean.check(api_name, options)
-    build.check(
-        api_name, build.Settings(options.smoothing, options.terms, options.mask)
-    )
+    mean.check(api_name, options, settings)
 
 
-def _looked(
-    step: build.Step, options: mean.Options
-) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
-    """The value, what multiplies each direction in the gradient, and what was seen."""
-    law, layout, params = options.sampler, step.layout, step.params
-    num_directions = options.num_directions or 1
-    of = mean.source(step, options, num_directions)
-    at_once: list[tuple[int, int]] = []
+def _ks(options: mean.Options) -> jax.Array:
+    return jnp.arange(options.num_directions, dtype=jnp.uint32)
+
+
+def _scale(step: core.Step, options: mean.Options, k: jax.Array) -> jax.Array:
+    own = random.fold_in(step.key, k)
+    return perturbed.scale_of(options.sampler, own, step.layout)
+
+
+def _evaluated(
+    function: core.Function, step: core.Step, options: mean.Options
+) -> tuple[core.Readings, jax.Array]:
+    """The readings of a step that is evaluated in place, and the scale of each u."""
+    sampler, layout, params = options.sampler, step.layout, step.params
+    difference = options.difference
+    base = function(params)[0] if difference.at_params else None
 
     def one(k: jax.Array) -> tuple[Any, jax.Array]:
-        own = random.fold_in(step.key, k)
-        scale = perturbed.scale_of(law, own, layout)
+        own, scale = random.fold_in(step.key, k), _scale(step, options, k)
 
-        def along(distance: jax.Array) -> Any:
-            noise = perturbed.noise_along(law, own, layout, distance)
-            noise = noise._replace(seen=lambda *part: at_once.append(part))
-            return lazy.evaluate(step.evaluate, params, layout, noise)
-
-        slope, value, aux = of.slope(k, along, lambda distance: distance * scale)
-        slope, kept = mean.kept_slope(slope, options, layout)
-        return (slope, kept, value, aux), scale
-
-    ks = jnp.arange(num_directions, dtype=jnp.uint32)
-    seen, scales = lax.map(one, ks)
-    _warn_of_whole_leaves(params, at_once)
-    value, info = mean.told(options, layout, of.start, seen)
-    value = mean.noted(step.given, value, info)
-    share = mean.share_of_each(options, layout, info)
-    return value, share * (info.slopes.astype(layout.dtype) * scales), info
-
-
-def _warn_of_whole_leaves(params: core.Params, at_once: list[tuple[int, int]]) -> None:
-    paths = jax.tree_util.tree_flatten_with_path(params)[0]
-    for i in sorted({leaf for leaf, _ in at_once}):
-        path, leaf = paths[i]
-        whole = max(size for other, size in at_once if other == i) == leaf.size
-        if whole and leaf.ndim > 2 and leaf.shape[0] > 1 and leaf.size > lazy.BLOCK:
-            name = jax.tree_util.keystr(path)
-            warnings.warn(
-                f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} "
-                "as a whole, since `value_fn` takes no slices of it: run over its "
-                "first axis by `jax.lax.scan`, and one slice is perturbed at a time.",
-                stacklevel=2,
+        def along(distance: jax.Array) -> tuple[jax.Array, Any]:
+            noise = perturbed.noise_along(sampler, own, layout, distance)
+            noise = noise._replace(
+                seen=functools.partial(_warn_of_a_whole_leaf, params)
             )
+            return lazy.evaluate(function, params, layout, noise)
+
+        slope, value, _ = differences.slope(
+            difference, along, lambda distance: distance * scale, base, step.smoothing
+        )
+        slope, valid = mean.valid_slope(slope, options, layout)
+        return (slope, valid, value), scale
+
+    (slopes, valid, values), scales = lax.map(one, _ks(options))
+    value = mean.mean_of_valid(values, valid) if base is None else jnp.sum(base)
+    return core.Readings(value, slopes, valid), scales
+
+
+def _queries(step: core.Step, options: mean.Options) -> core.Queries:
+    """The queries of a step, for values that are evaluated elsewhere."""
+    sampler, layout = options.sampler, step.layout
+    whole = sampler._replace(
+        prepare=lambda key, *_: key,
+        draw=lambda key, k, dim, dtype: sampler.part(
+            random.fold_in(key, k), dim, dtype, 0
+        ),
+        scale=None,
+    )
+
+    def draw(k: jax.Array) -> jax.Array:
+        drawn = whole.draw(step.key, k, layout.dim, layout.dtype)
+        return drawn * _scale(step, options, k)
+
+    def evaluate(
+        function: core.Function, step: core.Step, queries: core.Queries
+    ) -> core.Readings:
+        del queries
+        return _evaluated(function, step, options)[0]
+
+    dense = mean.queries(step, options._replace(sampler=whole), draw)
+    return dense._replace(evaluate=evaluate)
+
+
+def _weights(
+    options: mean.Options,
+    layout: flat.Layout,
+    readings: core.Readings,
+    scales: jax.Array,
+) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
+    """The value, the factor of each direction in the gradient, and the info."""
+    slopes, valid = mean.valid_slope(
+        jnp.where(readings.valid, readings.slopes, jnp.nan), options, layout
+    )
+    readings = readings._replace(slopes=slopes, valid=valid)
+    info = mean.make_info(layout, options, readings)
+    share = mean.mean_scale(options, layout, valid)
+    return readings.value, share * (slopes.astype(layout.dtype) * scales), info
+
+
+def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
+    """Warn if `size` elements at once are a large leaf that could be sliced."""
+    path, leaf = jax.tree_util.tree_flatten_with_path(params)[0][index]
+    stacked = leaf.ndim > 2 and leaf.shape[0] > 1
+    if stacked and size == leaf.size > lazy.BLOCK:
+        name = jax.tree_util.keystr(path)
+        warnings.warn(
+            f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} "
+            "as a whole, since `value_fn` takes no slices of it: run over its "
+            "first axis by `jax.lax.scan`, and one slice is perturbed at a time.",
+            stacklevel=2,
+        )
 
 
 def _remembered(
@@ -281,7 +346,7 @@ def _remembered(
 
 
 def _mean(
-    key: jax.Array, past: PastSlopes, law: directions.DirectionSampler, b1: Any
+    key: jax.Array, past: PastSlopes, sampler: directions.DirectionSampler, b1: Any
 ) -> partwise.WeightedSum:
     """The first moment of the remembered estimates, still to be drawn."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
@@ -291,5 +356,5 @@ def _mean(
     ks = jnp.tile(jnp.arange(num_directions, dtype=jnp.uint32), num_steps)
     keys = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
     return partwise.WeightedSum(
-        law, keys(counts, ks), (decays[:, None] * past.weights).ravel()
+        sampler, keys(counts, ks), (decays[:, None] * past.weights).ravel()
     )

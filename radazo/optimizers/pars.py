@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from radazo import core, differences, directions, flat, validation
 from radazo.estimators import build, mean, prior_guided
@@ -48,6 +49,7 @@ def pars(
     chunk_size: int = 1,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prior-guided accelerated random search (PARS), restarted where values rise.
 
@@ -85,7 +87,7 @@ def pars(
       num_directions: K, the guess among them: at least 2 and at most d.
       prior: As in `prior_guided_estimator`. None is accelerated random search without a
         guess (ARS): all K directions are random, q = K, and d − 1 becomes d.
-      smoothing, difference, chunk_size, terms, mask: As in
+      smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
@@ -116,40 +118,63 @@ def pars(
     hint = "One random direction, and one more for the guess; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1 + guesses, hint)
     options = mean.Options(
-        directions.orthogonal,
-        num_directions,
-        smoothing,
-        difference,
-        chunk_size,
-        terms,
-        mask,
+        directions.orthogonal, num_directions, difference, chunk_size
     )
-    mean.check(api_name, options)
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    mean.check(api_name, options, settings)
+    constants = _Constants(smoothness, num_directions, guesses)
+    guess = prior or _NO_GUESS
 
-    law = _Law(smoothness, num_directions, guesses)
-
-    def fresh(layout: flat.Layout, params: core.Params) -> ParsState:
+    def init(layout: flat.Layout, params: core.Params) -> ParsState:
         del params
         return ParsState(
             count=jnp.zeros((), jnp.int32),
-            memory=prior_guided.nothing(layout),
+            memory=prior_guided.empty_memory(layout),
             ahead=jnp.zeros(layout.dim, layout.dtype),
             inertia=jnp.ones((), layout.dtype),
-            trust=jnp.asarray(_share(law, layout.dim) ** 2, layout.dtype),
+            trust=jnp.asarray(_share(constants, layout.dim) ** 2, layout.dtype),
             previous_value=jnp.zeros((), jnp.result_type(float)),
         )
 
-    def estimate(step: build.Step, state: ParsState) -> build.Estimated:
-        turn = state.count.astype(jnp.uint32)
-        y = step.moved(_pull(state) * state.ahead, turn)
-        seen = prior_guided.projection(
-            api_name, step._replace(params=y), options, prior or _NO_GUESS, state.memory
+    def at_y(step: core.Step, state: ParsState) -> tuple[core.Step, mean.Options]:
+        """The step at y, and the options with its orthonormal rows."""
+        one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
+        ahead = _pull(state) * state.ahead
+        y = flat.perturb(step.layout, step.params, ahead, one, index)
+        here = step._replace(params=y)
+        return here, prior_guided.guided_options(
+            api_name, options, guess, here, state.memory
         )
-        downhill, state = _moved(law, state, seen)
-        return build.Estimated(seen.value, downhill, state, seen.info, seen.turn)
 
-    settings = build.Settings(smoothing, terms, mask)
-    estimator = build.estimator(api_name, settings, fresh, estimate)
+    def queries(step: core.Step, state: ParsState) -> core.Queries:
+        return mean.queries(*at_y(step, state))
+
+    def moved(
+        here: core.Step, state: ParsState, first: jax.Array, estimate: core.Estimate
+    ) -> core.Estimate:
+        estimate, memory = prior_guided.remembered(
+            here, options, guess, state.memory, estimate
+        )
+        downhill, state = _moved(constants, state, first, estimate)
+        return estimate._replace(gradient=downhill, state=state._replace(memory=memory))
+
+    def estimate(
+        step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
+    ) -> core.Estimate:
+        here, own = at_y(step, state)
+        estimate = mean.estimated(here, own, queries, readings)
+        return moved(here, state, queries.shared[0], estimate)
+
+    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
+        here, own = at_y(step, state)
+        layout = step.layout
+        rows = own.sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
+        own = own._replace(sampler=own.sampler._replace(prepare=lambda *_: rows))
+        return moved(here, state, rows[0], mean.fused(function, here, own))
+
+    estimator = build.estimator(
+        api_name, init, queries, estimate, settings, fused=fused
+    )
     return combinators.attached(api_name, estimator, _AGAINST, key)
 
 
@@ -160,7 +185,7 @@ _NO_GUESS = prior_guided.Prior(
 )
 
 
-class _Law(NamedTuple):
+class _Constants(NamedTuple):
     """The constants of a run: L, K, and how many of the K directions are guesses."""
 
     smoothness: Any
@@ -168,9 +193,11 @@ class _Law(NamedTuple):
     guesses: int
 
 
-def _share(law: _Law, dim: int) -> float:
+def _share(constants: _Constants, dim: int) -> float:
     """q / (d − 1): the random directions among all that are orthogonal to the guess."""
-    return (law.num_directions - law.guesses) / max(dim - law.guesses, 1)
+    return (constants.num_directions - constants.guesses) / max(
+        dim - constants.guesses, 1
+    )
 
 
 def _pull(state: ParsState) -> jax.Array:
@@ -180,25 +207,28 @@ def _pull(state: ParsState) -> jax.Array:
 
 
 def _moved(
-    law: _Law, state: ParsState, seen: prior_guided.Projection
+    constants: _Constants,
+    state: ParsState,
+    first: jax.Array,
+    estimate: core.Estimate,
 ) -> tuple[jax.Array, ParsState]:
-    """How far x moves downhill, and the state behind."""
+    """The move of x, negated, and the state after it."""
+    info, gradient = estimate.info, estimate.gradient
     dim, dtype = state.ahead.size, state.ahead.dtype
-    pull, rate = _pull(state), 1 / jnp.asarray(law.smoothness, dtype)
-    slopes, random = seen.info.slopes.astype(dtype), seen.info.kept[law.guesses :]
-    scale = (dim - law.guesses) / mean.num_kept(random, dtype)
-    along = jnp.sum(slopes[: law.guesses]) * seen.first
-    unbiased = along + scale * (seen.gradient - along)
-    downhill = rate * seen.gradient - pull * state.ahead
+    pull, rate = _pull(state), 1 / jnp.asarray(constants.smoothness, dtype)
+    slopes, random = info.slopes.astype(dtype), info.kept[constants.guesses :]
+    scale = (dim - constants.guesses) / mean.num_valid(random, dtype)
+    along = jnp.sum(slopes[: constants.guesses]) * first
+    unbiased = along + scale * (gradient - along)
+    downhill = rate * gradient - pull * state.ahead
     ahead = state.ahead + downhill - state.trust / pull * rate * unbiased
 
-    value = seen.value.astype(state.previous_value.dtype)
-    informed = jnp.any(seen.info.kept) & jnp.isfinite(value)
+    value = estimate.value.astype(state.previous_value.dtype)
+    informed = jnp.any(info.kept) & jnp.isfinite(value)
     risen = state.memory.known & (value > state.previous_value)
     restart = risen | ~informed
-    trust = _trust(slopes, scale, law.guesses, _share(law, dim))
+    trust = _trust(slopes, scale, constants.guesses, _share(constants, dim))
     state = state._replace(
-        memory=seen.memory,
         # An element beyond the largest number starts anew as well.
         ahead=jnp.where(restart | ~jnp.isfinite(ahead), jnp.zeros_like(ahead), ahead),
         inertia=jnp.where(restart, jnp.ones_like(pull), (1 - pull) * state.inertia),

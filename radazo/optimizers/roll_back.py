@@ -114,7 +114,7 @@ def roll_back(
 
     def init(params: core.Params) -> RollBackState:
         state = inner.init(params)
-        combinators.counters(api_name, state)
+        combinators.find_estimator_state(api_name, state)
         return RollBackState(
             num_rolled_back=jnp.zeros((), jnp.int32),
             num_bad=jnp.zeros((), jnp.int32),
@@ -138,7 +138,7 @@ def roll_back(
             "`optimizer.update(None, state, params, value_fn=f)`.",
         )
         updates, new = inner.update(updates, state.inner_state, params, **extra)
-        value = combinators.counters(api_name, new).last_value.astype(
+        value = combinators.find_estimator_state(api_name, new).last_value.astype(
             state.recent.dtype
         )
         good = jnp.isfinite(value) & ~_risen(value, state, factor)
@@ -200,7 +200,7 @@ def _median(recent: jax.Array, num_recent: jax.Array) -> jax.Array:
 
 def _memory(state: Any) -> Any:
     """Return the state without the counters of the run, in unnamed tuples."""
-    if combinators.is_counters(state):
+    if combinators.is_estimator_state(state):
         return _memory((state.estimator, state.optimizer))
     if isinstance(state, tuple):
         return tuple(_memory(part) for part in state)
@@ -214,13 +214,13 @@ def _with_memory(state: Any, memory: Any) -> Any:
     leaves = iter(jax.tree.leaves(memory))
 
     def filled(node: Any) -> Any:
-        if not combinators.is_counters(node):
+        if not combinators.is_estimator_state(node):
             return next(leaves)
         parts = node.estimator, node.optimizer
         estimator, optimizer = jax.tree.map(lambda _: next(leaves), parts)
         return node._replace(estimator=estimator, optimizer=optimizer)
 
-    return jax.tree.map(filled, state, is_leaf=combinators.is_counters)
+    return jax.tree.map(filled, state, is_leaf=combinators.is_estimator_state)
 
 
 def _either(first: jax.Array, new: Any, old: Any) -> Any:

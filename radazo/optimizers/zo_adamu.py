@@ -5,12 +5,14 @@ a direction is divided by a root of its own: an optimizer that goes with no othe
 It is written as an estimator of `radazo.steps` whose gradient is the update.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from radazo import core, differences, flat, random, validation
 from radazo.estimators import build
@@ -50,6 +52,7 @@ def zo_adamu(
     eps_root: float = 1e-8,
     terms: bool = False,
     mask: core.Mask = None,
+    sharding: NamedSharding | None = None,
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -90,7 +93,7 @@ def zo_adamu(
       b1: Share of the new part in the direction in the last phase, in [0, 1].
       b2: Share of the new part in nu in the last phase, in [0, 1].
       eps_root: Constant inside the root, greater than 0.
-      terms, mask: As in `finite_difference_estimator`.
+      terms, mask, sharding: As in `finite_difference_estimator`.
       weight_decay, weight_decay_mask: As in `radazo`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
@@ -130,40 +133,25 @@ def zo_adamu(
         boundaries = first, max(4 * num_steps // 5, first + 1)
     _check_boundaries(api_name, boundaries)
 
-    def fresh(layout: flat.Layout, params: core.Params) -> ZoAdamuState:
+    def init(layout: flat.Layout, params: core.Params) -> ZoAdamuState:
         del params
         momentum = jnp.zeros(layout.dim, layout.dtype)
         return ZoAdamuState(jnp.zeros((), jnp.int32), momentum)
 
-    def estimate(step: build.Step, state: ZoAdamuState) -> build.Estimated:
+    def queries(step: core.Step, state: ZoAdamuState) -> core.Queries:
         olds = _old_shares(state.count, boundaries, last, step.layout.dtype)
-        direction, nu = _direction(step, state.momentum, olds)
-        turn = step.key[0]
-        slope, value, aux = differences.central.slope(
-            step.evaluate,
-            lambda by: flat.perturb(step.layout, step.params, direction, by, turn),
-            None,
-            step.smoothing,
-        )
-        root = jnp.sqrt(nu + jnp.asarray(eps_root, nu.dtype))
-        gradient = slope.astype(root.dtype) * (direction / root)
-        kept = jnp.isfinite(slope) & jnp.all(jnp.isfinite(gradient))
-        slope = jnp.where(kept, slope, jnp.zeros_like(slope))
-        gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
-        uphill = jnp.where(slope < 0, -direction, direction)
-        momentum = jnp.where(kept, uphill, state.momentum)
-        nan = jnp.full((), math.nan, slope.dtype)
-        info = core.EstimateInfo(
-            slope[None], kept[None], jnp.int32(2), aux, factor=nan, squared_norm=nan
-        )
-        state = state._replace(momentum=momentum)
-        return build.Estimated(value, gradient, state, info, turn)
+        return _queries(step, _direction(step, state.momentum, olds))
 
+    estimator = build.estimator(
+        api_name,
+        init,
+        queries,
+        functools.partial(_estimate, eps_root),
+        build.Settings(smoothing, terms, mask, sharding=sharding),
+    )
     return assembly.optimizer(
         api_name,
-        build.estimator(
-            api_name, build.Settings(smoothing, terms, mask), fresh, estimate
-        ),
+        estimator,
         optax.identity(),
         key,
         learning_rate,
@@ -183,7 +171,7 @@ def _old_shares(
 
 
 def _direction(
-    step: build.Step, momentum: jax.Array, olds: _Shares
+    step: core.Step, momentum: jax.Array, olds: _Shares
 ) -> tuple[jax.Array, jax.Array]:
     """The direction and what its elements are divided by the roots of, (dim,) each."""
     dim, dtype = step.layout.dim, step.layout.dtype
@@ -195,6 +183,51 @@ def _direction(
     direction = (1 - olds.direction) * new + olds.direction * old
     nu = (1 - olds.square) * jnp.square(new) + olds.square * jnp.square(old)
     return direction, nu
+
+
+def _queries(
+    step: core.Step, direction_and_nu: tuple[jax.Array, jax.Array]
+) -> core.Queries:
+    """The two points along the direction."""
+    direction, _ = direction_and_nu
+    central = differences.central
+    distances = central.distances(step.smoothing)
+
+    def point(index: Any) -> core.Params:
+        distance = distances[jnp.asarray(index)]
+        return flat.perturb(step.layout, step.params, direction, distance, step.key[0])
+
+    def read(values: jax.Array, aux: Any) -> core.Readings:
+        slope, value = central.slope(None, values, step.smoothing)
+        return core.Readings(value, slope[None], jnp.isfinite(slope)[None], aux)
+
+    return core.Queries(
+        num=2, point=point, read=read, num_readings=1, shared=direction_and_nu
+    )
+
+
+def _estimate(
+    eps_root: Any,
+    step: core.Step,
+    state: ZoAdamuState,
+    queries: core.Queries,
+    readings: core.Readings,
+) -> core.Estimate:
+    direction, nu = queries.shared
+    slope = jnp.where(readings.valid, readings.slopes, jnp.nan)[0]
+    root = jnp.sqrt(nu + jnp.asarray(eps_root, nu.dtype))
+    gradient = slope.astype(root.dtype) * (direction / root)
+    kept = jnp.isfinite(slope) & jnp.all(jnp.isfinite(gradient))
+    slope = jnp.where(kept, slope, jnp.zeros_like(slope))
+    gradient = jnp.where(kept, gradient, jnp.zeros_like(gradient))
+    uphill = jnp.where(slope < 0, -direction, direction)
+    momentum = jnp.where(kept, uphill, state.momentum)
+    nan = jnp.full((), math.nan, slope.dtype)
+    info = core.EstimateInfo(
+        slope[None], kept[None], jnp.int32(2), readings.aux, nan, nan
+    )
+    state = state._replace(momentum=momentum)
+    return core.Estimate(readings.value, gradient, state, info, step.key[0])
 
 
 def _check_boundaries(api_name: str, boundaries: Any) -> None:

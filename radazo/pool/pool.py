@@ -243,9 +243,8 @@ def _step(
             f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400],
             "Call it once with the parameters to see why.",
         )
-    in_order = np.array([values[id_] for id_ in ids])
-    params, state = ask_tell.tell(optimizer, params, state, in_order)
+    params, state = ask_tell.tell(optimizer, params, state, values)
     arrays = partition.split(params)[0]
-    counters = combinators.counters(_MINIMIZE, state)
+    counters = combinators.find_estimator_state(_MINIMIZE, state)
     record = loop.Record(counters.last_value[None], counters.num_values[None])
     return arrays if box is None else box(arrays), state, record, 1, False

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from radazo import core, partition, validation
-from radazo.evaluate import answers
-from radazo.optimizers import combinators
+from radazo.optimizers import combinators, stepping
 
 _HINT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
 _MISSING = "Leave out what is missing, or say None, in a mapping; NaN in an array."
@@ -22,7 +21,7 @@ class QueryId(NamedTuple):
 
     Attributes:
       count: Steps before this one.
-      index: Which query of the step, from 0 on; `Told` says in which order they are.
+      index: Which query of the step, from 0 on.
     """
 
     count: int
@@ -33,16 +32,19 @@ class Queries(NamedTuple):
     """The queries of one step, as `ask` returns them.
 
     Attributes:
-      ids: A `QueryId` for each, in their order.
+      ids: A `QueryId` for each query that must be evaluated, in their order.
       point: `point(id) -> params`, where to evaluate for one of them.
+      function: `function(id)`, the function to evaluate there if it is not `value_fn`,
+        such as the `full_value_fn` of `svrg_estimator`; else None.
     """
 
     ids: list[QueryId]
     point: Callable[[tuple[int, int]], core.Params]
+    function: Callable[[tuple[int, int]], core.ValueFn | None]
 
 
-def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Queries:
-    """The points whose values the next step of an optimizer needs.
+def ask(optimizer: Any, params: Any, state: Any) -> Queries:
+    """Return the points whose values the next step of an optimizer needs.
 
     For functions that run elsewhere: in processes, on machines, in a laboratory. A
     point is made when it is asked for, from nothing but (state, params), so whoever
@@ -56,57 +58,68 @@ def ask(optimizer: optax.GradientTransformation, params: Any, state: Any) -> Que
       params: The parameters of this step.
       state: Its state, of `optimizer.init(params)` or of `tell`.
     Returns:
-      `Queries`: `queries.ids`, and `queries.point(id)`, made anew in each call.
+      `Queries`. With `forward` query 0 is f(x) and query k + 1 is
+      f(x + smoothing · uₖ); with `central` queries 2k and 2k + 1 are the points ahead
+      and behind; with `one_point` query k is the point.
     Raises:
-      TypeError: If the estimator takes values that are not known before the step.
       ValueError: If there is no estimator in `optimizer`, or its difference does not
-        say where it takes values.
+        take values at known points.
     Cost:
       No function values; a point is a copy of the parameters, made by one drawing.
     Example:
+      >>> value_fn = lambda x: np.sum((x - 1) ** 2)
       >>> optimizer = radazo.radazo(0.02, key=0)
       >>> params = np.zeros(5, np.float32)
       >>> state = optimizer.init(params)
       >>> for _ in range(300):
-      ...     ids, point = ask(optimizer, params, state)
-      ...     values = {id: np.sum((point(id) - 1) ** 2) for id in ids}
+      ...     queries = ask(optimizer, params, state)
+      ...     values = {id: value_fn(queries.point(id)) for id in queries.ids}
       ...     params, state = radazo.tell(optimizer, params, state, values)
-      >>> print(len(ids), state.num_values, np.max(np.abs(params - 1)) < 0.1)
+      >>> print(len(queries.ids), state.num_values, np.max(np.abs(params - 1)) < 0.1)
       11 3300 True
     References:
       Collette et al., Object-oriented programming of optimizers, 2010 (ask and tell).
     """
     arrays, rest = partition.split(params)
-    count = int(combinators.counters("ask", state).count)
-    num = _num_queries(optimizer, rest, arrays, state)
-    ids = [QueryId(count, i) for i in range(num)]
+    count = int(combinators.find_estimator_state("ask", state).count)
+    needed, functions = jax.device_get(_needed(optimizer, rest, arrays, state))
+    ids = [QueryId(count, int(i)) for i in np.flatnonzero(needed)]
+    known = frozenset(ids)
+
+    def checked(id_: tuple[int, int]) -> int:
+        if tuple(id_) not in known:
+            rule = f"be one of the {len(ids)} of step {count}"
+            validation.fail("point", "id_", rule, repr(id_), _HINT)
+        return id_[1]
 
     def point(id_: tuple[int, int]) -> core.Params:
-        if id_ not in ids:
-            rule = f"be one of {num} of step {count}"
-            validation.fail("point", "id_", rule, repr(id_), _HINT)
-        return rest.join(_point(optimizer, rest, arrays, state, id_[1]))
+        return rest.join(_point(optimizer, rest, arrays, state, checked(id_)))
 
-    return Queries(ids, point)
+    def function(id_: tuple[int, int]) -> core.ValueFn | None:
+        which = functions[checked(id_)]
+        if not which:
+            return None
+        return combinators.first_evaluation(optimizer, params, state)[-1].functions[
+            which - 1
+        ]
+
+    return Queries(ids, point, function)
 
 
 def tell(
     optimizer: optax.GradientTransformation, params: Any, state: Any, values: Any
 ) -> tuple[core.Params, Any]:
-    """The step of an optimizer, from values that were taken elsewhere.
+    """Take the step of an optimizer from values that were evaluated elsewhere.
 
-    The same state as that of `optimizer.update`, and the same step from the same
-    values: bit for bit where XLA rounds the two programs alike, which it need not:
-    the last places of a step can depend on what is compiled with it.
-
-      updates, state = optimizer.update(None, state, x, value_fn=Told(values))
-      x ← x + updates
+    The step is that of `optimizer.update` with the same values, bit for bit where XLA
+    rounds the two programs alike; otherwise they differ in the last places.
 
     Args:
       optimizer, params, state: As for `ask`.
       values: A mapping from `QueryId` to value, in any order: one that is missing,
         None or NaN drops its direction, one of an earlier step comes too late and is
-        ignored. Or an array of all of them in the order of the queries, as for `Told`.
+        ignored. Or an array of the values of all queries in their order, NaN for one
+        that is not needed.
         Those in float64, as Python's numbers, are subtracted in twice the digits of
         float32 (48 of their 53 bits) where JAX has no float64.
     Returns:
@@ -122,23 +135,25 @@ def tell(
       >>> optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(), key=0)
       >>> params = np.zeros(3, np.float32)
       >>> state = optimizer.init(params)
-      >>> ids, point = ask(optimizer, params, state)
-      >>> values = {id: np.sum(point(id)) for id in ids[:8]}
+      >>> queries = ask(optimizer, params, state)
+      >>> values = {id: np.sum(queries.point(id)) for id in queries.ids[:8]}
       >>> params, state = tell(optimizer, params, state, values)
       >>> print(state.count, state.num_dropped)
       1 3
     """
-    if isinstance(values, Mapping):
-        values = _in_order(ask(optimizer, params, state).ids, values)
     arrays, rest = partition.split(params)
-    told = answers.in_two(_numbers(values))
-    arrays, state = _step(optimizer, rest, arrays, state, told)
+    num = len(jax.device_get(_needed(optimizer, rest, arrays, state)[0]))
+    if isinstance(values, Mapping):
+        count = int(combinators.find_estimator_state("tell", state).count)
+        values = _in_order(count, num, values)
+    arrays, state = _step(optimizer, rest, arrays, state, _in_two(_numbers(values)))
     return rest.join(arrays), state
 
 
-def _in_order(ids: list[QueryId], values: Mapping[tuple[int, int], Any]) -> np.ndarray:
-    """The values of this step as an array, NaN where there is none."""
-    now, num, known = ids[0].count, len(ids), frozenset(ids)
+def _in_order(now: int, num: int, values: Mapping[tuple[int, int], Any]) -> np.ndarray:
+    """The values of step `now` as an array, NaN where there is none."""
+    ids = [QueryId(now, i) for i in range(num)]
+    known = frozenset(ids)
     for id_ in values:
         pair = isinstance(id_, tuple) and len(id_) == 2
         if id_ not in known and not (pair and id_[0] < now):
@@ -169,40 +184,61 @@ def _numbers(values: Any) -> np.ndarray:
     return array if array.dtype.kind in "iuf" else array.astype(np.float32)
 
 
+def _in_two(values: np.ndarray) -> list[np.ndarray]:
+    """The values; float64 ones as two float32 where JAX has no float64."""
+    if values.dtype != np.float64 or jnp.result_type(float) == np.float64:
+        return [values]
+    with np.errstate(over="ignore", invalid="ignore"):
+        first = values.astype(np.float32)
+        return [first, (values - first).astype(np.float32)]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _point(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any, index: Any
 ) -> list[jax.Array]:
-    return rest.pick(jax.tree.leaves(_asked(optimizer, rest, arrays, state, index)[0]))
-
-
-def _num_queries(
-    optimizer: Any, rest: partition.Static, arrays: Any, state: Any
-) -> int:
-    return _one_for_each(optimizer, rest, arrays, state).size
+    *_, queries = combinators.first_evaluation(optimizer, rest.join(arrays), state)
+    return rest.pick(jax.tree.leaves(queries.point(index)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _one_for_each(
+def _needed(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any
-) -> jax.Array:
-    """As many zeros as queries: compiled, so that no later step traces it again."""
-    return jnp.zeros(_asked(optimizer, rest, arrays, state, 0)[1], jnp.bool_)
-
-
-def _asked(
-    optimizer: Any, rest: partition.Static, arrays: Any, state: Any, index: Any
-) -> tuple[core.Params, int]:
-    """The point of a query, and how many there are."""
-    asked = answers.Asked(index, [])
-    optimizer.update(None, state, rest.join(arrays), value_fn=asked)
-    return asked.found[0]
+) -> tuple[jax.Array, jax.Array]:
+    """For each query whether it is needed, and which function it evaluates."""
+    *_, queries = combinators.first_evaluation(optimizer, rest.join(arrays), state)
+    jax.eval_shape(queries.point, jnp.uint32(0))  # Raises where it has no points.
+    indices = jnp.arange(queries.num, dtype=jnp.uint32)
+    needed = queries.needed or (lambda index: jnp.asarray(True))
+    function_of = queries.function_of or (lambda index: jnp.int32(0))
+    return jax.vmap(needed)(indices), jax.vmap(function_of)(indices)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(
-    optimizer: Any, rest: partition.Static, arrays: Any, state: Any, told: answers.Told
+    optimizer: Any, rest: partition.Static, arrays: Any, state: Any, values: Any
 ) -> tuple[list[jax.Array], Any]:
-    params = rest.join(arrays)
-    updates, state = optimizer.update(None, state, params, value_fn=told)
-    return rest.pick(jax.tree.leaves(core.moved(updates, params))), state
+    def evaluate(
+        function: core.Function, step: core.Step, queries: core.Queries
+    ) -> core.Readings:
+        del function
+        return queries.read(_checked(values, queries.num, step.terms), None)
+
+    params, state = stepping.take_step(
+        optimizer, None, rest.join(arrays), state, evaluate=evaluate
+    )
+    return rest.pick(jax.tree.leaves(params)), state
+
+
+def _checked(values: list[Any], num: int, terms: bool) -> jax.Array:
+    """The values, in the type in which slopes are taken of them."""
+    arrays = [jnp.asarray(x) for x in values]
+    shape = arrays[0].shape
+    if shape[:1] != (num,) or (len(shape) > 1 and not terms):
+        axes = "and further axes of terms" if terms else "and no other axis"
+        rule = f"have {num} entries {axes}"
+        hint = "One for each query of a step, in their order; NaN for a missing one."
+        validation.fail("tell", "values", rule, f"shape {shape}", hint)
+    first, *rest = (x.astype(core.wide(x.dtype)) for x in arrays)
+    # As terms: the difference of two points is taken of each, and then their sum.
+    return jnp.stack([first, *rest], axis=-1) if rest else first

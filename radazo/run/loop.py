@@ -9,10 +9,11 @@ import numpy as np
 from jax import lax
 
 from radazo import core, partition, validation
-from radazo.journal import record
-from radazo.optimizers import combinators
+from radazo.journal import record as journal_record
+from radazo.optimizers import combinators, stepping
 
 MAX_STEPS_PER_CALL = 1024
+Box = Callable[[list[jax.Array]], list[jax.Array]]
 _MAX_SLOPES_PER_CALL = 2**22  # 16 MB of float32.
 
 
@@ -35,7 +36,7 @@ def compiled_steps(
     optimizer: Any,
     rest: partition.Static,
     batches: Any,
-    box: Callable[[list[jax.Array]], list[jax.Array]] | None,
+    box: Box | None,
     stop: Callable[[jax.Array, core.Params], Any] | None,
 ) -> Callable[..., Any]:
     """`steps(arrays, state, num, batch)`, compiled once.
@@ -46,32 +47,22 @@ def compiled_steps(
 
     value_of = _of_batches(value_fn, batches)
 
-    def moved(arrays: list[jax.Array], updates: core.Params, ended: Any) -> list[Any]:
-        changes = rest.pick(rest.treedef.flatten_up_to(updates))
-        changed = core.moved(changes, arrays)
-        return [
-            jnp.where(ended, x, new) if core.is_floating(x) else x
-            for x, new in zip(
-                arrays, changed if box is None else box(changed), strict=True
-            )
-        ]
-
     @jax.jit(donate_argnums=(0, 1))
     def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
         def step(carry: Any) -> Any:
             arrays, state, records, i, _ = carry
             params = rest.join(arrays)
-            count = combinators.counters("minimize", state).count
+            count = combinators.find_estimator_state("minimize", state).count
             now = batches(count) if callable(batches) else batch
-            updates, state = optimizer.update(
-                None, state, params, value_fn=value_of, batch=now
+            params, state = stepping.take_step(
+                optimizer, value_of, params, state, batch=now
             )
-            seen = combinators.counters("minimize", state)
+            found = combinators.find_estimator_state("minimize", state)
             ended = jnp.asarray(False)
             if stop is not None:
-                ended = _answer(stop(seen.last_value, params))
-            arrays = moved(arrays, updates, ended)
-            record = Record(seen.last_value, seen.num_values)
+                ended = _answer(stop(found.last_value, rest.join(arrays)))
+            arrays = _unless(ended, arrays, rest, params, box)
+            record = Record(found.last_value, found.num_values)
             records = jax.tree.map(lambda x, new: x.at[i].set(new), records, record)
             return arrays, state, records, i + 1, ended
 
@@ -85,42 +76,55 @@ def compiled_steps(
     return steps
 
 
+def _unless(
+    ended: jax.Array,
+    arrays: list[jax.Array],
+    rest: partition.Static,
+    params: core.Params,
+    box: Box | None,
+) -> list[jax.Array]:
+    """The arrays of the new parameters in the box; the old ones if `ended`."""
+    new = rest.pick(rest.treedef.flatten_up_to(params))
+    pairs = zip(arrays, new if box is None else box(new), strict=True)
+    return [jnp.where(ended, x, y) if core.is_floating(x) else x for x, y in pairs]
+
+
 def recorded_steps(
     value_fn: core.ValueFn,
     optimizer: Any,
     rest: partition.Static,
     batches: Any,
-    box: Callable[[list[jax.Array]], list[jax.Array]] | None,
+    box: Box | None,
     stop: Callable[[jax.Array, core.Params], Any] | None,
 ) -> Callable[..., Any]:
-    """`compiled_steps` of which each can be made again: two programs a step."""
+    """`compiled_steps` that a replay can repeat: two programs for each step."""
 
     value_of = _of_batches(value_fn, batches)
 
     @jax.jit
-    def look(arrays: list[jax.Array], state: Any, batch: Any) -> Record:
+    def read(arrays: list[jax.Array], state: Any, batch: Any) -> Any:
         params = rest.join(arrays)
-        now = (
-            batches(combinators.counters("minimize", state).count)
-            if callable(batches)
-            else batch
-        )
-        entry, seen = record.seen(optimizer, value_of, params, state, batch=now)
+        count = combinators.find_estimator_state("minimize", state).count
+        now = batches(count) if callable(batches) else batch
+        entry = journal_record.read_entry(optimizer, value_of, params, state, batch=now)
         if stop is not None:
-            ended = _answer(stop(seen.last_value, params))
-            entry = entry._replace(stopped=ended)
-        return Record(seen.last_value, seen.num_values, entry)
+            value = entry.value.astype(jnp.result_type(float))
+            entry = entry._replace(stopped=_answer(stop(value, params)))
+        return entry
 
     def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
         records = []
         while len(records) < num:
-            seen = look(arrays, state, batch)
-            arrays, state = record.advanced(
-                optimizer, rest, box, arrays, state, *seen.entry[2:]
+            entry = read(arrays, state, batch)
+            arrays, state = journal_record.advanced(
+                optimizer, rest, box, arrays, state, *entry[2:]
             )
-            records.append(seen)
-            size = len(records) * seen.entry.slopes.size
-            if size > _MAX_SLOPES_PER_CALL or (stop and seen.entry.stopped):
+            found = combinators.find_estimator_state("minimize", state)
+            # Copies: the next step takes the buffers of the state.
+            numbers = jnp.copy(found.last_value), jnp.copy(found.num_values)
+            records.append(Record(*numbers, entry))
+            size = len(records) * entry.slopes.size
+            if size > _MAX_SLOPES_PER_CALL or (stop and entry.stopped):
                 break
         last = records[-1].entry.stopped
         records = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(records))

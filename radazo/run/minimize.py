@@ -15,13 +15,15 @@ import optax
 
 from radazo import core, validation
 from radazo.journal import file
+from radazo.optimizers import stepping
+from radazo.optimizers.in_place import InPlace
 from radazo.run import checkpointing, loop, progress_bar, results
 
 
 def minimize(
     value_fn: core.ValueFn,
     params: core.Params,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: optax.GradientTransformation | InPlace,
     num_steps: int,
     *,
     state: Any = None,
@@ -172,9 +174,7 @@ def _check(
     validation.function(
         api_name, "value_fn", value_fn, "It takes the parameters first."
     )
-    hint = "Pass `radazo.radazo(0.01, key=0)`, say."
-    kind = optax.GradientTransformation
-    validation.instance(api_name, "optimizer", optimizer, kind, hint)
+    stepping.check_optimizer(api_name, optimizer)
     results.check_steps(api_name, num_steps, callback)
     iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
     if not (batches is None or callable(batches) or iterable):

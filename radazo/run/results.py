@@ -49,7 +49,7 @@ class MinimizeResult(NamedTuple):
 def started(
     api_name: str,
     params: core.Params,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     num_steps: int,
     state: Any,
     bounds: Any,
@@ -203,10 +203,10 @@ def _state(
     """The state to start from: a new one, or a copy of the one given."""
     if state is None:
         state = optimizer.init(params)
-        combinators.counters(api_name, state)
+        combinators.find_estimator_state(api_name, state)
         return partition.copied(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
-    combinators.counters(api_name, fresh)
+    combinators.find_estimator_state(api_name, fresh)
 
     def kinds(tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
