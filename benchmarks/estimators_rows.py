@@ -197,23 +197,21 @@ def on_batches(
     """
     saved = num_values - math.ceil(batches.share * num_values)
 
-    def estimate(
-        key: Any, value_fn: Any, params: Any, state: Any, *, has_aux: bool = False
-    ) -> Any:
-        del value_fn
-        batch_key, key = jax.random.split(key)
-        value, gradient, state, info = radazo.estimate(
-            estimator,
-            key,
-            lambda x: batches.value_fn(x, batch_key),
-            params,
+    def of_batch(function: Any, step: Any, state: Any) -> radazo.estimators.Estimate:
+        del function
+        batch_key, key = jax.random.split(jax.random.wrap_key_data(step.key))
+        return estimator.fused(
+            lambda x: (batches.value_fn(x, batch_key), None),
+            step._replace(key=jax.random.key_data(key)),
             state,
-            has_aux=has_aux,
         )
-        info = info._replace(num_values=info.num_values - saved)
-        return value, gradient, state, info
 
-    return radazo.Estimator(estimator.init, estimate)
+    def fused(function: Any, step: Any, state: Any) -> radazo.estimators.Estimate:
+        found = of_batch(function, step, state)
+        num_values = found.info.num_values - saved
+        return found._replace(info=found.info._replace(num_values=num_values))
+
+    return estimator._replace(fused=fused)
 
 
 def unfit(row: Row, setting: Setting) -> str | None:

@@ -113,18 +113,6 @@ def ravel(layout: Layout, params: core.Params) -> jax.Array:
     return jnp.concatenate(parts) if parts else jnp.zeros(0, layout.dtype)
 
 
-def replace(
-    layout: Layout, params: core.Params, vector: jax.Array, opaque_index: jax.Array
-) -> core.Params:
-    """Return `params` with the perturbed leaves taken from a flat vector, (dim,)."""
-    leaves, treedef = jax.tree.flatten(params)
-    parts = _cut(layout, leaves, vector, opaque_index)
-    return treedef.unflatten(
-        leaf if part is None else part.astype(leaf.dtype)
-        for leaf, part in zip(leaves, parts, strict=True)
-    )
-
-
 def unravel(
     layout: Layout, params: core.Params, flat: jax.Array, opaque_index: jax.Array
 ) -> core.Params:

@@ -1,4 +1,4 @@
-"""Steps whose function is evaluated elsewhere, told, watched and made again."""
+"""Steps whose function is evaluated elsewhere: what is asked, told and refused."""
 
 import functools
 
@@ -8,38 +8,15 @@ import numpy as np
 import optax
 import pytest
 from conftest import raises
-from contracts import ESTIMATORS
 
 import radazo
 
 PARAMS = {"a": jnp.linspace(0.0, 1.0, 37), "b": jnp.ones((4, 5))}
-# Those that ask for values along directions which are known before the step.
-ALONG = {
-    "sphere": radazo.sphere_estimator,
-    "central": functools.partial(
-        radazo.gaussian_estimator, difference=radazo.central, num_directions=3
-    ),
-    "chunks": functools.partial(radazo.gaussian_estimator, chunk_size=4),
-    "one point": functools.partial(
-        radazo.rademacher_estimator, difference=radazo.one_point
-    ),
-    "orthogonal": radazo.orthogonal_estimator,
-    "basis": functools.partial(radazo.coordinate_estimator, num_directions=None),
-    "votes": radazo.majority_vote_estimator,
-    "guided": radazo.prior_guided_estimator,
-    "reuse": radazo.history_reuse_estimator,
-    "mean": radazo.history_mean_estimator,
-}
 
 
 def oracle(params):
     a, b = (np.asarray(params[name]) for name in ("a", "b"))
     return np.float32(np.sum((a - 1) ** 2) + np.sum(np.cos(b)))
-
-
-def value_fn(params):
-    kind = jnp.float32(0)
-    return jax.pure_callback(oracle, kind, params, vmap_method="sequential")
 
 
 def stepped(optimizer, params, state, given):
@@ -51,34 +28,6 @@ def assert_same_bits(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("make", ALONG.values(), ids=ALONG)
-def test_told_and_replayed_steps_are_those_of_the_compiled_run(make):
-    optimizer = radazo.radazo(0.05, make(), key=3)
-
-    @jax.jit
-    def step(params, state):
-        watched = radazo.evaluate.Watched(value_fn, [])
-        params, state = stepped(optimizer, params, state, watched)
-        return params, state, watched.infos
-
-    @jax.jit
-    def again(params, state, info, value):
-        given = radazo.evaluate.Replayed(info.slopes, info.kept, value)
-        return stepped(optimizer, params, state, given)
-
-    run = asked = replayed = PARAMS, optimizer.init(PARAMS)
-    for _ in range(3):
-        *run, infos = step(*run)
-        ids, point = radazo.ask(optimizer, *asked)
-        values = {id_: oracle(point(id_)) for id_ in reversed(ids)}
-        asked = radazo.tell(optimizer, *asked, values)
-        (info,) = infos
-        replayed = again(*replayed, info, run[1].last_value)
-    assert_same_bits(asked, tuple(run))
-    assert_same_bits(replayed, tuple(run))
-    assert np.any(np.asarray(run[0]["a"]) != np.asarray(PARAMS["a"]))
-
-
 def sgd(**options):
     estimator = radazo.gaussian_estimator(num_directions=4, **options)
     return radazo.zo_sgd(0.1, estimator, key=1)
@@ -87,7 +36,7 @@ def sgd(**options):
 def test_missing_values_drop_their_directions_and_late_ones_are_ignored():
     optimizer = sgd()
     start = PARAMS, optimizer.init(PARAMS)
-    ids, point = radazo.ask(optimizer, *start)
+    ids, point, _ = radazo.ask(optimizer, *start)
     values = {id_: oracle(point(id_)) for id_ in ids}
     some = {id_: values[id_] for id_ in ids if id_.index not in (2, 3)}
     params, state = radazo.tell(optimizer, *start, some)
@@ -100,29 +49,10 @@ def test_missing_values_drop_their_directions_and_late_ones_are_ignored():
     assert (after.num_skipped, after.count) == (1, 2)
 
 
-def test_a_direction_that_was_dropped_is_dropped_when_its_step_is_made_again():
-    optimizer = sgd()
-
-    @jax.jit
-    def step(x, state):
-        watched = radazo.evaluate.Watched(
-            lambda x: jnp.where(x[0] > 0, jnp.nan, x[1]), []
-        )
-        return *stepped(optimizer, x, state, watched), watched.infos[0]
-
-    start = jnp.zeros(3), optimizer.init(jnp.zeros(3))
-    x, state, info = step(*start)
-    assert 0 < state.num_dropped < 4
-    given = radazo.evaluate.Replayed(info.slopes, info.kept, state.last_value)
-    again, after = stepped(optimizer, *start, given)
-    np.testing.assert_allclose(again, x, rtol=1e-5)
-    assert after.num_dropped == state.num_dropped
-
-
 def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
     optimizer = sgd(difference=radazo.central)
     start = PARAMS, optimizer.init(PARAMS)
-    ids, point = radazo.ask(optimizer, *start)
+    ids, point, _ = radazo.ask(optimizer, *start)
     assert ids == [(0, i) for i in range(8)]
     moved = [np.asarray(point((0, i))["a"]) - np.asarray(PARAMS["a"]) for i in (6, 7)]
     np.testing.assert_allclose(moved[0], -moved[1], atol=1e-6)
@@ -140,7 +70,7 @@ def test_a_million_parameters_and_64_directions_are_asked_for_one_by_one():
     params = jnp.zeros(10**6)
     state = optimizer.init(params)
     before = len(jax.live_arrays())
-    ids, point = radazo.ask(optimizer, params, state)
+    ids, point, _ = radazo.ask(optimizer, params, state)
     norms = [float(jnp.linalg.norm(point(id_))) for id_ in (ids[0], ids[1], ids[64])]
     assert len(ids) == 65
     assert len(jax.live_arrays()) <= before + 1
@@ -151,7 +81,7 @@ def test_a_million_parameters_and_64_directions_are_asked_for_one_by_one():
 def test_terms_are_told_as_rows():
     optimizer = sgd(terms=True)
     start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
-    ids, point = radazo.ask(optimizer, *start)
+    ids, point, _ = radazo.ask(optimizer, *start)
     rows = [(np.asarray(point(id_)) - 1) ** 2 for id_ in ids]
     told = radazo.tell(optimizer, *start, np.stack(rows))
     run = jax.jit(functools.partial(stepped, optimizer, given=lambda x: (x - 1) ** 2))
@@ -180,7 +110,7 @@ def test_float64_values_are_subtracted_in_their_digits_without_x64(make, differe
     estimator = radazo.gaussian_estimator(num_directions=4, difference=difference)
     optimizer = make(0.1, estimator, key=0)
     start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
-    ids, point = radazo.ask(optimizer, *start)
+    ids, point, _ = radazo.ask(optimizer, *start)
     values = [np.sum((np.asarray(point(id_), np.float64) - 1) ** 2) for id_ in ids]
     small, large = np.array(values), 1e6 + np.array(values)
     expected = radazo.tell(optimizer, *start, small)[0]
@@ -212,7 +142,7 @@ def test_float64_values_that_are_float32_give_its_step():
 def test_values_are_numbers_of_any_type(kind):
     optimizer = sgd()
     start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
-    ids, _ = radazo.ask(optimizer, *start)
+    ids, _, _ = radazo.ask(optimizer, *start)
     numbers = [3, 4, None, 5, np.nan if kind in {float, jnp.float32} else None]
     mapping = {
         id_: x if x is None else kind(x) for id_, x in zip(ids, numbers, strict=True)
@@ -241,33 +171,12 @@ def test_what_is_not_perturbed_stays_as_it_is(of_users):
         "z": None,
     }
     start = params, optimizer.init(params)
-    ids, point = radazo.ask(optimizer, *start)
+    ids, point, _ = radazo.ask(optimizer, *start)
     told, _ = radazo.tell(optimizer, *start, np.arange(5, dtype=np.float32))
     for tree in (point(ids[1]), told):
         np.testing.assert_array_equal(tree["n"], [1, 2])
         assert (tree["scale"], tree["z"]) == (2.0, None)
         assert np.any(tree["x"] != 1)
-
-
-def test_in_place_a_step_is_made_again_of_its_slopes():
-    optimizer = radazo.in_place(optax.sgd(0.1), num_directions=3, key=0)
-
-    @jax.jit
-    def step(params, state):
-        watched = radazo.evaluate.Watched(lambda x: jnp.sum((x - 1) ** 2), [])
-        params, state, _ = optimizer.step(watched, params, state)
-        return params, state, watched.infos[0]
-
-    @jax.jit
-    def again(params, state, info, value):
-        given = radazo.evaluate.Replayed(info.slopes, info.kept, value)
-        return optimizer.step(given, params, state)[:2]
-
-    run = replayed = jnp.zeros(5), optimizer.init(jnp.zeros(5))
-    for _ in range(3):
-        *run, info = step(*run)
-        replayed = again(*replayed, info, run[1].last_value)
-    assert_same_bits(replayed, tuple(run))
 
 
 def test_what_is_told_passes_through_every_form():
@@ -279,15 +188,6 @@ def test_what_is_told_passes_through_every_form():
     moved = [radazo.tell(form, x, form.init(x), values)[0] for form in (link, around)]
     np.testing.assert_allclose(moved[0], moved[1], rtol=1e-6)
     assert jnp.all(moved[0] != x)
-
-
-def test_an_estimator_with_points_of_its_own_cannot_be_told():
-    optimizer = radazo.radazo(0.1, radazo.trajectory_estimator(), key=0)
-    state = optimizer.init(PARAMS)
-    with raises(TypeError, "value_fn", "be a function here; got a `Asked`", "sphere"):
-        radazo.ask(optimizer, PARAMS, state)
-    with raises(TypeError, "be a function here; got a `Told`", "along directions"):
-        radazo.tell(optimizer, PARAMS, state, np.zeros(11, np.float32))
 
 
 def wrong(call, *parts, kind=ValueError):
@@ -305,7 +205,7 @@ def asked(make=sgd, params=PARAMS):
         wrong(
             lambda: radazo.ask(*asked(lambda: sgd(difference=radazo.forward_mode))),
             "`ask(difference=",
-            "say in its `steps` where along a direction",
+            "take values at known points",
             "radazo.forward",
         ),
         wrong(
@@ -313,8 +213,8 @@ def asked(make=sgd, params=PARAMS):
                 *asked(lambda: sgd(difference=radazo.forward_mode)),
                 np.zeros(4, np.float32),
             ),
-            "`Told(difference=",
-            "say in its `steps`",
+            "`ask(difference=",
+            "take values at known points",
         ),
         wrong(
             lambda: radazo.ask(*asked(lambda: optax.sgd(0.1))),
@@ -324,7 +224,7 @@ def asked(make=sgd, params=PARAMS):
         wrong(
             lambda: radazo.ask(*asked()).point((0, 5)),
             "`point(id_=",
-            "be one of 5 of step 0; got (0, 5)",
+            "be one of the 5 of step 0; got (0, 5)",
             "Ask after each `tell`",
         ),
         wrong(
@@ -364,62 +264,22 @@ def asked(make=sgd, params=PARAMS):
         ),
         wrong(
             lambda: radazo.tell(*asked(), np.zeros(4)),
-            "`Told(values=",
+            "`tell(values=",
             "have 5 entries and no other axis; got shape (4,)",
             "NaN for a missing one",
         ),
         wrong(
             lambda: radazo.tell(*asked(), np.zeros((5, 2))),
-            "`Told(values=",
+            "`tell(values=",
             "have 5 entries and no other axis; got shape (5, 2)",
         ),
         wrong(
             lambda: radazo.tell(*asked(lambda: sgd(terms=True)), np.zeros((4, 2))),
-            "`Told(values=",
+            "`tell(values=",
             "have 5 entries and further axes of terms; got shape (4, 2)",
-        ),
-        wrong(
-            lambda: stepped(*asked(), radazo.evaluate.Told(np.zeros(5, np.complex64))),
-            "`Told(values=",
-            "be real; got complex64",
-            kind=TypeError,
-        ),
-        wrong(
-            lambda: stepped(
-                *asked(), radazo.evaluate.Replayed(np.zeros(3), np.ones(4, bool), 0)
-            ),
-            "`Replayed(slopes=",
-            "have 4 entries; got shape (3,)",
-        ),
-        wrong(
-            lambda: stepped(
-                *asked(), radazo.evaluate.Replayed(np.zeros(4), np.ones(3, bool), 0)
-            ),
-            "`Replayed(kept=",
-            "have 4 entries; got shape (3,)",
         ),
     ],
 )
 def test_a_wrong_question_or_answer_is_refused(call, kind, parts):
     with raises(kind, *parts):
         call()
-
-
-REFUSED = {"exact", "snapshot", "trajectory", "interpolation"}
-
-
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - REFUSED))
-def test_the_table_says_how_many_queries_there_are(name):
-    row = ESTIMATORS[name]
-    optimizer = radazo.radazo(0.1, row.make(num_directions=2), key=0)
-    params = {"x": jnp.zeros(6)}
-    queries = radazo.ask(optimizer, params, optimizer.init(params))
-    assert len(queries.ids) == row.num_values(2)
-
-
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_an_estimator_with_points_of_its_own_cannot_be_asked(name):
-    optimizer = radazo.radazo(0.1, ESTIMATORS[name].make(num_directions=2), key=0)
-    params = {"x": jnp.zeros(6)}
-    with pytest.raises((TypeError, ValueError), match=r"be a function here|`steps`"):
-        radazo.ask(optimizer, params, optimizer.init(params))

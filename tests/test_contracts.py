@@ -140,7 +140,9 @@ def test_an_estimate_has_the_structure_the_shapes_and_the_types_of_params(kind, 
         estimator, params = kind.make(num_directions=NUM_DIRECTIONS), start(dtype)
         state = estimator.init(params)
         call = jax.random.key(1), value_fn, params, state
-        value, gradient, after, _ = jax.eval_shape(lambda: radazo.estimate(estimator, *call))
+        value, gradient, after, _ = jax.eval_shape(
+            lambda: radazo.estimate(estimator, *call)
+        )
         assert described(gradient) == described(params)
         assert described(after) == described(state)
         assert value.dtype == wide
@@ -243,7 +245,9 @@ def test_outside_of_jit_the_estimate_is_the_same(kind):
         return scale["by"] * half_sum_of_squares(params)
 
     estimator = kind.make(num_directions=NUM_DIRECTIONS)
-    outside = lambda: radazo.estimate(estimator, 1, value_fn, start(), estimator.init(start()))
+    outside = lambda: radazo.estimate(
+        estimator, 1, value_fn, start(), estimator.init(start())
+    )
     found = outside()
     assert_near(found, expected)
     if not kind.alone:

@@ -1,5 +1,7 @@
 """Slopes from one point, and exact ones: both are what their equations say."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,8 +161,8 @@ def test_k_values_are_taken(new, jitted):
 
     counted.defjvp(lambda xs, ts: (counted(xs[0]), jnp.sum(ts[0])))
     estimator = sphere(new, num_directions=4)
-    run = quick_jit(estimator.estimate, static_argnums=1)
-    estimate = run if jitted else estimator.estimate
+    run = quick_jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
+    estimate = run if jitted else functools.partial(radazo.estimate, estimator)
     x = jnp.ones(D)
     out = estimate(0, counted, x, estimator.init(x))
     jax.block_until_ready(out)

@@ -10,6 +10,7 @@ import pytest
 from conftest import quick_jit
 from sklearn.metrics import f1_score, log_loss
 
+import radazo
 from benchmarks import estimators_tasks
 from benchmarks.estimators_rows import ROWS, Batches
 from benchmarks.estimators_tasks import TASKS
@@ -34,7 +35,9 @@ def test_all_estimators_move_the_same_distance():
         estimator = row.make(TASKS["rosenbrock"].setting, **row.options)
         moves.clear()
         x = jnp.zeros(100)
-        estimate = lambda x, state, e=estimator: e.estimate(0, value_fn, x, state)
+        estimate = lambda x, state, e=estimator: radazo.estimate(
+            e, 0, value_fn, x, state
+        )
         jax.block_until_ready(quick_jit(estimate)(x, estimator.init(x)))
         jax.effects_barrier()
         far = [x for x in moves if x > 0]

@@ -239,11 +239,17 @@ def test_a_guard_goes_around_a_guard_and_passes_what_it_was_given():
     assert states.num_outliers[-1] == 1
     assert states.inner_state.num_outliers[-1] == 1
     np.testing.assert_allclose(np.abs(info.slopes[10:, 0]), [2, 0, 1], rtol=1e-5)
-    value, _, _, info = LINE.estimate(
-        0, lambda x: (3 * x, "aux"), jnp.ones(()), LINE.init(jnp.ones(())), has_aux=True
+    value, _, _, info = radazo.estimate(
+        LINE,
+        0,
+        lambda x: (3 * x, "aux"),
+        jnp.ones(()),
+        LINE.init(jnp.ones(())),
+        has_aux=True,
     )
     outer = radazo.skip_outliers(LINE)
-    mine, _, _, guarded = outer.estimate(
+    mine, _, _, guarded = radazo.estimate(
+        outer,
         0,
         lambda x: (3 * x, "aux"),
         jnp.ones(()),

@@ -285,7 +285,7 @@ MISTAKES = {
     "an average that never forgets": Mistake(
         lambda: radazo.estimators.momentum_prior(1.0),
         ValueError,
-        "momentum(b1",
+        "momentum_prior(b1",
         "be in [0, 1)",
         "1.0.",
         "It is the share of the past that a moment keeps at each step.",

@@ -16,6 +16,10 @@ N = 6
 A = np.array([1.0, -2.0, 0.5, 3.0, -1.0])
 
 
+def compiled(estimator):
+    return quick_jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
+
+
 def linear(x):
     return jnp.dot(jnp.asarray(A, x.dtype), x) + 7
 
@@ -132,9 +136,9 @@ def test_more_directions_than_dimensions_change_nothing_on_a_line(x64):
     estimator = radazo.interpolation_estimator(num_directions=9)
     x = jnp.zeros(5, jnp.float64)
     for seed in range(3):
-        _, gradient, _, _ = quick_jit(estimator.estimate, static_argnums=1)(
-            jax.random.key(seed), linear, x, estimator.init(x)
-        )
+        _, gradient, _, _ = quick_jit(
+            functools.partial(radazo.estimate, estimator), static_argnums=1
+        )(jax.random.key(seed), linear, x, estimator.init(x))
         np.testing.assert_allclose(gradient, A, rtol=1e-6, atol=1e-6)
 
 
@@ -190,7 +194,9 @@ def test_the_true_displacement_of_a_rounded_point_is_what_counts():
     """In bfloat16 a step of 5e-3 from 1 is one of 0 or 2⁻⁸: still exact on a line."""
     x = jnp.array([1.0, -0.5, 0.25, 2.0, 0.01], jnp.bfloat16)
     estimator = radazo.interpolation_estimator(num_directions=40, smoothing=0.02)
-    _, gradient, _, info = quick_jit(estimator.estimate, static_argnums=1)(
+    _, gradient, _, info = quick_jit(
+        functools.partial(radazo.estimate, estimator), static_argnums=1
+    )(
         jax.random.key(0),
         lambda x: jnp.dot(jnp.asarray(A, jnp.float32), x.astype(jnp.float32)),
         x,
@@ -207,9 +213,9 @@ def test_a_point_without_a_finite_value_is_dropped_and_not_remembered():
         return jnp.where(x[0] > 0, jnp.float32(jnp.nan), linear(x))
 
     x = jnp.array([-1e-6, 1.0, 1.0, 1.0, 1.0])
-    _, gradient, state, info = quick_jit(estimator.estimate, static_argnums=1)(
-        jax.random.key(0), value_fn, x, estimator.init(x)
-    )
+    _, gradient, state, info = quick_jit(
+        functools.partial(radazo.estimate, estimator), static_argnums=1
+    )(jax.random.key(0), value_fn, x, estimator.init(x))
     assert 0 < np.sum(info.kept) < 8
     np.testing.assert_array_equal(state.usable[:-1], info.kept)
     assert np.all(np.isfinite(state.points))
@@ -220,7 +226,9 @@ def test_a_point_without_a_finite_value_is_dropped_and_not_remembered():
 
 def test_a_centre_without_a_finite_value_leaves_the_memory_as_good_as_it_was():
     estimator = radazo.interpolation_estimator(num_directions=4, max_reuse=1.0)
-    estimate = quick_jit(estimator.estimate, static_argnums=1)
+    estimate = quick_jit(
+        functools.partial(radazo.estimate, estimator), static_argnums=1
+    )
     x = jnp.zeros(5)
 
     def value_fn(x):
@@ -249,9 +257,9 @@ def test_terms_are_subtracted_one_by_one_where_they_are_new():
             num_directions=5, terms=terms, sampler=law
         )
         x = jnp.zeros(5)
-        _, gradient, state, _ = quick_jit(estimator.estimate, static_argnums=1)(
-            jax.random.key(0), value_fn, x, estimator.init(x)
-        )
+        _, gradient, state, _ = quick_jit(
+            functools.partial(radazo.estimate, estimator), static_argnums=1
+        )(jax.random.key(0), value_fn, x, estimator.init(x))
         assert state.values.shape == (6,)
         return np.abs(gradient - A).max()
 
@@ -356,7 +364,13 @@ MISTAKES = {
     "a distance in words": ("reuse_distance", "near", T, "be a number", NEAR),
     "more than all": ("max_reuse", 1.5, V, "be at most 1", SHARE),
     "less than none": ("max_reuse", -0.5, V, NOT_BELOW, SHARE),
-    "a law by name": ("sampler", "sphere", T, "be a DirectionSampler", "Pass `radazo"),
+    "a law by name": (
+        "sampler",
+        "sphere",
+        T,
+        "be a DirectionSampler",
+        "Pass a sampler",
+    ),
     "no smoothing": ("smoothing", 0.0, V, POSITIVE, "It is the distance moved"),
 }
 

@@ -220,7 +220,7 @@ MISTAKES = {
         f"{TRAJECTORY}(kernel",
         "be a Kernel",
         "'rbf'.",
-        "Pass `radazo.estimators.matern` or `radazo.estimators.rbf`",
+        "Pass a kernel, e.g. `radazo.estimators.matern`",
     ),
     "no direction": Mistake(
         trajectory(num_directions=0),

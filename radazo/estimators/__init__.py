@@ -4,7 +4,15 @@
 reuse past steps, fit a model of the function, or guard an estimator.
 """
 
-from radazo.core import EstimateInfo
+from radazo.core import (
+    Estimate,
+    EstimateInfo,
+    Estimator,
+    Evaluate,
+    Queries,
+    Readings,
+    Step,
+)
 from radazo.estimators.build import estimate
 from radazo.estimators.finite_difference import (
     coordinate_estimator,
@@ -36,14 +44,20 @@ from radazo.estimators.svrg import SvrgState, svrg_estimator
 from radazo.estimators.trajectory import TrajectoryState, trajectory_estimator
 
 __all__ = [
+    "Estimate",
     "EstimateInfo",
+    "Estimator",
     "EstimatorState",
+    "Evaluate",
     "HistoryState",
     "InterpolationState",
     "Kernel",
     "OutlierState",
     "Prior",
     "PriorGuidedState",
+    "Queries",
+    "Readings",
+    "Step",
     "SvrgState",
     "TrajectoryState",
     "clip_outliers",

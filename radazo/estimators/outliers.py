@@ -4,6 +4,7 @@ A guard goes around an estimator and compares the largest slope of a step with t
 recent steps. It knows nothing of laws of directions, and every form takes it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -176,35 +177,7 @@ def _guarded(
             inner_state=estimator.init(params),
         )
 
-    def guarded(state: OutlierState, found: core.Estimate) -> core.Estimate:
-        recent, info = state.recent, found.info
-        largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
-        num_seen, typical = _quantile(recent, quantile)
-        bound = jnp.asarray(factor, recent.dtype) * typical
-        outlier = (num_seen >= min(_ENOUGH, window)) & (largest > bound)
-        share = jnp.where(outlier, answer(bound, largest), jnp.ones_like(largest))
-        taken = share > 0
-        state = OutlierState(
-            count=state.count,
-            num_outliers=jnp.where(
-                outlier, optax.safe_increment(state.num_outliers), state.num_outliers
-            ),
-            recent=jnp.where(
-                largest > 0, jnp.concatenate([largest[None], recent[:-1]]), recent
-            ),
-            inner_state=jax.tree.map(
-                lambda new, old: jnp.where(taken, new, old),
-                found.state,
-                state.inner_state,
-            ),
-        )
-        info = info._replace(
-            slopes=info.slopes * share.astype(info.slopes.dtype),
-            kept=info.kept & taken,
-        )
-        gradient = found.gradient * share.astype(found.gradient.dtype)
-        found = found._replace(gradient=gradient, state=state, info=info)
-        return build.next_count(found)
+    guarded = functools.partial(_guard, quantile, window, factor, answer)
 
     def estimate(
         step: core.Step,
@@ -229,6 +202,45 @@ def _guarded(
             )
         ),
     )
+
+
+def _guard(
+    quantile: float,
+    window: int,
+    factor: float,
+    answer: _Answer,
+    state: OutlierState,
+    found: core.Estimate,
+) -> core.Estimate:
+    """The estimate with its slopes multiplied by the answer, if it is an outlier."""
+    recent, info = state.recent, found.info
+    largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
+    num_seen, typical = _quantile(recent, quantile)
+    bound = jnp.asarray(factor, recent.dtype) * typical
+    outlier = (num_seen >= min(_ENOUGH, window)) & (largest > bound)
+    share = jnp.where(outlier, answer(bound, largest), jnp.ones_like(largest))
+    taken = share > 0
+    state = OutlierState(
+        count=state.count,
+        num_outliers=jnp.where(
+            outlier, optax.safe_increment(state.num_outliers), state.num_outliers
+        ),
+        recent=jnp.where(
+            largest > 0, jnp.concatenate([largest[None], recent[:-1]]), recent
+        ),
+        inner_state=jax.tree.map(
+            lambda new, old: jnp.where(taken, new, old),
+            found.state,
+            state.inner_state,
+        ),
+    )
+    info = info._replace(
+        slopes=info.slopes * share.astype(info.slopes.dtype),
+        kept=info.kept & taken,
+    )
+    gradient = found.gradient * share.astype(found.gradient.dtype)
+    found = found._replace(gradient=gradient, state=state, info=info)
+    return build.next_count(found)
 
 
 def _nothing_of_it(bound: jax.Array, largest: jax.Array) -> jax.Array:

@@ -133,16 +133,13 @@ def svrg_estimator(
     def due(state: SvrgState) -> jax.Array:
         return (state.age < 0) | (state.age >= num_inner_steps)
 
+    part = functools.partial(_part, estimator)
+
     def parts(step: core.Step, state: SvrgState) -> list[tuple[core.Step, Any]]:
         """The steps at x and at x₀, and that of the full gradient."""
         anchor = _anchor(step.params, state, due(state))
         points = (_HERE, step.params), (there, anchor), (_FULL, step.params)
-        return [inner(step, part, params) for part, params in points]
-
-    def full_function(step: core.Step) -> core.Function:
-        return differences.evaluation(
-            api_name, full_value_fn, terms=step.terms, has_aux=False
-        )
+        return [part(step, *point) for point in points]
 
     def queries(step: core.Step, state: SvrgState) -> core.Queries:
         three = [estimator.queries(*part) for part in parts(step, state)]
@@ -155,21 +152,28 @@ def svrg_estimator(
         readings: core.Readings,
     ) -> core.Estimate:
         three = zip(parts(step, state), _split(queries.shared, readings), strict=True)
-        here, there, full = (estimator.estimate(*x, *y) for x, y in three)
-        return _finished(step, state, due(state), here, there, lambda: full)
+        at_x, at_x0, full = (estimator.estimate(*x, *y) for x, y in three)
+        is_due = due(state)
+        state, num_full = _renewed(is_due, step, lambda: full, state)
+        # x₀ is x where a snapshot is due: an old one is of no use if it fails.
+        failed = is_due & (state.age != 0)
+        return _combined(step, state, at_x, at_x0, num_full, failed)
 
     def fused(
         function: core.Function, step: core.Step, state: SvrgState
     ) -> core.Estimate:
-        one, two, three = parts(step, state)
-        return _finished(
-            step,
-            state,
-            due(state),
-            build.closed_loop(estimator, function, *one),
-            build.closed_loop(estimator, function, *two),
-            lambda: build.closed_loop(estimator, full_function(step), *three),
+        full = differences.evaluation(
+            api_name, full_value_fn, terms=step.terms, has_aux=False
         )
+        loop = functools.partial(build.closed_loop, estimator)
+        state, num_full = _renewed(
+            due(state), step, lambda: loop(full, *part(step, _FULL, step.params)), state
+        )
+        never = jnp.asarray(False)
+        anchor = _anchor(step.params, state, never)
+        at_x = loop(function, *part(step, _HERE, step.params))
+        at_x0 = loop(function, *part(step, there, anchor))
+        return _combined(step, state, at_x, at_x0, num_full, never)
 
     return core.Estimator(
         api_name, init, estimator.step, queries, estimate, fused=fused
@@ -200,6 +204,14 @@ def _check(
     validation.integer(api_name, "num_inner_steps", num_inner_steps, 1, hint)
     hint = "True draws the same directions at the parameters and at the snapshot."
     validation.instance(api_name, "share_directions", share_directions, bool, hint)
+
+
+def _part(
+    estimator: core.Estimator, outer: core.Step, number: int, params: core.Params
+) -> tuple[core.Step, Any]:
+    """The step of one of the three estimates, with a key of its own."""
+    state = estimator.init(params)
+    return estimator.step(random.fold_in(outer.key, number), params, state), state
 
 
 def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Params:
@@ -256,58 +268,59 @@ def _split(
     ]
 
 
-def _finished(
+def _combined(
     step: core.Step,
     state: SvrgState,
-    due: jax.Array,
-    here: core.Estimate,
-    there: core.Estimate,
-    full: Callable[[], core.Estimate],
+    at_x: core.Estimate,
+    at_x0: core.Estimate,
+    num_full: jax.Array,
+    failed: jax.Array,
 ) -> core.Estimate:
-    """here − there + full where there is an anchor, and the state after the step."""
-    state, num_full = _if(
-        due,
-        functools.partial(_renewed, step, full),
-        lambda state: (state, jnp.zeros((), jnp.int32)),
-        state,
-    )
-    anchored = jnp.any(here.info.kept) & jnp.any(there.info.kept)
-    anchored = anchored & (state.age >= 0) & (~due | (state.age == 0))
+    """The difference of two estimates plus the full one, where there is an anchor."""
+    anchored = jnp.any(at_x.info.kept) & jnp.any(at_x0.info.kept)
+    anchored = anchored & (state.age >= 0) & ~failed
     full_gradient = jax.tree.map(
         lambda x, g: x if g is None else g, step.params, state.full_gradient
     )
-    gradient = here.gradient - there.gradient + flat.ravel(step.layout, full_gradient)
+    gradient = at_x.gradient - at_x0.gradient + flat.ravel(step.layout, full_gradient)
     largest = jnp.finfo(gradient.dtype).max
-    gradient = jnp.where(anchored, jnp.clip(gradient, -largest, largest), here.gradient)
+    gradient = jnp.where(anchored, jnp.clip(gradient, -largest, largest), at_x.gradient)
     older = jnp.asarray(optax.safe_increment(state.age))
     state = state._replace(age=jnp.where(state.age < 0, state.age, older))
-    info = here.info._replace(
-        num_values=here.info.num_values + there.info.num_values + num_full,
-        squared_norm=jnp.full_like(here.info.squared_norm, jnp.nan),
+    info = at_x.info._replace(
+        num_values=at_x.info.num_values + at_x0.info.num_values + num_full,
+        squared_norm=jnp.full_like(at_x.info.squared_norm, jnp.nan),
     )
-    found = here._replace(gradient=gradient, state=state, info=info)
+    found = at_x._replace(gradient=gradient, state=state, info=info)
     return build.next_count(found)
 
 
 def _renewed(
-    step: core.Step, full: Callable[[], core.Estimate], state: SvrgState
+    due: jax.Array,
+    step: core.Step,
+    full: Callable[[], core.Estimate],
+    state: SvrgState,
 ) -> tuple[SvrgState, jax.Array]:
-    """The state with a new snapshot, or as it was, and the function values taken."""
-    found = full()
-    succeeded = jnp.any(found.info.kept)
-    gradient = flat.unravel(
-        step.layout, step.params, found.gradient, found.opaque_index
-    )
+    """The state with a new snapshot if one is due, and the function values taken."""
 
-    def chosen(new: Any, old: Any) -> Any:
-        return None if old is None else jnp.where(succeeded, new, old)
+    def renew(state: SvrgState) -> tuple[SvrgState, jax.Array]:
+        found = full()
+        succeeded = jnp.any(found.info.kept)
+        gradient = flat.unravel(
+            step.layout, step.params, found.gradient, found.opaque_index
+        )
 
-    state = state._replace(
-        age=chosen(jnp.zeros((), jnp.int32), state.age),
-        snapshot=jax.tree.map(chosen, step.params, state.snapshot),
-        full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
-    )
-    return state, jnp.asarray(found.info.num_values, jnp.int32)
+        def chosen(new: Any, old: Any) -> Any:
+            return None if old is None else jnp.where(succeeded, new, old)
+
+        state = state._replace(
+            age=chosen(jnp.zeros((), jnp.int32), state.age),
+            snapshot=jax.tree.map(chosen, step.params, state.snapshot),
+            full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
+        )
+        return state, jnp.asarray(found.info.num_values, jnp.int32)
+
+    return _if(due, renew, lambda state: (state, jnp.zeros((), jnp.int32)), state)
 
 
 def _if(

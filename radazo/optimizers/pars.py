@@ -6,6 +6,7 @@ how far x moves, under gradient descent with a rate of one: keys, counters and w
 happens where no value is finite are those of every optimizer.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -136,15 +137,7 @@ def pars(
             previous_value=jnp.zeros((), jnp.result_type(float)),
         )
 
-    def at_y(step: core.Step, state: ParsState) -> tuple[core.Step, mean.Options]:
-        """The step at y, and the options with its orthonormal rows."""
-        one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
-        ahead = _pull(state) * state.ahead
-        y = flat.perturb(step.layout, step.params, ahead, one, index)
-        here = step._replace(params=y)
-        return here, prior_guided.guided_options(
-            api_name, options, guess, here, state.memory
-        )
+    at_y = functools.partial(_at_y, api_name, options, guess)
 
     def queries(step: core.Step, state: ParsState) -> core.Queries:
         return mean.queries(*at_y(step, state))
@@ -176,6 +169,23 @@ def pars(
         api_name, init, queries, estimate, settings, fused=fused
     )
     return combinators.attached(api_name, estimator, _AGAINST, key)
+
+
+def _at_y(
+    api_name: str,
+    options: mean.Options,
+    guess: prior_guided.Prior,
+    step: core.Step,
+    state: ParsState,
+) -> tuple[core.Step, mean.Options]:
+    """The step at y, and the options with its orthonormal directions."""
+    one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
+    ahead = _pull(state) * state.ahead
+    here = step._replace(
+        params=flat.perturb(step.layout, step.params, ahead, one, index)
+    )
+    own = prior_guided.guided_options(api_name, options, guess, here, state.memory)
+    return here, own
 
 
 # A link that takes integers, too, and leaves them integers.

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from radazo import core, partition, validation
-from radazo.journal import record as journal_record
+from radazo.journal import record
 from radazo.optimizers import combinators, stepping
 
 MAX_STEPS_PER_CALL = 1024
@@ -62,8 +62,8 @@ def compiled_steps(
             if stop is not None:
                 ended = _answer(stop(found.last_value, rest.join(arrays)))
             arrays = _unless(ended, arrays, rest, params, box)
-            record = Record(found.last_value, found.num_values)
-            records = jax.tree.map(lambda x, new: x.at[i].set(new), records, record)
+            new = Record(found.last_value, found.num_values)
+            records = jax.tree.map(lambda x, y: x.at[i].set(y), records, new)
             return arrays, state, records, i + 1, ended
 
         records = Record(
@@ -106,7 +106,7 @@ def recorded_steps(
         params = rest.join(arrays)
         count = combinators.find_estimator_state("minimize", state).count
         now = batches(count) if callable(batches) else batch
-        entry = journal_record.read_entry(optimizer, value_of, params, state, batch=now)
+        entry = record.read_entry(optimizer, value_of, params, state, batch=now)
         if stop is not None:
             value = entry.value.astype(jnp.result_type(float))
             entry = entry._replace(stopped=_answer(stop(value, params)))
@@ -116,7 +116,7 @@ def recorded_steps(
         records = []
         while len(records) < num:
             entry = read(arrays, state, batch)
-            arrays, state = journal_record.advanced(
+            arrays, state = record.advanced(
                 optimizer, rest, box, arrays, state, *entry[2:]
             )
             found = combinators.find_estimator_state("minimize", state)
