@@ -211,6 +211,16 @@ def in_microbatches(params):
     return jnp.sum(lax.map(of_row, TOKENS))
 
 
+def with_a_derivative(params):
+    """The scans that JAX makes of one that is differentiated and mapped."""
+
+    def of_row(start):
+        return jnp.sum(lax.scan(lambda h, p: (layer(h, p), h), start, stack)[1] ** 2)
+
+    stack = params["layers"]
+    return jnp.sum(jax.vmap(jax.grad(of_row))(params["embed"]))
+
+
 def straight_through(params):
     """Of a leaf that a rule of differentiation of its own is applied to."""
 
@@ -241,10 +251,36 @@ FUNCTIONS = [
     mapped,
     out_of_bounds,
     in_microbatches,
+    with_a_derivative,
     straight_through,
     of_nothing,
 ]
 each_function = pytest.mark.parametrize("value_fn", FUNCTIONS)
+
+
+def test_the_sizes_of_a_scan_are_read_in_all_versions_of_jax():
+    """One constant, two carried values, three that are stacked; then derivatives."""
+
+    def function(start, stack):
+        def turn(carry, inputs):
+            (i, h), (a, b, c) = carry, inputs
+            return (i + 1, h * start + a), (b, jnp.sin(h) * c)
+
+        return lax.scan(turn, (0, start), (stack, 2 * stack, 3 * stack))
+
+    def sizes(function, *args):
+        (params,) = [
+            eqn.params
+            for eqn in jax.make_jaxpr(function)(*args).eqns
+            if eqn.primitive.name == "scan"
+        ]
+        return streaming._scan_sizes(params)
+
+    args = jnp.ones(2), jnp.ones((4, 2))
+    assert sizes(function, *args) == (1, 2)
+    assert sizes(jax.vmap(function), jnp.ones((3, 2)), jnp.ones((3, 4, 2))) == (1, 2)
+    # The derivatives of the constant and of what is carried, but for the integer.
+    assert sizes(lambda *args: jax.jvp(function, args, args), *args) == (2, 3)
 
 
 @each_function

@@ -199,9 +199,18 @@ def _call(name: str, params: dict[str, Any], *ins: Any) -> list[Any]:
     return _run(inner, (), ins)
 
 
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried."""
+    if "num_consts" in params:  # JAX 0.10
+        return params["num_consts"], params["num_carry"]
+    consts, carried, _ = params["ft_in"].unpack()  # JAX 0.11 and later
+    return len(consts), len(carried)
+
+
 def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
-    program, num_consts = params["jaxpr"], params["num_consts"]
-    last = num_consts + params["num_carry"]
+    program = params["jaxpr"]
+    num_consts, num_carried = _scan_sizes(params)
+    last = num_consts + num_carried
     takers = program.jaxpr.invars[:num_consts]
     # A leaf of which each turn takes a part is kept; else it is needed in all turns.
     consts = [
@@ -256,10 +265,11 @@ def _takes_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
         inner = inner.jaxpr if isinstance(inner, jax_core.ClosedJaxpr) else inner
         return _is_taken_in_parts(inner, inner.invars[place])
     if name == "scan":
-        inner, last = params["jaxpr"].jaxpr, params["num_consts"] + params["num_carry"]
-        if place < params["num_consts"]:
+        inner = params["jaxpr"].jaxpr
+        num_consts, num_carried = _scan_sizes(params)
+        if place < num_consts:
             return _is_taken_in_parts(inner, inner.invars[place])
-        return place >= last  # Stacked: layer by layer.
+        return place >= num_consts + num_carried  # Stacked: layer by layer.
     return name in ("dynamic_slice", "gather") and place == 0
 
 
