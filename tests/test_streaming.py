@@ -274,7 +274,7 @@ def test_the_sizes_of_a_scan_are_read_in_all_versions_of_jax():
             for eqn in jax.make_jaxpr(function)(*args).eqns
             if eqn.primitive.name == "scan"
         ]
-        return streaming._scan_sizes(params)
+        return lazy._scan_sizes(params)
 
     args = jnp.ones(2), jnp.ones((4, 2))
     assert sizes(function, *args) == (1, 2)
