@@ -46,10 +46,6 @@ def mesh():
     return NamedSharding(Mesh(devices, ("directions",)), PartitionSpec("directions"))
 
 
-def samplers():
-    return radazo.directions
-
-
 def estimators():
     """Estimator by name, each with the function that it is run on."""
     central = {"difference": radazo.central}
@@ -135,7 +131,7 @@ def in_place():
             optax.sgd(0.02),
             key=3,
             num_directions=3,
-            sampler=samplers().sphere,
+            sampler=radazo.directions.sphere,
             difference=radazo.forward,
             b1=0.5,
         ),
@@ -143,6 +139,7 @@ def in_place():
 
 
 def hexadecimal(tree):
+    """Return the bytes of each leaf."""
     return [np.asarray(x).tobytes().hex() for x in jax.tree.leaves(tree)]
 
 
@@ -183,8 +180,11 @@ def rows():
 
 
 def machine():
-    """On what the numbers were made: other machines may round otherwise."""
-    return f"jax {jax.__version__} {platform.machine()}"
+    """Return the version and the processor, by which the last digits may differ."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if "model name" in line]
+    return f"jax {jax.__version__}, {[*names, platform.machine()][0]}"
 
 
 def main():

@@ -1,6 +1,7 @@
 """One step by every evaluator: local, in chunks, on a mesh, told and replayed."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,16 @@ def test_zo_adamu_and_pars_and_in_place_are_told_and_replayed(tmp_path):
         assert_close((kept.params, kept.state), run, 2e-4)
         again = radazo.journal.replay(path, optimizer, PARAMS)
         jax.tree.map(np.testing.assert_array_equal, again, (kept.params, kept.state))
+
+
+@pytest.mark.parametrize("name", ["snapshot", "trajectory", "interpolation"])
+def test_a_pool_evaluates_every_estimator(name):
+    optimizer = make(name)
+    with radazo.pool.evaluation_pool(
+        value_fn, ThreadPoolExecutor, max_concurrent=2
+    ) as pool:
+        result = pool.minimize(PARAMS, optimizer, NUM_STEPS)
+    assert_close((result.params, result.state), told(optimizer), 1e-6)
 
 
 def test_in_place_goes_on_from_its_checkpoint(tmp_path):

@@ -16,7 +16,7 @@ import optax
 
 from radazo import core, partition, validation
 from radazo.optimizers import combinators
-from radazo.pool import executors, scheduler
+from radazo.pool import executors, scheduler, worker
 from radazo.run import ask_tell, loop, progress_bar, results
 
 _API_NAME = "evaluation_pool"
@@ -229,7 +229,7 @@ def _step(
     params = rest.join(arrays)
     queries = ask_tell.ask(optimizer, params, state)
     num_left, ids = calls.num_left(), queries.ids
-    pairs = ((id_, queries.point(id_)) for id_ in ids)
+    pairs = ((id_, _point(queries, id_)) for id_ in ids)
     is_paid = num_left is None or num_left >= len(ids)
     values = dict(calls.run(pairs)) if is_paid else {}
     if len(values) < len(ids):
@@ -248,3 +248,9 @@ def _step(
     counters = combinators.find_estimator_state(_MINIMIZE, state)
     record = loop.Record(counters.last_value[None], counters.num_values[None])
     return arrays if box is None else box(arrays), state, record, 1, False
+
+
+def _point(queries: ask_tell.Queries, id_: tuple[int, int]) -> Any:
+    """The point of a query, with its function if that is not the pool's."""
+    function, point = queries.function(id_), queries.point(id_)
+    return point if function is None else worker.OtherFunction(function, point)

@@ -99,6 +99,7 @@ class _Job:
     ids: list[Any]
     point: Any
     digest: bytes | None
+    function: Any  # To call in the place of `value_fn`, or None.
     tries: int = 0  # Calls without an answer.
     ready_at: float = 0.0  # The earliest time of the next call.
 
@@ -168,8 +169,10 @@ class _Loop:
             rule = "be an iterable of (id, point)"
             hint = "An id is any object; it is returned with the value."
             validation.fail(_EVALUATE, "queries", rule, repr(query)[:200], hint)
-        id_, point = query[0], worker.to_numpy(query[1])
-        digest = worker.digest(point) if self.options.cache else None
+        id_, (function, point) = query[0], worker.split(query[1])
+        # A value of another function is not cached: it is asked for once.
+        cached = self.options.cache and function is None
+        digest = worker.digest(point) if cached else None
         self.counts["queries"] += 1
         if digest in self.cache:
             self.counts["cached"] += 1
@@ -179,7 +182,7 @@ class _Loop:
             self.counts["cached"] += 1
             self.jobs[digest].ids.append(id_)
             return []
-        job = _Job([id_], point, digest)
+        job = _Job([id_], point, digest, function)
         if digest is not None:
             self.jobs[digest] = job
         self.waiting.append(job)
@@ -229,9 +232,8 @@ class _Loop:
             executor = self.workers.acquire()
             mark = worker.Mark(self.path, self.next_number)
             try:
-                future = executor.submit(
-                    worker.call, mark, self.options.value_fn, job.point
-                )
+                value_fn = job.function or self.options.value_fn
+                future = executor.submit(worker.call, mark, value_fn, job.point)
             except futures.BrokenExecutor as error:  # It broke while idle.
                 self.workers.abandon(executor)
                 self._note_broken(error)

@@ -61,6 +61,20 @@ class Outcome(NamedTuple):
     failure: str = ""
 
 
+class OtherFunction(NamedTuple):
+    """A point at which another function than `value_fn` is evaluated."""
+
+    function: Callable[[Any], Any]
+    point: Any
+
+
+def split(point: Any) -> tuple[Callable[[Any], Any] | None, Any]:
+    """Return the function of a point, None for `value_fn`, and the point in NumPy."""
+    if isinstance(point, OtherFunction):
+        return point.function, to_numpy(point.point)
+    return None, to_numpy(point)
+
+
 def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
     """Mark the call as begun, and call `value_fn(point)`."""
     if mark.process():  # An executor may resubmit a call of a lost worker.
