@@ -1,7 +1,7 @@
-"""Estimators that remember nothing but the time: one function, six laws of directions.
+"""Estimate gradients by finite differences along random directions.
 
-The estimate is the mean of slope times direction, taken in `averaging`; what tells the
-estimators apart is the law of directions, and with it what `smoothing` means.
+`finite_difference_estimator` takes any sampler. The presets choose the sampler, which
+also fixes the unit of `smoothing`.
 """
 
 from jax.sharding import NamedSharding
@@ -21,59 +21,58 @@ def finite_difference_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Finite differences along directions of any law.
-
-    What `sphere_estimator` and its siblings are made of; use it with a law of your own.
+    """Estimate the gradient by finite differences along sampled directions.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing              forward
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)  central
       slopeₖ = f(x + smoothing · uₖ) / smoothing                       one_point
-      slopeₖ = ⟨∇f(x), uₖ⟩, by forward mode                            exact
+      slopeₖ = ⟨∇f(x), uₖ⟩, by forward-mode differentiation            forward_mode
       g = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
 
-    `kept` are the directions whose values are finite. If there is none, g is zero.
-    Any rule goes behind it: with `scale_by_radazo` it is R-AdaZO. `one_point` is so
-    noisy that no rule helps; `forward_mode` sees nothing of a staircase.
+    Directions whose values are not finite are dropped; if all are dropped, g is zero.
+    Combine it with any optimizer; with `scale_by_radazo` it is R-AdaZO. `one_point` is
+    too noisy to be practical. `forward_mode` cannot optimize piecewise constant
+    functions.
 
     Args:
-      sampler: Law of the directions, as `sphere`; see `sampler_from`.
-      num_directions: K, at least 1, or None for d, as many as there are perturbed
-        elements. The variance of the estimate falls as 1/K.
-      smoothing: Distance moved along a direction, in units of ‖u‖; greater than 0, or
-        a schedule of the number of estimates so far. Larger is more bias (in smoothing
-        for forward, in smoothing² for central) and less rounding.
-      difference: `forward`, `central`, `one_point`, `forward_mode`, or a `Difference`
-        of your own.
+      sampler: Sampler of the directions, e.g. `radazo.directions.sphere`; see
+        `sampler_from`.
+      num_directions: K, at least 1, or None for d, the number of perturbed elements.
+        The variance of the estimate falls as 1/K.
+      smoothing: Distance along a direction, in units of ‖u‖; greater than 0, or a
+        schedule of the number of estimates so far. Larger values increase the bias
+        (linear in smoothing for forward, quadratic for central) and reduce rounding
+        errors.
+      difference: `forward`, `central`, `one_point`, `forward_mode`, or a custom
+        `Difference`.
       chunk_size: Directions evaluated in one batch, at least 1.
-      terms: If True, `value_fn` returns an array of terms whose sum is the objective,
-        and differences are taken term by term: one to two digits more in float32.
-      mask: Which leaves are perturbed: a pytree of bools, a prefix of one, or a
-        function of the parameters. Other leaves, and those that are not floating
-        point, stay as they are and get a gradient of zero.
-      sharding: `NamedSharding(mesh, PartitionSpec("directions"))` shares the function
-        values of a step among the devices along that axis (or axes) of a mesh, whose
-        axes are `AxisType.Auto`; further axes are free for batches and parameters that
-        are sharded. One number a value goes over the wire; each device draws all
-        directions again for the mean. Directions are the same on any number of
-        devices; so, where it was tried (CPUs, `chunk_size=1`), are all bits. Not for
+      terms: If True, `value_fn` returns an array of terms whose sum is the objective.
+        Differences are computed term by term, which gains one to two digits in float32.
+      mask: Leaves to perturb: a pytree of bools, a prefix of one, or a function of the
+        parameters. Other leaves and non-floating-point leaves get a gradient of zero.
+      sharding: `NamedSharding(mesh, PartitionSpec("directions"))` distributes the
+        function evaluations of a step over the devices along that axis (or axes) of a
+        mesh whose axes are `AxisType.Auto`. Other axes are free for sharded batches and
+        parameters. Devices exchange one number per value; each device redraws all
+        directions. The directions do not depend on the number of devices. With
+        `chunk_size=1`, results were bitwise equal in tests on CPUs. Not supported by
         `forward_mode`.
     Returns:
-      An `Estimator`. Its value is f(x) for `forward` and `forward_mode`, for `central`
-      and      `one_point` the mean of the values taken. With `has_aux`, `info.aux` is
-      that of
-      f(x) for `forward` and `forward_mode`, and for the others of the first point
-      beside it,
-      f(x + smoothing · u₀); all but `forward` hold the aux of all points on the way.
+      An `Estimator`. Its value is f(x) for `forward` and `forward_mode`, and the mean
+      of the evaluated values for `central` and `one_point`. With `has_aux`, `info.aux`
+      is the aux at f(x) for `forward` and `forward_mode`, and at f(x + smoothing · u₀)
+      for the others. All but `forward` hold the aux of all points temporarily.
     Raises:
-      TypeError: If an argument is of the wrong kind, or `value_fn` does not return a
-        real number, or has no derivative in forward mode for `forward_mode`.
-      ValueError: If an argument is out of its range, `value_fn` returns an array where
-        `terms` is False, or nothing in the parameters can be perturbed.
+      TypeError: If an argument has the wrong type, or `value_fn` does not return real
+        numbers or does not support forward-mode differentiation for `forward_mode`.
+      ValueError: If an argument is out of range, `value_fn` returns an array with
+        `terms=False`, or no element of the parameters can be perturbed.
     Cost:
-      K + 1 function values (`forward`), 2K (`central`) or K (`one_point`; and
-      `forward_mode`, each with a derivative) per step. Beside the gradient
-      a direction and a perturbed point, one to three copies of the parameters, for each
-      of the `chunk_size` directions in work; more where many leaves are batched.
+      K + 1 function values (`forward`), 2K (`central`) or K (`one_point`, and
+      `forward_mode`, each with a derivative) per step. In addition to the gradient, a
+      direction and a perturbed point (one to three copies of the parameters) for each
+      of the `chunk_size` directions in a batch; more with many leaves and large
+      batches.
     Example:
       >>> estimator = finite_difference_estimator(
       ...     radazo.directions.orthogonal, num_directions=3
@@ -104,16 +103,17 @@ def sphere_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Finite differences along K points of the unit sphere: the paper's estimator.
+    """Estimate the gradient along K points of the unit sphere, as R-AdaZO does.
 
-    One norm over all leaves jointly; `smoothing` is the Euclidean distance moved. In
-    low precision mind that a step of 1e-3 moves only 1.2 % of a million bfloat16
-    weights of size 0.02: there take `smoothing` near 1e-3 · √d, or another law.
+    `finite_difference_estimator` with the sampler `sphere`. The norm is taken jointly
+    over all leaves, and `smoothing` is the Euclidean distance. In low precision,
+    rounding can absorb most of a step: a distance of 1e-3 changes only 1.2 % of a
+    million bfloat16 weights of size 0.02. Use a `smoothing` near 1e-3 · √d, or another
+    sampler.
 
-      slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing
       g = (d / K) · Σₖ slopeₖ · uₖ
 
-    On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K.
+    The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K.
 
     Args:
       num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
@@ -123,9 +123,7 @@ def sphere_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
-      a direction and a perturbed point, one to three copies of the parameters, for each
-      of the `chunk_size` directions in work; more where many leaves are batched.
+      As `finite_difference_estimator`.
     Example:
       >>> estimator = sphere_estimator(num_directions=2000)
       >>> fn = lambda x: x[0] - 2 * x[1]
@@ -155,16 +153,16 @@ def gaussian_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Finite differences along K standard normal directions.
+    """Estimate the gradient along K standard normal directions.
 
-    `smoothing` is the standard deviation of the move of each parameter; the distance
-    moved is about smoothing · √d, so that `smoothing` / √d here does what `smoothing`
-    does in `sphere_estimator`.
+    `finite_difference_estimator` with the sampler `gaussian`. `smoothing` is the
+    standard deviation of the perturbation of each element, at a distance of about
+    smoothing · √d. Divide the `smoothing` of `sphere_estimator` by √d to get the same
+    distance.
 
-      slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing
       g = (1 / K) · Σₖ slopeₖ · uₖ
 
-    On a linear function ⟨a, x⟩ the total variance of g is (d + 1) ‖a‖² / K.
+    The total variance of g on a linear function ⟨a, x⟩ is (d + 1) ‖a‖² / K.
 
     Args:
       num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
@@ -174,9 +172,7 @@ def gaussian_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
-      a direction and a perturbed point, one to three copies of the parameters, for each
-      of the `chunk_size` directions in work; more where many leaves are batched.
+      As `finite_difference_estimator`.
     Example:
       >>> estimator = gaussian_estimator(num_directions=5000)
       >>> fn = lambda x: x[0] - 2 * x[1]
@@ -206,16 +202,15 @@ def rademacher_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Finite differences along K vectors of independent signs: the cheapest noise.
+    """Estimate the gradient along K vectors of independent random signs.
 
-    Every parameter moves by `smoothing`, up or down; the distance moved is
-    smoothing · √d. One random bit an element, so that drawing directions costs next to
-    nothing where that is what a step spends its time on.
+    `finite_difference_estimator` with the sampler `rademacher`. Each element changes by
+    ±smoothing, at a distance of smoothing · √d. One random bit per element makes this
+    the cheapest sampler.
 
-      slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing
       g = (1 / K) · Σₖ slopeₖ · uₖ
 
-    On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K.
+    The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K.
 
     Args:
       num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
@@ -225,9 +220,7 @@ def rademacher_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step. Beside the gradient
-      a direction and a perturbed point, one to three copies of the parameters, for each
-      of the `chunk_size` directions in work; more where many leaves are batched.
+      As `finite_difference_estimator`.
     Example:
       >>> estimator = rademacher_estimator(num_directions=5000)
       >>> fn = lambda x: x[0] - 2 * x[1]
@@ -256,19 +249,20 @@ def coordinate_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Finite differences along K random coordinates, or along each of them once.
+    """Estimate the gradient along K random coordinates, or along each coordinate once.
 
-      slopeₖ = (f(x + smoothing · eᵢ) − f(x)) / smoothing
-      i = i(k) uniform in 1..d, with replacement;  i = k if `num_directions` is None
+    `finite_difference_estimator` with the sampler `coordinate` or `basis`.
+
       g = (d / K) · Σₖ slopeₖ · eᵢ
+      i = i(k) uniform in 1..d, with replacement;  i = k if `num_directions` is None
 
-    On a linear function ⟨a, x⟩ the total variance of g is (d − 1) ‖a‖² / K, and 0 with
-    each coordinate once: the ordinary gradient by differences, which no key changes.
+    The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K. With each
+    coordinate once it is 0: g is the deterministic finite-difference gradient.
 
     Args:
-      num_directions: K, at least 1, of `radazo.directions.coordinate`; None takes each
-        coordinate once, K = d, of `radazo.directions.basis`. If a value is not finite,
-        its coordinate gets 0 and the others are multiplied by d / |kept|, as always.
+      num_directions: K, at least 1, or None for each coordinate once. With None, a
+        coordinate whose value is not finite gets 0, and the others are scaled by d /
+        |kept|.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
@@ -276,10 +270,8 @@ def coordinate_estimator(
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step, K = d for each once,
-      whose slopes are a further copy of the parameters. Beside the gradient a direction
-      and a perturbed point, one to three copies of the parameters, for each of the
-      `chunk_size` directions in work; more where many leaves are batched.
+      As `finite_difference_estimator`; with each coordinate once, K = d and the slopes
+      are another copy of the parameters.
     Example:
       >>> estimator = coordinate_estimator(num_directions=5000)
       >>> fn = lambda x: x[0] - 2 * x[1]
@@ -316,15 +308,15 @@ def orthogonal_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Finite differences along K orthonormal directions.
+    """Estimate the gradient along K random orthonormal directions.
 
-    The directions of a step span a random subspace, and the estimate is the gradient
-    projected on it, times d / K: the exact gradient of a linear function at K = d.
+    `finite_difference_estimator` with the sampler `orthogonal`. The estimate is d / K
+    times the projection of the gradient onto a random subspace. It is exact for a
+    linear function at K = d.
 
-      slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing,  ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
-      g = (d / K) · Σₖ slopeₖ · uₖ
+      g = (d / K) · Σₖ slopeₖ · uₖ,  ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
 
-    On a linear function ⟨a, x⟩ the total variance of g is (d / K − 1) ‖a‖².
+    The total variance of g on a linear function ⟨a, x⟩ is (d / K − 1) ‖a‖².
 
     Args:
       num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
@@ -332,11 +324,11 @@ def orthogonal_estimator(
     Returns:
       An `Estimator`.
     Raises:
-      TypeError, ValueError: As `finite_difference_estimator`; and if
-        `num_directions` > d, at the first estimate.
+      TypeError, ValueError: As `finite_difference_estimator`; and if `num_directions` >
+        d, at the first estimate.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; about 3K copies of
-      the parameters, since directions that know of each other are held together.
+      Function values as `finite_difference_estimator`; about 3K copies of the
+      parameters, since all directions are held at once.
     Example:
       >>> estimator = orthogonal_estimator(num_directions=2)
       >>> fn = lambda x: x[0] - 2 * x[1]

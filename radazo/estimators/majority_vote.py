@@ -1,4 +1,4 @@
-"""An estimator that counts votes: of each direction only the signs are used."""
+"""Estimate the sign of the gradient by a majority vote over the directions."""
 
 import math
 from typing import Any
@@ -22,25 +22,24 @@ def majority_vote_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Each direction votes for the sign of each element of the gradient.
+    """Estimate the sign of each element of the gradient by a vote of the directions.
 
-    Behind `zo_signsgd` this is ZO-M-signSGD, sign descent by majority vote. A direction
-    counts the same whatever its slope, so that a few wild values do no harm. Behind
-    `radazo` it gives bounded steps twice over, and was slower than `sphere_estimator`.
+    With `zo_signsgd` this is ZO-M-signSGD, sign descent by majority vote. Each
+    direction has one vote regardless of its slope, so outliers have bounded influence.
+    With `radazo`, which also bounds its steps, it was slower than `sphere_estimator`.
 
       g = 1 / |kept| · Σ_{k kept} sign(slopeₖ) · sign(uₖ)
 
-    The lead of the majority, in [−1, 1], and no estimate of the gradient: for `sphere`
-    and `gaussian` on a linear function ⟨a, x⟩ its mean is 2/π · arcsin(aᵢ / ‖a‖). In
-    high dimension that is proportional to a, and K < d votes are mostly noise.
+    g is the margin of the vote, in [−1, 1], not an estimate of the gradient. Its mean
+    for `sphere` and `gaussian` on a linear function ⟨a, x⟩ is 2/π · arcsin(aᵢ / ‖a‖).
+    In high dimension this is proportional to a, and K < d votes are mostly noise.
 
     Args:
-      sampler, num_directions, smoothing, difference: As in
-        `finite_difference_estimator`.
-      chunk_size, terms, mask, sharding: As there.
+      sampler, num_directions, smoothing, difference, chunk_size, terms, mask, sharding:
+        As in `finite_difference_estimator`.
     Returns:
-      An `Estimator`. `info.factor` and `info.squared_norm` are NaN: statistics of
-      slopes say nothing of votes.
+      An `Estimator`. `info.factor` and `info.squared_norm` are NaN, since slope
+      statistics do not describe votes.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:

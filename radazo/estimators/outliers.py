@@ -1,7 +1,7 @@
-"""Guards against slopes that stand out: skip the step, or clip its slopes.
+"""Guard an estimator against outliers: skip the step, or clip its slopes.
 
-A guard goes around an estimator and compares the largest slope of a step with those of
-recent steps. It knows nothing of laws of directions, and every form takes it.
+A guard compares the largest slope of a step with those of recent steps. It wraps any
+estimator.
 """
 
 import functools
@@ -15,9 +15,9 @@ import optax
 from radazo import core, validation
 from radazo.estimators import build
 
-_ENOUGH = 5  # Recent steps without which nothing is said to stand out.
+_ENOUGH = 5  # Recent steps needed before a slope can be an outlier.
 
-# answer(bound, largest) -> what multiplies the slopes of an outlier, in [0, 1)
+# answer(bound, largest) -> factor of the slopes of an outlier, in [0, 1)
 _Answer = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -26,10 +26,10 @@ class OutlierState(NamedTuple):
 
     Attributes:
       count: int32 scalar, estimates so far.
-      num_outliers: int32 scalar, those that were skipped or clipped.
-      recent: (window,) the largest |slope| of each of the recent steps, the newest
-        first, as it came; 0 where there was no step yet.
-      inner_state: State of the estimator within.
+      num_outliers: int32 scalar, steps that were skipped or clipped.
+      recent: (window,) largest |slope| of each recent step before clipping, newest
+        first; 0 where there was no step yet.
+      inner_state: State of the wrapped estimator.
     """
 
     count: jax.Array
@@ -45,49 +45,49 @@ def skip_outliers(
     window: int = 50,
     factor: float = 10.0,
 ) -> core.Estimator:
-    """Around an estimator: a step is skipped where a slope stands out.
+    """Skip the steps of an estimator whose largest slope is an outlier.
 
-    For values that are now and then absurd: a solver that failed, a corrupt batch, a
-    sum that nearly overflowed. With s = the largest |slope| of the step:
+    Use it for values that are occasionally wrong: a failed solver, a corrupt batch, a
+    sum near overflow. With s = the largest |slope| of the step:
 
-      bound = factor · quantile of s over the last `window` steps that had a slope
-      s > bound   a gradient of zero and no direction kept: `with_estimator` then leaves
-                  the optimizer's state as it was, and this the estimator's
-      s ≤ bound   the estimate as it is
+      bound = factor · quantile of s over the last `window` steps with a nonzero slope
+      s > bound   gradient zero, all directions dropped; the state of the estimator is
+                  unchanged, and with `with_estimator` that of the optimizer too
+      s ≤ bound   the estimate unchanged
 
-    The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers enter the
-    memory as they came, for else a true change of scale would be skipped forever: it is
-    skipped for at most window − ⌈quantile · window⌉ + 1 steps in a row, 26 by default.
-    In turn the guard holds as long as outliers are fewer than 1 − quantile of the
-    steps. Before 5 steps with a slope (or `window`, if that is less) nothing is
-    skipped. A step whose slopes are all zero, as on a plateau, is not remembered.
+    The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers are stored
+    too, so that a lasting change of scale is accepted after at most window − ⌈quantile
+    · window⌉ + 1 skipped steps in a row, 26 by default. The guard works while outliers
+    are fewer than 1 − quantile of the steps. It skips nothing before 5 steps with a
+    nonzero slope (or `window`, if less). Steps whose slopes are all zero are not
+    stored.
 
-    It matters most where one step can do harm: with `zo_sgd` a slope F times too large
-    is a step F times too long. Behind moments an update is bounded whatever the slope
-    (for `radazo` by learning_rate / √(1 − b2) in each element), but a second moment
-    forgets an outlier in some 2 ln(F) / (1 − b2) steps, in which parameters hardly
-    move. It does not matter behind `zo_signsgd`, whose steps all have one length, and
-    it does not help against noise that is in every step.
+    The guard matters most where one step can do harm: with `zo_sgd`, a slope F times
+    too large makes a step F times too long. Adaptive optimizers bound the update
+    (`radazo` by learning_rate / √(1 − b2) per element), but an outlier stays in the
+    second moment for about 2 ln(F) / (1 − b2) steps, in which parameters hardly move.
+    It is useless with `zo_signsgd`, whose steps have a fixed length, and against noise
+    in every step.
 
     Args:
       estimator: Any `Estimator`.
-      quantile: Share of the recent steps that a bound is taken from, in [0, 1].
-      window: Recent steps that are remembered, at least 1.
-      factor: How many times the quantile a slope may be, greater than 0.
+      quantile: Quantile of the recent steps that defines the bound, in [0, 1].
+      window: Number of recent steps that are stored, at least 1.
+      factor: Multiple of the quantile that a slope may reach, greater than 0.
     Returns:
-      An `Estimator`, which is not memoryless. The steps it skipped are counted:
-      `optax.tree.get(state, "num_outliers")`, of a state or of `minimize`'s
-      `result.state`; `num_skipped` counts them too, with those without a finite value.
+      An `Estimator`, which is not memoryless. `optax.tree.get(state, "num_outliers")`
+      is the number of skipped steps, of a state or of `minimize`'s `result.state`.
+      `num_skipped` counts them too, with those without a finite value.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
       The function values of `estimator`, in a skipped step too; `window` numbers of
-      state, no copy of the parameters. An estimator that remembers copies of the
-      parameters has its state twice while a step runs.
+      state, no copy of the parameters. The state of `estimator` is held twice during a
+      step.
     Example:
       >>> estimator = skip_outliers(radazo.sphere_estimator())
       >>> optimizer = radazo.zo_sgd(0.1, estimator, key=0)
-      >>> def value_fn(x, step):  # One value in forty is absurd.
+      >>> def value_fn(x, step):  # One value in forty is an outlier.
       ...     return jnp.sum(x**2) * jnp.where(step % 40 == 39, 1e6, 1.0)
       >>> result = radazo.minimize(
       ...     value_fn, jnp.ones(5), optimizer, 200, batches=lambda step: step
@@ -95,9 +95,7 @@ def skip_outliers(
       >>> print(optax.tree.get(result.state, "num_outliers"), result.values[-2] < 0.01)
       5 True
     """
-    return _guarded(
-        "skip_outliers", estimator, quantile, window, factor, _nothing_of_it
-    )
+    return _guarded("skip_outliers", estimator, quantile, window, factor, _zero_factor)
 
 
 def clip_outliers(
@@ -107,30 +105,29 @@ def clip_outliers(
     window: int = 50,
     factor: float = 3.0,
 ) -> core.Estimator:
-    """Around an estimator: the slopes of a step are clipped where one stands out.
+    """Clip the slopes of steps whose largest slope is an outlier.
 
-    `skip_outliers` that takes the step, scaled down to the bound. It is gradient
-    clipping with a bound that follows the run, for values whose noise has heavy tails:
-    what stands out a little has something to say, and a step skipped is values lost.
+    `skip_outliers` that scales the step to the bound instead of skipping it: gradient
+    clipping with an adaptive bound, for heavy-tailed noise.
 
-      bound = factor · quantile of s over the last `window` steps that had a slope
+      bound = factor · quantile of s over the last `window` steps with a nonzero slope
       slopes, gradient ← slopes, gradient · min(1, bound / s)
 
-    with s = the largest |slope| of the step, as it came. It biases the estimate in the
-    steps that it clips. What an estimator remembers of a step (`history_mean_estimator`
-    and its like) is not clipped: take `skip_outliers` there.
+    where s is the largest |slope| of the step before clipping. Clipping biases the
+    estimate. The memory of an estimator such as `history_mean_estimator` is not
+    clipped; use `skip_outliers` there.
 
     Args:
       estimator: Any `Estimator`.
       quantile, window: As in `skip_outliers`.
-      factor: How many times the quantile a slope may be, greater than 0. A slope along
-        a random direction is more than three times the median of its size in one step
-        of twenty, more than ten times in none.
+      factor: Multiple of the quantile that a slope may reach, greater than 0. A slope
+        along a random direction exceeds three times the median of its size in one step
+        of twenty, ten times in none.
     Returns:
-      An `Estimator`, which is not memoryless. The steps it clipped are counted:
-      `optax.tree.get(state, "num_outliers")`.
+      An `Estimator`, which is not memoryless. `optax.tree.get(state, "num_outliers")`
+      is the number of clipped steps.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+      TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
       That of `estimator`; `window` numbers of state, no copy of the parameters.
     Example:
@@ -146,10 +143,10 @@ def clip_outliers(
       ... )
       >>> for now in scale:
       ...     updates, state = step(state, now)
-      >>> print(jnp.round(updates, 2))  # in place of -500
+      >>> print(jnp.round(updates, 2))  # instead of -500
       -1.0
     """
-    return _guarded("clip_outliers", estimator, quantile, window, factor, _up_to_bound)
+    return _guarded("clip_outliers", estimator, quantile, window, factor, _clip_factor)
 
 
 def _guarded(
@@ -160,7 +157,7 @@ def _guarded(
     factor: float,
     answer: _Answer,
 ) -> core.Estimator:
-    """The estimator with the slopes of outliers multiplied by the answer."""
+    """Build the guarded estimator."""
     build.check_estimator(api_name, estimator)
     hint = "It is the share of recent steps that lie below; 0.5 is the median."
     validation.share(api_name, "quantile", quantile, hint)
@@ -212,7 +209,7 @@ def _guard(
     state: OutlierState,
     found: core.Estimate,
 ) -> core.Estimate:
-    """The estimate with its slopes multiplied by the answer, if it is an outlier."""
+    """Multiply the slopes and the gradient of an outlier by the answer."""
     recent, info = state.recent, found.info
     largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
     num_seen, typical = _quantile(recent, quantile)
@@ -243,17 +240,17 @@ def _guard(
     return build.next_count(found)
 
 
-def _nothing_of_it(bound: jax.Array, largest: jax.Array) -> jax.Array:
+def _zero_factor(bound: jax.Array, largest: jax.Array) -> jax.Array:
     del bound
     return jnp.zeros_like(largest)
 
 
-def _up_to_bound(bound: jax.Array, largest: jax.Array) -> jax.Array:
+def _clip_factor(bound: jax.Array, largest: jax.Array) -> jax.Array:
     return bound / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny)
 
 
 def _quantile(recent: jax.Array, quantile: Any) -> tuple[jax.Array, jax.Array]:
-    """How many of `recent` there are, and their quantile; zeros are none."""
+    """Return the number of nonzero elements of `recent`, and their quantile."""
     num_seen = jnp.sum(recent > 0, dtype=jnp.int32)
     last = jnp.asarray(jnp.inf, recent.dtype)
     in_order = jnp.sort(jnp.where(recent > 0, recent, last))
