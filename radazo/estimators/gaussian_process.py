@@ -1,24 +1,25 @@
-"""A function known at a few points: what a Gaussian process says of its gradient.
+"""Fit a Gaussian process to a buffer of points, and differentiate its mean.
 
-A kernel is two functions of s = r² / l², r the distance of two points and l the length
-scale; everything else follows from them in closed form:
+A kernel is a function κ of s = r² / l², where r is the distance of two points and l the
+length scale:
 
   k(x, x')            = κ(s)
   ∇ₓ k(x, x')         = 2 κ'(s) / l² · (x − x')
   prior variance of each partial derivative = −2 κ'(0) / l²
 
-With the points xᵢ of a buffer, their values y less their mean over their deviation,
-Kᵢⱼ = k(xᵢ, xⱼ) + jitter · δᵢⱼ and weights = K⁻¹ y, the posterior has
+With the points xᵢ of the buffer and their standardized values y, the posterior has
 
+  K, weights          Kᵢⱼ = k(xᵢ, xⱼ) + jitter · δᵢⱼ,  weights = K⁻¹ y
   mean                mean(y) + std(y) · Σᵢ weightsᵢ κ(sᵢ)
   mean gradient       std(y) · Σᵢ weightsᵢ · ∇ₓ k(x, xᵢ)
   uncertainty         1 − tr(Dᵀ K⁻¹ D) / (d · prior variance),  D the rows ∇ₓ k(x, xᵢ)
 
-where the last is the variance of the partial derivatives over that of the prior.
+The uncertainty is the posterior variance of the partial derivatives relative to the
+prior variance.
 
-The buffer has a fixed size. Rows that are not filled are those of the identity in K and
-have a value of 0: they change nothing. Distances between points are kept and never
-computed from inner products, which lose in float32 what tells close points apart.
+The buffer has a fixed size. Empty rows are rows of the identity in K with a value of 0
+and do not affect the posterior. Distances are computed from differences of points,
+because inner products lose the distances of close points in float32.
 """
 
 import math
@@ -31,13 +32,13 @@ from jax import lax
 
 from radazo import naming
 
-# Length scales that are tried, in units of the mean distance of the points.
+# Candidate length scales, in units of the mean distance of the points.
 _GRID = (1.0, 2.0, 4.0, 8.0, 16.0)
-_FAR = 1e4  # Of s: the kernels are 0 there, and nothing overflows.
+_FAR = 1e4  # Upper bound of s: the kernels are 0 there, and nothing overflows.
 
 
 class Kernel(NamedTuple):
-    """A covariance that depends on the distance alone.
+    """A stationary, isotropic covariance function.
 
     Attributes:
       covariance: `covariance(s)`, κ(s); 1 at s = 0.
@@ -64,18 +65,18 @@ matern = Kernel(_matern_covariance, _matern_slope)
 """(1 + a + a² / 3) exp(−a), a = √(5 s): Matérn of order 5/2, twice differentiable."""
 
 rbf = Kernel(lambda s: jnp.exp(-s / 2), lambda s: -jnp.exp(-s / 2) / 2)
-"""exp(−s / 2): infinitely smooth, and the worse conditioned for it."""
+"""exp(−s / 2): infinitely smooth, but worse conditioned than `matern`."""
 
 
 class Buffer(NamedTuple):
-    """The last points, and the function's values there.
+    """The last points and their function values.
 
     Attributes:
       points: (num_points, dim).
       values: (num_points,).
       squared_distances: (num_points, num_points) between the points.
-      next_row: int32 scalar, the row that the next point takes.
-      num_filled: int32 scalar, rows that hold a point.
+      next_row: int32 scalar, the row of the next point.
+      num_filled: int32 scalar, the number of filled rows.
     """
 
     points: jax.Array
@@ -86,15 +87,15 @@ class Buffer(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What a buffer says of the function.
+    """The posterior of the function given a buffer.
 
     Attributes:
       length_scale: Float scalar l.
       factor: (num_points, num_points) lower Cholesky factor of K.
-      weights: (num_points,) K⁻¹ y; 0 where a row is not filled.
+      weights: (num_points,) K⁻¹ y; 0 in empty rows.
       filled: (num_points,) bool.
       center: Mean of the values.
-      deviation: Standard deviation of the values, 1 if they are all the same.
+      deviation: Standard deviation of the values, 1 if they are all equal.
     """
 
     length_scale: jax.Array
@@ -106,7 +107,7 @@ class Posterior(NamedTuple):
 
 
 def empty_buffer(num_points: int, dim: int, dtype: Any) -> Buffer:
-    """A buffer without points."""
+    """Return a buffer without points."""
     return Buffer(
         jnp.zeros((num_points, dim), dtype),
         jnp.zeros(num_points, dtype),
@@ -117,8 +118,7 @@ def empty_buffer(num_points: int, dim: int, dtype: Any) -> Buffer:
 
 
 def put(buffer: Buffer, points: jax.Array, values: jax.Array) -> Buffer:
-    """The buffer with (n, dim) more points in place of the oldest; none that, or whose
-    value, is not finite."""
+    """Replace the oldest points by the finite ones of (n, dim) new points."""
     num_points, dtype = buffer.values.size, buffer.values.dtype
     values = values.astype(dtype)
     kept = jnp.all(jnp.isfinite(points), axis=1)
@@ -139,17 +139,17 @@ def put(buffer: Buffer, points: jax.Array, values: jax.Array) -> Buffer:
 
 
 def squared_distances(points: jax.Array, x: jax.Array) -> jax.Array:
-    """(n,) squared distances of (n, dim) points from x, by differences."""
+    """Return the (n,) squared distances of (n, dim) points from x, by differences."""
     distances = jnp.sum(jnp.square(points - x[None]), axis=1)
-    # The root of the largest number, so that a sum of them is finite.
+    # Clip at the root of the largest number, so that sums are finite.
     return jnp.minimum(distances, math.sqrt(float(jnp.finfo(points.dtype).max)))
 
 
 def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Posterior:
-    """The posterior of a buffer.
+    """Compute the posterior of a buffer.
 
-    With `length_scale` None the one of five with the greatest marginal likelihood,
-    whose amplitude a² = yᵀ K⁻¹ y / n has a closed form:
+    `length_scale` None selects the one of five with the greatest marginal likelihood.
+    Its amplitude a² = yᵀ K⁻¹ y / n has a closed form:
 
       log likelihood = −n / 2 · log a² − 1/2 · log det K
     """
@@ -186,16 +186,18 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
 
 
 def filled(buffer: Buffer) -> jax.Array:
-    """(num_points,) bool, whether a row holds a point."""
+    """Return (num_points,) bools, whether a row holds a point."""
     return jnp.arange(buffer.values.size, dtype=jnp.int32) < buffer.num_filled
 
 
 def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
-    """The lower Cholesky factor of a Gram matrix with jitter, and of the identity in
-    rows that hold no point."""
+    """Return the lower Cholesky factor of a Gram matrix with jitter.
+
+    Empty rows are rows of the identity.
+    """
     pairs = holds[:, None] & holds[None, :]
     gram = jnp.where(pairs, gram, jnp.zeros_like(gram))
-    # A smaller one drowns in the rounding of the decomposition.
+    # A smaller jitter is lost in the rounding errors of the decomposition.
     least = len(holds) * float(jnp.finfo(gram.dtype).eps)
     jitter = jnp.maximum(jnp.asarray(jitter, gram.dtype), least)
     return jnp.linalg.cholesky(
@@ -204,7 +206,7 @@ def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
 
 
 def mean(kernel: Kernel, posterior: Posterior, distances: jax.Array) -> jax.Array:
-    """The posterior mean at a point at these squared distances."""
+    """Return the posterior mean at a point, given its squared distances."""
     s = _scaled(distances, posterior.length_scale)
     standard = jnp.sum(posterior.weights * kernel.covariance(s))
     return posterior.center + posterior.deviation * standard
@@ -217,7 +219,7 @@ def mean_gradient(
     x: jax.Array,
     distances: jax.Array,
 ) -> jax.Array:
-    """(dim,) the gradient of the posterior mean at x."""
+    """Return the (dim,) gradient of the posterior mean at x."""
     each = posterior.weights * _gradient_factor(kernel, posterior, distances)
     gradient = jnp.sum(each[:, None] * (x[None] - points), axis=0)
     largest = jnp.finfo(gradient.dtype).max
@@ -232,15 +234,15 @@ def uncertainty(
     distances: jax.Array,
     dim: int,
 ) -> jax.Array:
-    """The posterior variance of the partial derivatives at a point, mean over them,
-    relative to the prior: from 0, known, to 1, unknown.
+    """Return the mean posterior variance of the partial derivatives over the prior's.
 
-    `table` are the squared distances between the points, `distances` those from x.
+
+    `table` has the squared distances between the points, `distances` those from x.
     """
     each = _gradient_factor(kernel, posterior, distances) * posterior.filled.astype(
         distances.dtype
     )
-    # ⟨xᵢ − x, xⱼ − x⟩ from the three sides of a triangle.
+    # ⟨xᵢ − x, xⱼ − x⟩ by the law of cosines.
     inner = (distances[:, None] + distances[None, :] - table) / 2
     products = each[:, None] * each[None, :] * inner
     solved = jax.scipy.linalg.cho_solve((posterior.factor, True), products)
@@ -252,7 +254,7 @@ def uncertainty(
 def _gradient_factor(
     kernel: Kernel, posterior: Posterior, distances: jax.Array
 ) -> jax.Array:
-    """By what x − xᵢ is multiplied in ∇ₓ k(x, xᵢ)."""
+    """Return the factor of x − xᵢ in ∇ₓ k(x, xᵢ)."""
     squared = jnp.square(posterior.length_scale)
     return 2 * kernel.slope(_scaled(distances, posterior.length_scale)) / squared
 
@@ -264,10 +266,10 @@ def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
 def standardised(
     values: jax.Array, holds: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and deviation of the values that count, and the values so scaled."""
+    """Return mean, deviation and standardized values of the filled rows."""
     zero = jnp.zeros_like(values)
     number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
-    # Taken from the lowest, values that are the same have no deviation by rounding.
+    # Relative to the lowest, equal values have a deviation of exactly 0.
     lowest = jnp.min(jnp.where(holds, values, jnp.full_like(values, jnp.inf)))
     lowest = jnp.where(jnp.isfinite(lowest), lowest, jnp.zeros_like(lowest))
     above = jnp.where(holds, values - lowest, zero)
@@ -283,7 +285,7 @@ def standardised(
 
 
 def _mean_distance(table: jax.Array, holds: jax.Array) -> jax.Array:
-    """Root of the mean squared distance between the points; 1 where that is 0."""
+    """Return the root mean squared distance between the points, or 1 if it is 0."""
     pairs = holds[:, None] & holds[None, :]
     number = jnp.maximum(jnp.sum(pairs, dtype=jnp.int32), 1).astype(table.dtype)
     mean_square = jnp.sum(jnp.where(pairs, table / number, jnp.zeros_like(table)))

@@ -1,11 +1,11 @@
-"""Estimators that use past queries again: directions redrawn from their keys.
+"""Estimators that reuse past queries.
 
-A direction is a pure function of its key, so that a step of the past is remembered as
-one key and a few scalars: what each direction gave. An estimate is a sum over the last
-N + 1 steps of weight times direction, in which every direction is drawn again.
+A direction is a pure function of its key, so the state stores only the key of each past
+step and one scalar per direction. An estimate is a weighted sum over the directions of
+the last N + 1 steps, all of which are redrawn.
 
-history_reuse_estimator   values of the last steps, about their mean        (ZoAR)
-history_mean_estimator    the mean of the last gradient estimates           (ZoHS)
+history_reuse_estimator   values of the last steps, relative to their mean  (ZoAR)
+history_mean_estimator    mean of the last gradient estimates               (ZoHS)
 """
 
 import math
@@ -22,15 +22,15 @@ from radazo.estimators import build, mean
 
 
 class HistoryState(NamedTuple):
-    """State of an estimator that uses past steps: the last N + 1, the newest first.
+    """State of an estimator that uses the last N + 1 steps, newest first.
 
     Attributes:
-      count: int32 scalar, estimates so far; the schedule of `smoothing` reads it.
-      step_keys: (N + 1, 2) uint32, the words of the keys of these steps.
-      outcomes: (N + 1, K) what came of each direction: a function value or a slope; 0
-        where it was dropped, and where there was no step yet.
+      count: int32 scalar, estimates so far; input of the `smoothing` schedule.
+      step_keys: (N + 1, 2) uint32, key data of the steps.
+      outcomes: (N + 1, K) function value or slope of each direction; 0 if it was
+        dropped or the step does not exist yet.
       kept: (N + 1, K) bool, False in the same places.
-      smoothings: (N + 1,) how far each step moved.
+      smoothings: (N + 1,) smoothing of each step.
     """
 
     count: jax.Array
@@ -58,45 +58,44 @@ def history_reuse_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Values of this step and of the last N, each about the mean of all: ZoAR.
+    """Estimate the gradient from values of this and the last N steps, as ZoAR does.
 
-    There is no base value: the mean of the values stands in its place. Old values count
-    as if they had been taken around the present parameters, which is less noise for an
-    error that grows with the way gone in N steps: what f falls by in them counts as
-    slopes, and is to be small beside smoothing · ‖∇f‖. Take a larger `smoothing` than
-    elsewhere; it costs less here, since the mean takes away most of the curvature.
+    The mean of all values replaces the value f(x). Old values are treated as if they
+    had been evaluated around the current parameters. This reduces the variance but adds
+    a bias: the decrease of f over N steps must be small relative to smoothing · ‖∇f‖.
+    Use a larger `smoothing` than for other estimators; subtracting the mean cancels
+    most of the curvature.
 
       yₖ = f(x + smoothing · uₖ)                                  K values in this step
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
 
-    over the n values that are kept of the last N + 1 steps, each with its smoothing. It
-    goes with any rule; the momentum of `radazo` averages once more. The paper divides
-    by n, which makes the estimate short by (n − 1) / n; with n − 1 it is unbiased on a
-    linear function while the parameters rest. There, along Gaussian directions, its
-    total variance is (d + 1) ‖a‖² / (n − 1).
+    The sum is over the n valid values of the last N + 1 steps, each with its own
+    smoothing. Combine it with any optimizer; the momentum of `radazo` averages a second
+    time. The paper divides by n, which shrinks the estimate by (n − 1) / n. With n − 1
+    it is unbiased on a linear function ⟨a, x⟩ at constant parameters, with a total
+    variance of (d + 1) ‖a‖² / (n − 1) along Gaussian directions.
 
     Args:
-      sampler: Law of the directions, which must be independent of each other.
-      num_directions: K, at least 1; at least 2 where no past step is used.
-      num_past: N, past steps that are used again, at least 0.
-      smoothing: As in `finite_difference_estimator`, but ten times as large.
-      chunk_size, mask, sharding: As in `finite_difference_estimator`.
+      sampler: Sampler of the directions, which must be independent of each other.
+      num_directions: K, at least 1; at least 2 if `num_past` is 0.
+      num_past: N, past steps that are reused, at least 0.
+      smoothing, chunk_size, mask, sharding: As in `finite_difference_estimator`, with a
+        ten times larger default of `smoothing`.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
-        Terms are summed before they are compared, since those of the past are not
-        kept: the digits that `terms` is worth elsewhere are not won here.
+        The terms are summed before they are compared, so this gains no precision.
     Returns:
-      An `Estimator`, which is not memoryless. Its value is the mean of the kept values
-      of the step. `info` is of this step's K directions: `slopes` and `kept` are (K,),
-      with slopes (yₖ − mean y) / smoothing. Where no value of a step is finite, or it
-      is alone (n = 1), the gradient is zero and no direction is kept in `info`. With
-      `has_aux`, `info.aux` is that of the first point.
+      An `Estimator`, which is not memoryless. Its value is the mean of the valid values
+      of the step. `info` describes the K directions of this step, with slopes (yₖ −
+      mean y) / smoothing. If no value of the step is valid, or n = 1, the gradient is
+      zero and all directions of `info` are dropped. With `has_aux`, `info.aux` is the
+      aux of the first point.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`; and if the directions of
         `sampler` depend on each other, or n could never be 2.
     Cost:
-      K function values per step; directions are drawn (N + 2) · K times. The state is
-      N + 1 keys and (N + 1) · K values, no copy of the parameters; beside the gradient
-      a direction and a perturbed point for each of the `chunk_size` in work.
+      K function values per step, and (N + 2) · K draws of a direction. The state is N +
+      1 keys and (N + 1) · K values, no copy of the parameters; memory per batch as
+      `finite_difference_estimator`.
     Example:
       >>> estimator = history_reuse_estimator(num_directions=500, num_past=1)
       >>> estimate = jax.jit(
@@ -151,35 +150,32 @@ def history_mean_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """The mean of the gradient estimates of this step and of the last N: ZoHS.
+    """Average the gradient estimates of this and the last N steps, as ZoHS does.
 
-    `history_reuse_estimator` with a base value in each step, in place of the mean; or a
-    moving average over a window, without the copies of the parameters it would take.
-    Behind `radazo` it is momentum before momentum, which gains nothing as a rule.
+    A moving average over a window that stores no copies of the parameters. With
+    `radazo`, which has its own momentum, it usually gains nothing.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing          (forward)
       gₜ = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
-      g  = mean of gₜ over those of the last N + 1 steps with a direction that is kept
+      g  = mean of gₜ over those of the last N + 1 steps with a valid direction
 
-    On a linear function ⟨a, x⟩ the total variance of g along Gaussian directions is
-    (d + 1) ‖a‖² / ((N + 1) K).
+    The total variance of g on a linear function ⟨a, x⟩ along Gaussian directions is (d
+    + 1) ‖a‖² / ((N + 1) K).
 
     Args:
-      sampler: Law of the directions, as `gaussian`; see `DirectionSampler`.
-      num_directions, smoothing, difference, chunk_size, terms, mask, sharding: As in
-        `finite_difference_estimator`.
+      sampler, num_directions, smoothing, difference, chunk_size, terms, mask, sharding:
+        As in `finite_difference_estimator`.
       num_past: N, past estimates in the mean, at least 0.
     Returns:
-      An `Estimator`, which is not memoryless. Its value and `info` are those that
-      `finite_difference_estimator` has in this step: `slopes` and `kept` are (K,), of
-      this step alone. Where no direction of a step is kept, the gradient is zero.
+      An `Estimator`, which is not memoryless. Its value and `info` are those of
+      `finite_difference_estimator` in this step. If all directions of the step are
+      dropped, the gradient is zero.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step; directions are drawn
-      (N + 2) · K times. The state is N + 1 keys and (N + 1) · K slopes, no copy of the
-      parameters; beside the gradient a direction and a perturbed point for each of the
-      `chunk_size` in work.
+      Function values as `finite_difference_estimator`, and (N + 2) · K draws of a
+      direction. The state is N + 1 keys and (N + 1) · K slopes, no copy of the
+      parameters.
     Example:
       >>> estimator = history_mean_estimator(num_directions=500, num_past=1)
       >>> estimate = jax.jit(
@@ -194,7 +190,7 @@ def history_mean_estimator(
       [ 1. -2.] 501
     References:
       Qiu et al., Zeroth-order optimization is secretly single-step policy optimization,
-      2025, arXiv:2506.14460, whose experiments compare with it.
+      2025, arXiv:2506.14460, where it is a baseline.
     """
     api_name = "history_mean_estimator"
     validation.integer(
@@ -214,7 +210,7 @@ def _estimator(
     num_past: int,
     weigh: _Weigh,
 ) -> core.Estimator:
-    """The estimator that draws its last steps again, each direction at its weight."""
+    """Build the estimator that redraws the last steps and weights each direction."""
     mean.check(api_name, options, settings)
 
     def init(layout: flat.Layout, params: core.Params) -> HistoryState:
@@ -229,7 +225,7 @@ def _estimator(
             smoothings=jnp.ones(num_steps, layout.dtype),
         )
 
-    # What is drawn first is evaluated alone, since its weight is not known yet.
+    # The first pass only evaluates, since the weights are not known yet.
     unweighted = options._replace(
         weigh=lambda slope, scale, drawn: (jnp.zeros_like(scale), drawn)
     )
@@ -264,7 +260,7 @@ def _estimator(
 def _value(
     base: None, along: jax.Array, smoothing: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The value in place of a slope; NaN where nothing is moved."""
+    """Return the value in place of a slope; NaN if smoothing is 0."""
     del base
     value = jnp.sum(along[0])
     return jnp.where(smoothing > 0, value, jnp.nan), value
@@ -276,7 +272,7 @@ _VALUES = differences.Difference((1.0,), _value)
 def _remembered(
     state: HistoryState, step: core.Step, info: core.EstimateInfo
 ) -> HistoryState:
-    """The state with this step as its first row, without the oldest."""
+    """Add this step as the first row and drop the oldest."""
     smoothing = jnp.where(jnp.any(info.kept), step.smoothing, 1)
     new = step.key, info.slopes, info.kept, smoothing
 
@@ -289,11 +285,11 @@ def _remembered(
 def _about_the_mean(
     state: HistoryState, info: core.EstimateInfo, layout: flat.Layout
 ) -> tuple[jax.Array, core.EstimateInfo]:
-    """Weights of values about the mean of all that are kept."""
+    """Return the weights of values relative to the mean of all valid values."""
     values, kept = state.outcomes, state.kept
     num_kept = mean.num_valid(kept, values.dtype)
-    # Taken from the lowest, values that are close lose no digits in their sum, and
-    # values that are large do not overflow in it.
+    # Relative to the lowest, close values keep their digits in the sum, and large
+    # values do not overflow.
     lowest = jnp.min(jnp.where(kept, values, jnp.finfo(values.dtype).max))
     above = jnp.where(kept, values - lowest, 0)
     slopes = (above - jnp.sum(above / num_kept)) / state.smoothings.astype(
@@ -302,7 +298,7 @@ def _about_the_mean(
     informed = jnp.any(kept[0]) & (num_kept > 1)
     slopes = jnp.where(kept & informed, slopes, 0)
     per_direction = info.factor.astype(values.dtype) / jnp.maximum(num_kept - 1, 1)
-    # A sum of these is finite: an element of u is below 16.
+    # Keep their sum finite: an element of u is below 16.
     largest = float(jnp.finfo(layout.dtype).max) / (16 * kept.size)
     weights = jnp.clip(slopes * per_direction, -largest, largest)
     return jnp.where(informed, weights, 0), info._replace(
@@ -313,7 +309,7 @@ def _about_the_mean(
 def _mean_of_estimates(
     state: HistoryState, info: core.EstimateInfo, layout: flat.Layout
 ) -> tuple[jax.Array, core.EstimateInfo]:
-    """Weights of slopes in the mean of the estimates of their steps."""
+    """Return the weights of slopes in the mean of the estimates of their steps."""
     del layout
     slopes = state.outcomes
     in_step = jnp.sum(state.kept, axis=1, keepdims=True, dtype=jnp.int32)
@@ -329,7 +325,7 @@ def _redrawn(
     step_keys: jax.Array,
     weights: jax.Array,
 ) -> jax.Array:
-    """Σ weight · direction over all steps, each direction drawn from its key again."""
+    """Return Σ weight · direction over all steps, redrawing each direction."""
     law, dim, dtype = options.sampler, layout.dim, layout.dtype
     num_steps, num_directions = weights.shape
     chunk_size = min(options.chunk_size, num_directions)
@@ -355,7 +351,7 @@ def _redrawn(
 
         return lax.scan(add_chunk, total, (ks, weights))
 
-    # Zero, and within a `jax.shard_map` of the type that the sum has.
+    # Zero; in a `jax.shard_map`, with the varying axes of the sum.
     total = jnp.full(dim, 0 * padded[0, 0])
     rows = padded.reshape(num_steps, -1, chunk_size)
     return lax.scan(add_step, total, (step_keys, rows))[0]

@@ -1,8 +1,7 @@
-"""Linear interpolation with reuse of close points: ReLIZO.
+"""Estimate the gradient by linear interpolation, reusing close points: ReLIZO.
 
-A mean of slopes along directions forgets its points. Here the gradient is that of the
-linear function that fits all points of a step, wherever they lie, and so points of the
-step before will do, as long as they are near: their values are known.
+The gradient is that of the linear function that fits all points of a step. Points may
+lie anywhere, so points of the last step that are close enough can be reused.
 """
 
 import math
@@ -22,10 +21,11 @@ class InterpolationState(NamedTuple):
 
     Attributes:
       count: int32 scalar, estimates so far.
-      points: (num_directions + 1, d) flat parameters: the points of the last step and
-        behind them its centre.
+      points: (num_directions + 1, d) flat parameters: the points of the last step, then
+        its center.
       values: (num_directions + 1,) their function values.
-      usable: (num_directions + 1,) bool, whether there is a point, with a finite value.
+      usable: (num_directions + 1,) bool, whether the row holds a point with a finite
+        value.
     """
 
     count: jax.Array
@@ -45,55 +45,51 @@ def interpolation_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """Linear interpolation that reuses close points of the step before, ReLIZO.
+    """Estimate the gradient by linear interpolation with reused points, as ReLIZO does.
 
-    The shortest gradient that explains all differences of a step. It is the gradient
-    projected on the span of N directions: for N much less than d about N/d of it, which
-    adaptive rules do not see, and exact for linear functions as soon as N directions
-    span all d dimensions. A reused point costs no function value. Any rule goes
-    behind it.
+    The estimate is the shortest gradient that explains all differences of a step, the
+    projection of the gradient onto the span of N directions. For N much less than d its
+    mean is about N/d of the gradient. It is exact for linear functions if the
+    directions span all d dimensions. Combine it with any optimizer; adaptive ones are
+    invariant to its scale. A reused point costs no function value.
 
-      δᵢ = pᵢ − x     for the points pᵢ of the last step and its centre: those with
+      δᵢ = pᵢ − x     for the points pᵢ of the last step and its center: those with
                       ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,
-                      at most max_reuse · N of them, with the values they had
+                      at most max_reuse · N of them, with their old values
       δᵢ = smoothing · uᵢ                            for the rest of the N, evaluated
       slopeᵢ = (f(x + δᵢ) − f(x)) / ‖δᵢ‖
       g = Uᵀ (U Uᵀ)⁺ slope                           with rows δᵢ / ‖δᵢ‖ of U
 
-    where r is the distance of a new point: `smoothing`, and √d times that for laws with
-    ‖u‖ = √d. Displacements are those of the points as rounded to the types of the
-    leaves. After a step of length s a point is at a distance of about √(r² + s²), so
-    that by default points are reused while steps are shorter than 1.7 r: choose
-    `smoothing` near the length of a step, or a larger `reuse_distance`.
+    where r is the distance of a new point: `smoothing`, times √d for samplers with ‖u‖
+    = √d. Displacements are computed from the points as rounded to the leaf types. After
+    a step of length s a point is at a distance of about √(r² + s²), so by default
+    points are reused while steps are shorter than 1.7 r. Choose `smoothing` near the
+    length of a step, or a larger `reuse_distance`.
 
-    In the inverse, combinations of directions that depend on each other but for the
-    rounding of U Uᵀ do not count. In float32 that is one of N = d random directions in
-    some runs of a hundred; take a few directions more, or the `orthogonal` sampler.
+    The pseudoinverse drops linear combinations that are dependent up to the rounding of
+    U Uᵀ. In float32 this is one of N = d random directions in a few percent of runs;
+    use a few more directions, or the `orthogonal` sampler.
 
-    A value is reused as it was: `value_fn` must be the same function from step to step,
-    not one of changing batches.
+    `value_fn` must not change between steps: do not use mini-batches.
 
     Args:
-      num_directions: N, at least 1: how many points the linear function fits.
-      smoothing: As in `finite_difference_estimator`, the distance of a new point in
-        units of ‖u‖; greater than 0, or a schedule.
-      reuse_distance: How near a point must be to be reused, at least 0, in distances of
-        a new point. Larger reuses more, with a bias that grows in proportion to it.
-      max_reuse: Largest share of the N points that may be reused, from 0 (none) to 1.
-      sampler: Law of the new directions, as `sphere`.
-      terms, mask, sharding: As in `finite_difference_estimator`. Differences to
-        reused points are those of the sums of their terms.
+      num_directions: N, at least 1: number of points that the linear function fits.
+      smoothing, terms, mask, sharding: As in `finite_difference_estimator`. Differences
+        to reused points are those of the sums of their terms.
+      reuse_distance: Maximum distance of a reused point, at least 0, in units of the
+        distance of a new point. The bias grows in proportion to it.
+      max_reuse: Maximum share of the N points that are reused, in [0, 1].
+      sampler: Sampler of the new directions, e.g. `sphere`.
     Returns:
       An `Estimator` whose value is f(x). `info.kept` is False where a value is not
       finite, or a displacement is lost to rounding.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`, and if `reuse_distance`
-        or `max_reuse` is out of its range.
+        or `max_reuse` is out of range.
     Cost:
-      1 + N − reused function values per step, in `info.num_values`: between
-      1 + N − max_reuse · N and 1 + N. (Mapped by `jax.vmap`, N + 1 are evaluated, and
-      those of reused points thrown away.) N + 1 copies of the parameters in the state,
-      in float32 at least, and 2N to 3N more while a step runs.
+      1 + N − reused function values per step, see `info.num_values`; at least 1 + N −
+      max_reuse · N. Under `jax.vmap`, N + 1 are evaluated. N + 1 copies of the
+      parameters in the state, in float32 at least, and 2N to 3N more during a step.
     Example:
       >>> estimator = interpolation_estimator(num_directions=2)
       >>> fn, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
@@ -110,7 +106,7 @@ def interpolation_estimator(
     """
     api_name = "interpolation_estimator"
     _check(api_name, num_directions, reuse_distance, max_reuse, sampler)
-    # A product such as 0.29 · 100 lies below the integer that it stands for.
+    # A product such as 0.29 · 100 is rounded to below the exact integer.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
     def init(layout: flat.Layout, params: core.Params) -> InterpolationState:
@@ -167,11 +163,11 @@ def _check(
 
 
 class _Reused(NamedTuple):
-    """Which points of the step before are used again.
+    """The points of the last step that are reused.
 
     Attributes:
-      order: (num_directions + 1,) the rows of the state, the nearest first.
-      number: int32 scalar, how many of the first are used.
+      order: (num_directions + 1,) rows of the state, the nearest first.
+      number: int32 scalar, how many of them are reused.
     """
 
     order: jax.Array
@@ -181,9 +177,9 @@ class _Reused(NamedTuple):
 def _nearest(
     state: InterpolationState, centre: jax.Array, limit: jax.Array, most: int
 ) -> _Reused:
-    """The points near the centre, at most `most`."""
+    """Select the points near the center, at most `most`."""
     distances = jnp.sqrt(jnp.sum(jnp.square(state.points - centre[None]), axis=1))
-    # A point that has not moved from the centre gives no slope.
+    # A point equal to the center has no slope.
     near = state.usable & (distances < limit) & (distances > 0)
     order = jnp.argsort(jnp.where(near, distances, jnp.inf))
     number = jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
@@ -197,7 +193,7 @@ def _queries(
     num_directions: int,
     reused: _Reused,
 ) -> core.Queries:
-    """The parameters and N points, of which the first were evaluated before."""
+    """Return the queries at the parameters and N points; reused points come first."""
     layout = step.layout
     prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
@@ -207,7 +203,7 @@ def _queries(
         moved = flat.perturb(layout, step.params, step.smoothing * u, one, k)
         is_reused = k < reused.number.astype(k.dtype)
         old = state.points[reused.order[k]]
-        # The point as it is evaluated: in low precision not x + smoothing · u.
+        # The point as evaluated: in low precision it differs from x + smoothing · u.
         return jnp.where(is_reused, old, flat.ravel(layout, moved))
 
     vectors = lax.map(vector, jnp.arange(num_directions, dtype=jnp.uint32))
@@ -220,7 +216,7 @@ def _queries(
         return flat.perturb(layout, step.params, distance * u, one, k)
 
     def read(values: jax.Array, aux: Any) -> core.Readings:
-        """Differences to the value at the centre, then the values themselves."""
+        """Return the differences to the value at the center, then the values."""
         base = values[0]
 
         def both(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -249,7 +245,7 @@ def _estimate(
     queries: core.Queries,
     readings: core.Readings,
 ) -> core.Estimate:
-    """The gradient of the linear function through all points of the step."""
+    """Return the gradient of the linear function through all points of the step."""
     layout, value = step.layout, readings.value
     points, reused = queries.shared
     numbers = jnp.where(readings.valid, readings.slopes, jnp.nan)
@@ -275,13 +271,12 @@ def _estimate(
 def _interpolant(
     displacements: jax.Array, differences: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The least-norm gradient that explains the differences, the slopes, and which of
-    them count."""
+    """Return the least-norm gradient of the differences, the slopes, and `kept`."""
     dtype = displacements.dtype
     eps = len(differences) * float(jnp.finfo(dtype).eps)
     norms = jnp.sqrt(jnp.sum(jnp.square(displacements), axis=1))
     slopes = differences / jnp.where(norms > 0, norms, 1).astype(differences.dtype)
-    # The inverse of U Uᵀ, cut at eps, makes a slope larger by up to 1 / eps.
+    # The truncated inverse of U Uᵀ amplifies a slope by up to 1 / eps.
     types = (dtype, differences.dtype)
     largest = min(float(jnp.finfo(x).max) for x in types) * eps / 16
     kept = (jnp.abs(slopes) <= largest) & (norms > 0)
@@ -301,7 +296,7 @@ def _interpolant(
 def _remembered(
     state: InterpolationState, points: jax.Array, values: jax.Array
 ) -> InterpolationState:
-    """The state with these points, without those that are of no use."""
+    """Store these points, without those that are not finite."""
     usable = jnp.isfinite(values) & jnp.all(jnp.isfinite(points), axis=1)
     return state._replace(
         points=jnp.where(usable[:, None], points, jnp.zeros_like(points)),
