@@ -8,10 +8,10 @@ estimate, settings)`:
   queries(step, state) -> Queries                   where to evaluate
   estimate(step, state, queries, readings) -> Estimate
 
-Slopes along directions of your own are `mean.queries(step, options, draw)`; a sampler
-of directions is no estimator at all, see `finite_difference_estimator`. Then add a row
-to the tables of `tests/contracts.py` and `benchmarks/estimators_rows.py`. Everything
-else follows: `ask` and `tell`, pools, meshes, journals and replays.
+For slopes along custom directions use `mean.queries(step, options, draw)`; for a new
+sampler use `finite_difference_estimator`. Then add a row to the tables of
+`tests/contracts.py` and `benchmarks/estimators_rows.py`. `ask` and `tell`, pools,
+meshes, journals and replays work without further code.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ from radazo.evaluate import local, sharded
 
 
 class Settings(NamedTuple):
-    """The arguments that all estimators have.
+    """The arguments that all estimators share.
 
     Attributes:
       smoothing: Distance between compared points, or a schedule of it.
       terms: Whether `value_fn` returns terms.
-      mask: Which leaves are perturbed.
+      mask: Leaves to perturb.
       chunk_size: Queries evaluated in one batch.
-      sharding: The axes of a mesh that share the queries, or None.
+      sharding: Mesh axes over which the queries are distributed, or None.
     """
 
     smoothing: core.Schedule | float
@@ -56,7 +56,7 @@ def estimator(
     fused: Callable[[core.Function, core.Step, Any], core.Estimate] | None = None,
     memoryless: bool = False,
 ) -> core.Estimator:
-    """Build the estimator whose messages name `api_name`."""
+    """Build an estimator whose error messages name `api_name`."""
     smoothing, terms, mask, chunk_size, sharding = settings
     validation.check(api_name, smoothing=smoothing, terms=terms, chunk_size=chunk_size)
     sharded.check(api_name, sharding)
@@ -86,7 +86,7 @@ def estimator(
 
 
 def next_count(estimate: core.Estimate) -> core.Estimate:
-    """The estimate with one more step counted in its state."""
+    """Increment the count in the state of an estimate."""
     count = jnp.asarray(optax.safe_increment(estimate.state.count))
     return estimate._replace(state=estimate.state._replace(count=count))
 
@@ -94,7 +94,7 @@ def next_count(estimate: core.Estimate) -> core.Estimate:
 def smoothing_at(
     smoothing: core.Schedule | float, count: jax.Array, layout: flat.Layout
 ) -> jax.Array:
-    """The smoothing after `count` steps."""
+    """Return the smoothing after `count` steps."""
     now = smoothing(count) if callable(smoothing) else smoothing
     return jnp.asarray(now, layout.dtype)
 
@@ -102,7 +102,7 @@ def smoothing_at(
 def closed_loop(
     estimator: core.Estimator, function: core.Function, step: core.Step, state: Any
 ) -> core.Estimate:
-    """Evaluate the function and estimate, in one pass where the estimator has one."""
+    """Evaluate the function and estimate, with `fused` if the estimator has it."""
     if estimator.fused is not None:
         return estimator.fused(function, step, state)
     queries = estimator.queries(step, state)
@@ -133,15 +133,15 @@ def estimate(
         not call it.
       params: Pytree whose floating-point leaves are perturbed.
       state: `estimator.init(params)`, or the state that the last estimate returned.
-      has_aux: Whether `value_fn` returns `(value, aux)`; `info.aux` then has `aux`.
-      evaluate: `evaluate(function, step, queries) -> Readings` stands in the place of
-        the estimator's own evaluation; None for that.
+      has_aux: Whether `value_fn` returns `(value, aux)`; `aux` is then in `info.aux`.
+      evaluate: `evaluate(function, step, queries) -> Readings`, used instead of the
+        estimator's own evaluation; None for the latter.
     Returns:
       (value, gradient, state, info); the gradient is a pytree like `params`, `info` an
       `EstimateInfo`.
     Raises:
-      TypeError, ValueError: If `estimator` is no `Estimator`, a leaf of `params` cannot
-        be used, or `value_fn` does not return real numbers.
+      TypeError, ValueError: If `estimator` is not an `Estimator`, a leaf of `params`
+        cannot be used, or `value_fn` does not return real numbers.
     Cost:
       That of the estimator.
     Example:
@@ -156,15 +156,15 @@ def estimate(
     check_estimator("estimate", estimator)
     words = random.key_data(estimator.api_name, key)
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state)))
-    config: Any = jax.config  # Its flags are not in its type.
+    config: Any = jax.config  # Flags are missing from its type.
     outside = config.jax_disable_jit
 
     def called(params: core.Params) -> Any:
         with jax.disable_jit(outside):
             return _required(estimator.api_name, value_fn)(params)
 
-    # Outside of any jit the loops run in Python: compiled anew for each call they
-    # would take longer, and compiled once they would freeze what `value_fn` reads.
+    # Outside of jit, loops run in Python: compiling them in each call would take
+    # longer, and compiling them once would freeze the variables `value_fn` reads.
     with contextlib.nullcontext() if traced else jax.disable_jit():
         step = estimator.step(words, params, state)
         function = differences.evaluation(
@@ -181,7 +181,7 @@ def estimate(
 
 
 def check_estimator(api_name: str, estimator: Any) -> None:
-    """Check that `estimator` is an `Estimator`, not the function that makes one."""
+    """Check that `estimator` is an `Estimator`, not the function that returns one."""
     hint = (
         "Pass an estimator, e.g. `radazo.sphere_estimator()`; did you forget the "
         "parentheses?"

@@ -326,7 +326,7 @@ def _redrawn(
     weights: jax.Array,
 ) -> jax.Array:
     """Return Σ weight · direction over all steps, redrawing each direction."""
-    law, dim, dtype = options.sampler, layout.dim, layout.dtype
+    sampler, dim, dtype = options.sampler, layout.dim, layout.dtype
     num_steps, num_directions = weights.shape
     chunk_size = min(options.chunk_size, num_directions)
     weights = weights.astype(dtype)
@@ -336,11 +336,13 @@ def _redrawn(
 
     def add_step(total: jax.Array, row: tuple[jax.Array, jax.Array]) -> Any:
         key, weights = row
-        prepared = law.prepare(key, num_directions, dim, dtype)
+        prepared = sampler.prepare(key, num_directions, dim, dtype)
 
         def draw(k: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-            drawn = law.draw(prepared, k, dim, dtype)
-            return (weight if law.scale is None else weight * law.scale(drawn)), drawn
+            drawn = sampler.draw(prepared, k, dim, dtype)
+            return (
+                weight if sampler.scale is None else weight * sampler.scale(drawn)
+            ), drawn
 
         def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> Any:
             if chunk_size == 1:

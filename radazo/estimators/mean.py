@@ -1,14 +1,13 @@
-"""The mean of slope times direction: all at once, in chunks, or one at a time.
+"""Average slope times direction, in chunks of directions.
 
   g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
-`chunk_size` directions are drawn and evaluated at a time: with 1 a direction is drawn,
-evaluated, added and forgotten (a step then needs one perturbed point and one
-accumulator, whatever K), with `num_directions` all are evaluated in one batch. The
-directions are the same; the estimate differs in its last places, since a chunk is
-summed before it is added, and since a batched function may round differently.
+A chunk of `chunk_size` directions is drawn, evaluated and added in one batch. A chunk
+of 1 needs one perturbed point and one accumulator for any K. The directions do not
+depend on `chunk_size`; the estimate does in its last digits, since sums and batched
+functions round differently.
 
-`fused` evaluates and adds in one pass over the directions. `queries` and `estimate` do
+`fused` evaluates and adds in one pass over the directions. `queries` and `estimated` do
 the same in two passes, for values that are evaluated elsewhere.
 """
 
@@ -28,10 +27,10 @@ Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class EstimatorState(NamedTuple):
-    """State of an estimator that remembers nothing but the time.
+    """State of an estimator that only counts its estimates.
 
     Attributes:
-      count: int32 scalar, estimates so far; the schedule of `smoothing` reads it.
+      count: int32 scalar, estimates so far; input of the `smoothing` schedule.
     """
 
     count: jax.Array
@@ -44,12 +43,12 @@ def _slope_times_direction(
 
 
 class Options(NamedTuple):
-    """How a mean over directions is taken.
+    """Options of a mean over directions.
 
     Attributes:
-      sampler: Draws the directions.
+      sampler: Sampler of the directions.
       num_directions: K, or None for the number of perturbed elements.
-      difference: How a slope is taken.
+      difference: Finite difference that computes a slope.
       chunk_size: Directions drawn and added in one batch.
       weigh: Direction k adds weight · vector to the sum.
     """
@@ -61,7 +60,7 @@ class Options(NamedTuple):
     weigh: Weigh = _slope_times_direction
 
     def resolved(self, layout: flat.Layout) -> int:
-        """K for parameters of this layout."""
+        """Return K for parameters of this layout."""
         return self.num_directions or max(layout.dim, 1)
 
 
@@ -70,7 +69,7 @@ def estimator(
 ) -> core.Estimator:
     """Build the estimator whose gradient is the mean of slope times direction."""
     check(api_name, options, settings)
-    # The sum of a mesh is the same whatever is evaluated at a time.
+    # With sharding, the rounding of the sum must not depend on the chunk size.
     chunked = options if settings.sharding is None else options._replace(chunk_size=1)
 
     def init(layout: flat.Layout, params: core.Params) -> EstimatorState:
@@ -96,7 +95,7 @@ def estimator(
 
 
 def check(api_name: str, options: Options, settings: build.Settings) -> None:
-    """Check the options, and that a mesh knows the points before the step."""
+    """Check the options, and that the points of a sharded step are known beforehand."""
     validation.check(
         api_name, num_directions=options.num_directions, difference=options.difference
     )
@@ -120,7 +119,7 @@ def queries(
     options: Options,
     draw: Callable[[jax.Array], jax.Array] | None = None,
 ) -> core.Queries:
-    """The queries of a step along K directions, `draw(k)` or those of the sampler."""
+    """Return the queries along K directions, `draw(k)` or those of the sampler."""
     layout, difference = step.layout, options.difference
     num_directions, sampler = options.resolved(layout), options.sampler
     prepared = None
@@ -174,7 +173,7 @@ def _derivatives(
     prepared: Any,
     draw: Callable[[jax.Array], jax.Array],
 ) -> core.Queries:
-    """Derivatives in the place of values, which no one else can evaluate."""
+    """Return queries for derivatives, which only their own `evaluate` can compute."""
 
     def unknown(*inputs: Any) -> Any:
         del inputs
@@ -215,7 +214,7 @@ def _derivatives(
 def estimated(
     step: core.Step, options: Options, queries: core.Queries, readings: core.Readings
 ) -> core.Estimate:
-    """The estimate from readings: the directions are drawn again and added."""
+    """Compute the estimate from readings, redrawing the directions."""
     layout, sampler = step.layout, options.sampler
     slopes, valid = valid_slope(
         jnp.where(readings.valid, readings.slopes, jnp.nan), options, layout
@@ -272,7 +271,7 @@ def _finished(
     total: jax.Array,
     opaque_index: jax.Array,
 ) -> core.Estimate:
-    """The estimate from the sum of weight times vector."""
+    """Compute the estimate from the sum of weight times vector."""
     gradient = mean_scale(options, step.layout, readings.valid) * total
     info = make_info(step.layout, options, readings)
     return core.Estimate(readings.value, gradient, None, info, opaque_index)
@@ -281,7 +280,7 @@ def _finished(
 def make_info(
     layout: flat.Layout, options: Options, readings: core.Readings
 ) -> core.EstimateInfo:
-    """The info of a step with these readings."""
+    """Return the info of a step with these readings."""
     _, slopes, valid, aux = readings
     num_values = options.difference.num_values(slopes.size)
     factors = _constants(options.sampler, layout.dim, slopes.dtype)
@@ -302,7 +301,7 @@ def _summed(
     layout: flat.Layout,
     options: Options,
 ) -> tuple[Any, Any]:
-    """(sum of weight times vector, number of chunks) and the rest of each `one`."""
+    """Return (sum of weight times vector, number of chunks), other outputs of `one`."""
     num_directions = options.resolved(layout)
     chunk_size = min(options.chunk_size, num_directions)
 
@@ -313,7 +312,7 @@ def _summed(
             total = total + weight * vector
             seen = jax.tree.map(lambda x: x[None], seen)
         else:
-            # In a loop of two: XLA on CPU draws again what it fuses with a broadcast.
+            # In two batches: XLA on CPU redraws directions fused with a broadcast.
             drawn = lax.map(draw, ks, batch_size=-(-chunk_size // 2))
             (weights, block), seen = jax.vmap(one, (0, 0, None))(
                 drawn, ks, opaque_index
@@ -335,7 +334,7 @@ def _summed(
 
 
 def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
-    """The factor that makes a direction of a drawn vector."""
+    """Return the factor from a drawn vector to a direction."""
     if sampler.scale is None:
         return jnp.ones((), drawn.dtype)
     return sampler.scale(drawn)
@@ -344,8 +343,11 @@ def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
 def valid_slope(
     slope: jax.Array, options: Options, layout: flat.Layout
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (slope, valid); a slope is invalid, and 0, where it is not finite or so
-    large that an element of the gradient could overflow."""
+    """Return (slope, valid), with slope 0 where invalid.
+
+    A slope is invalid if it is not finite, or so large that an element of the gradient
+    could overflow.
+    """
     # An element of u is below 16.
     factor = max(options.sampler.factor(layout.dim), 1.0)
     share = 16 * options.resolved(layout) * factor
@@ -355,33 +357,32 @@ def valid_slope(
 
 
 def mean_scale(options: Options, layout: flat.Layout, valid: jax.Array) -> jax.Array:
-    """The factor of slope times direction in the mean over valid directions."""
+    """Return the factor of slope times direction in the mean over valid directions."""
     return options.sampler.factor(layout.dim) / num_valid(valid, layout.dtype)
 
 
 def num_valid(valid: jax.Array, dtype: Any) -> jax.Array:
-    """The divisor of a sum over valid directions: their number, at least 1."""
+    """Return the number of valid directions, at least 1."""
     return jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1).astype(dtype)
 
 
 def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mean value over valid directions; the first value where there is none."""
+    """Return the mean value over valid directions; without any, the first value."""
     sum_valid = jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)))
     mean_valid = sum_valid / num_valid(valid, values.dtype)
     return jnp.where(jnp.any(valid), mean_valid, values[0])
 
 
 def _constants(sampler: directions.DirectionSampler, dim: int, dtype: Any) -> Any:
-    """The factor of the sampler, and its mean of ‖u‖²."""
+    """Return the factor of the sampler, and its mean of ‖u‖²."""
     factor = sampler.factor(dim)
     squared_norm = dim / factor if sampler.independent and dim else math.nan
     return jnp.asarray(factor, dtype), jnp.asarray(squared_norm, dtype)
 
 
 def _varying(add_chunk: Any, carry: Any, ks: jax.Array) -> Any:
-    """The carry as it comes out of a chunk: within a `jax.shard_map` a type also says
-    over which axes of the mesh a value varies."""
+    """Return the carry with the varying mesh axes that `add_chunk` gives it."""
     (total, _), _ = jax.eval_shape(add_chunk, carry, ks)
-    kind = getattr(total, "manual_axis_type", None)  # None where it is not checked.
+    kind = getattr(total, "manual_axis_type", None)  # None if it is not checked.
     axes = getattr(total, "vma", None) if kind is None else kind.varying
     return (lax.pcast(carry[0], tuple(axes), to="varying"), carry[1]) if axes else carry

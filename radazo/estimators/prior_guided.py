@@ -1,9 +1,9 @@
-"""Estimators that look along a guess of the gradient first, then around it.
+"""Estimate the gradient along a guess of it and along random directions.
 
-A `Prior` guesses the direction of the gradient from what earlier steps saw. The
-estimate is the gradient projected on the span of the guess and of random directions
-orthogonal to it: where gradients change slowly, a guess costs one function value and is
-worth many random ones.
+A `Prior` guesses the direction of the gradient from earlier steps. The estimate is the
+gradient projected onto the span of the guess and of random directions orthogonal to it.
+If gradients change slowly, a guess costs one function value and replaces many random
+directions.
 """
 
 import functools
@@ -21,13 +21,14 @@ from radazo.estimators import build, mean
 class Prior(NamedTuple):
     """A guess of the gradient's direction, from a memory of one flat vector.
 
-    All are (dim,) vectors of the perturbed elements; sign and length of a guess do not
-    matter, and a guess that is zero or not finite is none. `guess` is first asked when
-    there has been something to remember; until then the memory is zeros.
+    All vectors are (dim,) vectors of the perturbed elements. Sign and length of a guess
+    do not matter. A guess that is zero or not finite is ignored. `guess` is used after
+    the first `remember`; until then the memory is zeros.
 
     Attributes:
-      guess: `guess(memory, point) -> vector`, at the point where slopes are taken.
-      remember: `remember(memory, point, gradient) -> memory`, after an estimate there.
+      guess: `guess(memory, point) -> vector`, at the point of the estimate.
+      remember: `remember(memory, point, gradient) -> memory`, after an estimate at
+        `point`.
     """
 
     guess: Callable[[jax.Array, jax.Array], jax.Array]
@@ -44,22 +45,22 @@ last_estimate = Prior(
 last_step = Prior(
     lambda memory, point: point - memory, lambda memory, point, gradient: point
 )
-"""What the parameters did, whatever made them: xₜ − xₜ₋₁."""
+"""The last change of the parameters: xₜ − xₜ₋₁."""
 
 
 def momentum_prior(b1: float) -> Prior:
-    """The average of past estimates as a guess of the next.
+    """Guess the average of past estimates.
 
       memory ← b1 · memory + (1 − b1) · g
 
     Args:
-      b1: Share of the past that is kept at each step, in [0, 1); 0 is `last_estimate`.
+      b1: Decay rate, in [0, 1); 0 is `last_estimate`.
     Returns:
       A `Prior`.
     Raises:
       TypeError, ValueError: If `b1` is not a number in [0, 1).
     Cost:
-      As any `Prior`: one copy of the parameters.
+      One copy of the parameters, as any `Prior`.
     Example:
       >>> estimator = radazo.prior_guided_estimator(prior=momentum_prior(0.9))
       >>> print(estimator.init(jnp.ones(3)).memory.vector)
@@ -76,11 +77,11 @@ def momentum_prior(b1: float) -> Prior:
 
 
 class Memory(NamedTuple):
-    """What a `Prior` remembers.
+    """The memory of a `Prior`.
 
     Attributes:
-      known: Bool scalar, whether there has been anything to remember.
-      vector: (dim,) what the prior made of it, zeros before.
+      known: Bool scalar, whether a gradient was remembered yet.
+      vector: (dim,) vector that `remember` returned, zeros before.
     """
 
     known: jax.Array
@@ -91,8 +92,8 @@ class PriorGuidedState(NamedTuple):
     """State of `prior_guided_estimator`.
 
     Attributes:
-      count: int32 scalar, estimates so far; the schedule of `smoothing` reads it.
-      memory: A `Memory` of one flat vector, in float32 at least, whatever the prior.
+      count: int32 scalar, estimates so far; input of the `smoothing` schedule.
+      memory: A `Memory` of one flat vector, in float32 at least, for any prior.
     """
 
     count: jax.Array
@@ -110,47 +111,45 @@ def prior_guided_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """The gradient projected on a guess of it and K − 1 random directions (PRGF).
+    """Project the gradient onto a guess of it and K − 1 random directions (PRGF).
 
-      u₀ = guess / ‖guess‖, or a random direction where there is no guess
+      u₀ = guess / ‖guess‖, or a random direction if there is no guess
       u₁, ... = random directions, ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
       slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing
       g = Σ_{k kept} slopeₖ · uₖ
 
-    g is shorter than the gradient and leans towards the guess: no factor could make it
-    unbiased. Behind `radazo` and `zo_adamm`, which do not see the scale but average
-    what leans already, it was slower than `sphere_estimator` on most of six tasks;
-    behind `zo_sgd` it was the best in the mean of those at one distance. For `zo_sgd`
-    take a learning rate of about 1 / L, with L the Lipschitz constant of the gradient,
-    whatever d and K. Where `kept` is empty g is zero and nothing is remembered.
+    g is shorter than the gradient and biased towards the guess; no factor makes it
+    unbiased. With `radazo` and `zo_adamm` it was slower than `sphere_estimator` on most
+    of six tasks. With `zo_sgd` it had the best mean of the estimators compared at one
+    distance. Use a learning rate of about 1 / L for `zo_sgd`, independent of d and K,
+    where L is the Lipschitz constant of the gradient. If all directions are dropped, g
+    is zero and the memory is unchanged.
 
-    At that rate a step uses up the slope along the guess where the curvature is L: with
-    the same curvature in all directions random ones are better. On quadratics from
-    condition 10 on, `last_estimate` was ahead of `orthogonal_estimator`.
+    At that rate a step removes the slope along the guess where the curvature is L. On
+    quadratics with condition number 10 or more, `last_estimate` was faster than
+    `orthogonal_estimator`; with equal curvature in all directions it was slower.
 
     Args:
-      num_directions: K, the guess among them: at least 2 and at most d.
-      prior: `last_estimate`, `last_step`, `momentum_prior(b1)`, or a `Prior` of your
-        own.
-        `last_step` sees what a projection or an adaptive rule made of the estimates.
+      num_directions: K, including the guess: at least 2 and at most d.
+      prior: `last_estimate`, `last_step`, `momentum_prior(b1)`, or a custom `Prior`.
+        `last_step` includes the effects of projections and adaptive optimizers.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       An `Estimator` that is not memoryless; its state is a `PriorGuidedState`.
     Raises:
-      TypeError, ValueError: As `finite_difference_estimator`; if `prior` is no `Prior`;
-        and if `num_directions` > d, at the first estimate.
+      TypeError, ValueError: As `finite_difference_estimator`; if `prior` is not a
+        `Prior`; and if `num_directions` > d, at the first estimate.
     Cost:
-      K + 1 function values (`forward`) or 2K (`central`) per step. One copy of the
-      parameters in the state, and about 3K copies at work, since directions that know
-      of each other are held together.
+      Function values as `finite_difference_estimator`. One copy of the parameters in
+      the state, and about 3K more during a step, since all directions are held at once.
     Example:
       >>> estimator, x = prior_guided_estimator(num_directions=3), jnp.zeros(20)
       >>> step = jax.jit(
       ...     lambda key, state: radazo.estimate(estimator, key, jnp.sum, x, state)
       ... )
       >>> state = estimator.init(x)
-      >>> for key in range(100):  # Where the gradient stays, what is known of it grows.
+      >>> for key in range(100):  # The estimate of a constant gradient improves.
       ...     _, gradient, state, _ = step(key, state)
       >>> print(jnp.round(jnp.linalg.norm(gradient - 1), 1))
       0.0
@@ -202,7 +201,7 @@ def check_prior(api_name: str, prior: Any) -> None:
 
 
 def empty_memory(layout: flat.Layout) -> Memory:
-    """The memory before the first step."""
+    """Return the memory before the first step."""
     return Memory(jnp.zeros((), bool), jnp.zeros(layout.dim, layout.dtype))
 
 
@@ -213,7 +212,7 @@ def guided_options(
     step: core.Step,
     memory: Memory,
 ) -> mean.Options:
-    """The options whose first direction is the guess, if there is one."""
+    """Return the options whose first direction is the guess, if there is one."""
 
     def orthonormal_rows(
         key: jax.Array, num_directions: int, dim: int, dtype: Any
@@ -237,9 +236,9 @@ def remembered(
     memory: Memory,
     estimate: core.Estimate,
 ) -> tuple[core.Estimate, Memory]:
-    """The estimate as a projection of the gradient, and the memory after it."""
+    """Return the estimate as a projection of the gradient, and the updated memory."""
     info, dtype = estimate.info, step.layout.dtype
-    # A sum over valid directions, not a mean: reweighted, it would be longer than ∇f.
+    # A sum over valid directions; scaled as a mean it would be longer than ∇f.
     num_valid = mean.num_valid(info.kept, dtype)
     gradient = estimate.gradient * (num_valid / (options.num_directions or 1))
     info = info._replace(factor=num_valid.astype(info.slopes.dtype))

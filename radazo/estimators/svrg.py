@@ -1,8 +1,8 @@
-"""Variance reduction by a snapshot: estimates as differences from an anchor.
+"""Reduce the variance of an estimator by a snapshot of the parameters.
 
-A noisy estimate at the present parameters, less the same at a snapshot, plus a good
-estimate at the snapshot, made once in many steps. Near the snapshot the two noisy
-estimates see nearly the same, and what they share cancels.
+The estimate is a noisy estimate at the current parameters, minus one at the snapshot,
+plus an accurate estimate at the snapshot. Near the snapshot the noise that both share
+cancels.
 """
 
 import functools
@@ -19,7 +19,7 @@ from jax.core import Tracer
 from radazo import core, differences, flat, random, validation
 from radazo.estimators import build
 
-# Parts of the key of a step: for the estimates at x, at x₀, and of the full gradient.
+# Folded into the key of a step: the estimates at x, at x₀, and of the full gradient.
 _HERE, _THERE, _FULL = 0, 1, 2
 
 
@@ -29,9 +29,9 @@ class SvrgState(NamedTuple):
     Attributes:
       count: int32 scalar, estimates so far.
       age: int32 scalar, estimates since the snapshot; negative before the first one.
-      snapshot: The floating-point leaves of the parameters at the snapshot, None where
-        the parameters have others.
-      full_gradient: The estimate of the whole objective's gradient there, as
+      snapshot: Floating-point leaves of the parameters at the snapshot, None for other
+        leaves.
+      full_gradient: Gradient estimate of `full_value_fn` there, structured as
         `snapshot`.
     """
 
@@ -48,43 +48,41 @@ def svrg_estimator(
     num_inner_steps: int = 50,
     share_directions: bool = False,
 ) -> core.Estimator:
-    """Around an estimator: its noise from batches is reduced by a snapshot, ZO-SVRG.
+    """Reduce the mini-batch noise of an estimator by a snapshot, as ZO-SVRG does.
 
-    For objectives that are a mean over data: `value_fn` takes a batch, another in each
-    step, and `full_value_fn` all data. Where the noise of the directions outweighs that
-    of the batches, as with K much less than d, it pays for three estimates and gains
-    nothing, behind `radazo` as behind `zo_sgd`: take batches alone.
+    For objectives that are a mean over data: `value_fn` takes a different batch in each
+    step, and `full_value_fn` all data. If the noise of the directions exceeds that of
+    the batches, as with K much less than d, it gains nothing with `radazo` or `zo_sgd`
+    for the cost of three estimates.
 
       every `num_inner_steps` steps:  x₀ ← x,  G ← estimate of `full_value_fn` at x₀
       g = estimate(x) − estimate(x₀) + G           both of `value_fn`, of this step
 
-    The mean of g is that of an estimate of the whole objective at x. Batch noise falls
-    as x nears x₀. With fresh directions, as in the paper, the noise of the directions
-    does not: it is that of three estimates. With shared directions it falls as well,
-    to that of G.
+    The mean of g is that of an estimate of the whole objective at x. Batch noise
+    vanishes as x approaches x₀. With independent directions, as in the paper, g has the
+    direction noise of three estimates. With shared directions it has that of G near x₀.
 
     Args:
-      estimator: Makes all three estimates; memoryless, as `sphere_estimator(...)` with
-        a number for its `smoothing`.
-      full_value_fn: `full_value_fn(params)`, the whole objective; without aux, and
-        with terms if the estimator has `terms=True`.
+      estimator: Computes all three estimates; memoryless, e.g. `sphere_estimator(...)`
+        with a constant `smoothing`.
+      full_value_fn: `full_value_fn(params)`, the whole objective; without aux, and with
+        terms if the estimator has `terms=True`.
       num_inner_steps: Steps between two snapshots, at least 1.
-      share_directions: Whether the estimates at x and x₀ draw the same directions.
+      share_directions: Whether the estimates at x and x₀ use the same directions.
     Returns:
-      An `Estimator`, which is not memoryless. Its value and aux, and the (K,) slopes
-      and `kept` of `info`, are those of the estimate at x; `info.num_values` counts all
-      three. Where no direction is kept at x, the gradient is zero; where none is kept
-      at x₀, or the last full estimate failed, it is the estimate at x alone. A
-      full estimate that fails leaves the snapshot as it was, and is made again in the
-      next step.
+      An `Estimator`, which is not memoryless. Its value, aux, and the slopes and `kept`
+      of `info` are those of the estimate at x; `info.num_values` counts all three. If
+      all directions are dropped at x, the gradient is zero. If all are dropped at x₀,
+      or the last full estimate failed, it is the estimate at x alone. A failed full
+      estimate leaves the snapshot unchanged and is repeated in the next step.
     Raises:
-      TypeError: If an argument is of the wrong kind.
+      TypeError: If an argument has the wrong type.
       ValueError: If `estimator` is not memoryless, or `num_inner_steps` < 1.
     Cost:
-      Twice the function values of `estimator` per step, and once more with a snapshot;
+      Twice the function values of `estimator` per step, three times with a snapshot;
       one call of `full_value_fn` counts as one value. Two copies of the parameters in
-      the state. Beside what `estimator` takes, two copies more. Under `jax.vmap` over
-      runs, each step pays for a snapshot.
+      the state and two more during a step. Under `jax.vmap` each step computes a
+      snapshot.
     Example:
       >>> data = jnp.arange(8.0)
       >>> fn = lambda x, batch: jnp.mean((x - batch) ** 2)
@@ -103,7 +101,7 @@ def svrg_estimator(
       >>> for batch in data.reshape(4, 2):  # No batch has the mean of all, 3.5.
       ...     updates, state = step(x, state, batch)
       ...     x = x + updates
-      >>> print(x)  # As if all data had been in each batch: 3.5 · (1 − 2⁻⁴)
+      >>> print(x)  # The same as with all data in each step: 3.5 · (1 − 2⁻⁴)
       3.28125
     References:
       Liu et al., Zeroth-order stochastic variance reduction for nonconvex optimization,
@@ -113,7 +111,7 @@ def svrg_estimator(
     _check(api_name, estimator, full_value_fn, num_inner_steps, share_directions)
 
     def init(params: core.Params) -> SvrgState:
-        estimator.init(params)  # It says what in them cannot be perturbed.
+        estimator.init(params)  # Check that the parameters can be perturbed.
         snapshot = jax.tree.map(
             lambda x: jnp.array(x, copy=True) if core.is_floating(x) else None, params
         )
@@ -124,10 +122,6 @@ def svrg_estimator(
             full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
         )
 
-    def inner(step: core.Step, part: int, params: core.Params) -> tuple[core.Step, Any]:
-        fresh = estimator.init(params)
-        return estimator.step(random.fold_in(step.key, part), params, fresh), fresh
-
     there = _HERE if share_directions else _THERE
 
     def due(state: SvrgState) -> jax.Array:
@@ -136,7 +130,7 @@ def svrg_estimator(
     part = functools.partial(_part, estimator)
 
     def parts(step: core.Step, state: SvrgState) -> list[tuple[core.Step, Any]]:
-        """The steps at x and at x₀, and that of the full gradient."""
+        """Return the steps at x, at x₀, and of the full gradient."""
         anchor = _anchor(step.params, state, due(state))
         points = (_HERE, step.params), (there, anchor), (_FULL, step.params)
         return [part(step, *point) for point in points]
@@ -155,7 +149,7 @@ def svrg_estimator(
         at_x, at_x0, full = (estimator.estimate(*x, *y) for x, y in three)
         is_due = due(state)
         state, num_full = _renewed(is_due, step, lambda: full, state)
-        # x₀ is x where a snapshot is due: an old one is of no use if it fails.
+        # x₀ is x if a snapshot is due, so if it fails the old one is not used.
         failed = is_due & (state.age != 0)
         return _combined(step, state, at_x, at_x0, num_full, failed)
 
@@ -209,13 +203,13 @@ def _check(
 def _part(
     estimator: core.Estimator, outer: core.Step, number: int, params: core.Params
 ) -> tuple[core.Step, Any]:
-    """The step of one of the three estimates, with a key of its own."""
+    """Return the step of one of the three estimates, with its own key."""
     state = estimator.init(params)
     return estimator.step(random.fold_in(outer.key, number), params, state), state
 
 
 def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Params:
-    """x₀: the parameters where a snapshot is due, else the snapshot."""
+    """Return x₀: the parameters if a snapshot is due, else the snapshot."""
     return jax.tree.map(
         lambda now, then: now if then is None else jnp.where(due, now, then),
         params,
@@ -226,7 +220,7 @@ def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Param
 def _joined(
     three: list[core.Queries], due: jax.Array, full_value_fn: core.ValueFn
 ) -> core.Queries:
-    """The queries of all three estimates, one after the other."""
+    """Concatenate the queries of the three estimates."""
     ends = np.cumsum([queries.num for queries in three]).tolist()
 
     def point(index: Any) -> core.Params:
@@ -259,7 +253,7 @@ def _joined(
 def _split(
     three: list[core.Queries], readings: core.Readings
 ) -> list[tuple[core.Queries, core.Readings]]:
-    """The queries and the readings of each of the three estimates."""
+    """Return the queries and the readings of each of the three estimates."""
     ends = np.cumsum([queries.num_readings for queries in three]).tolist()[:-1]
     slopes, valid = jnp.split(readings.slopes, ends), jnp.split(readings.valid, ends)
     return [
@@ -276,7 +270,7 @@ def _combined(
     num_full: jax.Array,
     failed: jax.Array,
 ) -> core.Estimate:
-    """The difference of two estimates plus the full one, where there is an anchor."""
+    """Combine the three estimates; without a valid anchor, return that at x."""
     anchored = jnp.any(at_x.info.kept) & jnp.any(at_x0.info.kept)
     anchored = anchored & (state.age >= 0) & ~failed
     full_gradient = jax.tree.map(
@@ -301,7 +295,7 @@ def _renewed(
     full: Callable[[], core.Estimate],
     state: SvrgState,
 ) -> tuple[SvrgState, jax.Array]:
-    """The state with a new snapshot if one is due, and the function values taken."""
+    """Take a snapshot if one is due; return the state and the number of values used."""
 
     def renew(state: SvrgState) -> tuple[SvrgState, jax.Array]:
         found = full()
@@ -329,7 +323,7 @@ def _if(
     no: Callable[[SvrgState], Any],
     state: SvrgState,
 ) -> Any:
-    """One of two functions of the state; outside of any jit the other is not called."""
+    """Apply one of two functions to the state; untraced, the other is not called."""
     if isinstance(condition, Tracer):
         return lax.cond(condition, yes, no, state)
     return (yes if condition else no)(state)

@@ -1,8 +1,8 @@
-"""The gradient of a surrogate: values along the whole way, not of this step alone.
+"""Estimate the gradient from a surrogate of the function, fitted to the last points.
 
-`trajectory_estimator` fits a Gaussian process to the last points that a run has looked
-at and answers with the gradient of its mean. Where the process is certain enough of the
-gradient at the next point, it need not look there at all: a virtual step.
+`trajectory_estimator` fits a Gaussian process to the last evaluated points and returns
+the gradient of its mean. If the process is certain enough of the gradient at the next
+point, no function value is needed: a virtual step.
 """
 
 import functools
@@ -24,9 +24,9 @@ class TrajectoryState(NamedTuple):
 
     Attributes:
       count: int32 scalar, estimates so far.
-      buffer: The last points that were looked at and the function's values there: one
-        copy of the parameters each.
-      num_virtual: int32 scalar, virtual steps since the last look.
+      buffer: The last evaluated points, one copy of the parameters each, and their
+        values.
+      num_virtual: int32 scalar, virtual steps since the last evaluation.
     """
 
     count: jax.Array
@@ -62,70 +62,65 @@ def trajectory_estimator(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> core.Estimator:
-    """The gradient of a surrogate that is fitted to the last points looked at.
+    """Estimate the gradient from a Gaussian process fitted to the last points.
 
-    A step looks at the parameters and at K points around them, puts all of them in a
-    buffer of the last `num_points`, fits a Gaussian process to the buffer (the
-    equations are in `radazo.kernels`) and answers with the gradient of its mean: an
-    estimate of the gradient itself, neither scaled nor unbiased. What earlier steps saw
-    counts as much as what this one sees, as far as the kernel reaches.
+    A step evaluates the function at the parameters and at K points around them, adds
+    them to a buffer of the last `num_points`, fits a Gaussian process to the buffer
+    (equations in `radazo.estimators.gaussian_process`) and returns the gradient of its
+    mean. This estimates the gradient itself, unscaled but biased.
 
       buffer ← f(x), f(x + smoothing · uₖ) for k < K
       g = ∇ (posterior mean of f) at x
 
-    For smooth functions of few dimensions. Along 120 steps of Adam at 0.05, K = 4, on
-    four functions (quadratics, Rosenbrock, Levy), its mean cosine to the gradient is
-    0.88 to 0.98 in 10 dimensions and 0.87 to 0.96 in 20, where those of
-    `orthogonal_estimator`, √(K / d), are 0.6 and 0.4; and its length is the gradient's.
-    In 1,000 dimensions at K = 10 it is 0.2 against 0.1, and its length a fifth, since g
-    lies in the span of the points: there memory and time are what it costs. Close to a
-    minimum, where f changes less over `smoothing` than float32 and the jitter resolve,
-    it gets worse: give a schedule that falls.
+    It suits smooth functions of few dimensions. Over 120 steps of Adam at 0.05, K = 4,
+    on four functions (quadratics, Rosenbrock, Levy), its mean cosine similarity to the
+    gradient is 0.88 to 0.98 in 10 dimensions and 0.87 to 0.96 in 20; that of
+    `orthogonal_estimator`, √(K / d), is 0.6 and 0.4. In 1,000 dimensions at K = 10 it
+    is 0.2 against 0.1, and the norm of g is a fifth of the gradient's, since g lies in
+    the span of the points. Accuracy degrades near a minimum, where f changes less over
+    `smoothing` than float32 and the jitter resolve; use a decreasing schedule.
 
-    Any rule goes behind it: on Rosenbrock and a logistic regression it gained more
-    behind `zo_sgd`, on a staircase and a pendulum more behind `radazo`.
+    Combine it with any optimizer: it gained more with `zo_sgd` on Rosenbrock and a
+    logistic regression, and more with `radazo` on a staircase and a pendulum.
 
-    With `max_virtual_steps` a step takes no value at all, and answers from the buffer,
+    With `max_virtual_steps` > 0 a step uses the buffer without a function value
 
-      where uncertainty(x) < max_uncertainty, and at most max_virtual_steps in a row
+      if uncertainty(x) < max_uncertainty, and at most max_virtual_steps in a row
 
-    the uncertainty being the posterior variance of the partial derivatives at x, mean
-    over them, over that before any value was seen. It is above 1 − num_points / d: in
-    high dimension no step is virtual. A virtual step may end where f has no value.
+    where the uncertainty is the mean posterior variance of the partial derivatives at x
+    over the prior's. It exceeds 1 − num_points / d, so in high dimension no step is
+    virtual. A virtual step may lead to a point where f is not finite.
 
     Args:
-      kernel: `matern`, of order 5/2, or `rbf`; or a `Kernel` of your own.
-      num_points: N, points that are remembered, at least num_directions + 1.
+      kernel: `matern`, of order 5/2, `rbf`, or a custom `Kernel`.
+      num_points: N, points in the buffer, at least num_directions + 1.
       num_directions: K, at least 1.
-      smoothing: Distance moved along a direction, in units of ‖u‖; greater than 0, or
-        a schedule of the number of estimates so far. Larger than in differences: the
-        surrogate knows of curvature, and points much closer together than its length
-        scale tell it, in float32, little.
-      length_scale: Distance over which the function changes. None takes at each step
-        the one of five, from 1 to 16 times the root mean square distance of the
-        points, that makes the values most likely.
-      jitter: Variance of the noise in the values over that of the function, at least 0;
-        num_points · eps of the type in which distances are held if that is larger,
-        2e-5 in float32, since less than this is lost in the decomposition.
-      max_virtual_steps: Virtual steps in a row, at least 0.
-      max_uncertainty: Below which uncertainty a step is virtual, greater than 0.
-      sampler: Law of the directions.
-      chunk_size: Directions evaluated in one batch, at least 1.
+      smoothing: As in `finite_difference_estimator`, but larger: the surrogate models
+        the curvature, and in float32 points much closer than its length scale add
+        little.
+      length_scale: Length scale of the kernel. None selects at each step the most
+        likely of five, from 1 to 16 times the root mean square distance of the points.
+      jitter: Noise variance of the values over the variance of the function, at least
+        0. Its lower bound is num_points · eps of the type of the distances, 2e-5 in
+        float32, since smaller values are lost in the decomposition.
+      max_virtual_steps: Maximum number of virtual steps in a row, at least 0.
+      max_uncertainty: Uncertainty below which a step is virtual, greater than 0.
+      sampler: Sampler of the directions.
+      chunk_size, mask, sharding: As in `finite_difference_estimator`.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
-        The buffer holds sums, so that it gains no digit here.
-      mask, sharding: As in `finite_difference_estimator`.
+        The buffer stores sums, so this gains no precision.
     Returns:
-      An `Estimator`, which is not memoryless. Its value is f(x), in a virtual step the
-      posterior mean; `info.slopes` are (f(x + smoothing · uₖ) − f(x)) / smoothing, in a
-      virtual step zeros that are all kept, and `info.aux` is that of f(x), in a virtual
-      step zeros, or None outside of any program that JAX traces.
+      An `Estimator`, which is not memoryless. Its value is f(x), `info.slopes` are (f(x
+      + smoothing · uₖ) − f(x)) / smoothing, and `info.aux` is the aux at f(x). In a
+      virtual step the value is the posterior mean, the slopes are valid zeros, and the
+      aux is zeros, or None if not traced by JAX.
     Raises:
-      TypeError, ValueError: As `finite_difference_estimator`; if `kernel` is none, or a
-        number is out of its range.
+      TypeError, ValueError: As `finite_difference_estimator`; if `kernel` is not a
+        `Kernel`, or a number is out of range.
     Cost:
       K + 1 function values per step, 0 in a virtual step; under `jax.vmap` a virtual
-      step computes them too and does not count them. num_points copies of the
-      parameters in the state, K + 2 more for a time, and num_points² numbers; five
+      step computes them without counting them. num_points copies of the parameters and
+      num_points² numbers in the state, K + 2 copies more during a step. Five
       decompositions of num_points³ / 3 operations per step (one with a `length_scale`),
       one or two more with `max_virtual_steps`.
     Example:
@@ -136,9 +131,9 @@ def trajectory_estimator(
       True
     References:
       Shu et al., Zeroth-order optimization with trajectory-informed derivative
-      estimation, ICLR 2023. There a step looks at the parameters alone, after some
-      random points; the surrogate is fitted to the nearest points, not to the last; and
-      the first step after a look is taken whatever its uncertainty.
+      estimation, ICLR 2023. There a step evaluates only the parameters, after some
+      initial random points; the surrogate is fitted to the nearest points; and the
+      first step after an evaluation is always virtual.
     """
     api_name = "trajectory_estimator"
     options = _Options(
@@ -171,7 +166,7 @@ def trajectory_estimator(
 
 
 def _check(api_name: str, options: _Options) -> None:
-    """Say what is wrong with the options."""
+    """Check the options."""
     hint = "Pass a kernel, e.g. `radazo.estimators.matern`."
     validation.instance(
         api_name, "kernel", options.kernel, gaussian_process.Kernel, hint
@@ -197,12 +192,12 @@ def _check(api_name: str, options: _Options) -> None:
 
 
 class _Surrogate(NamedTuple):
-    """What the buffer says of the function at the parameters, before the step.
+    """The prediction of the buffer at the parameters, before the step.
 
     Attributes:
       trusted: Bool scalar, whether the step is virtual.
-      value: The posterior mean.
-      gradient: (dim,) its gradient.
+      value: Posterior mean.
+      gradient: (dim,) gradient of the posterior mean.
     """
 
     trusted: jax.Array
@@ -213,7 +208,7 @@ class _Surrogate(NamedTuple):
 def _surrogate(
     options: _Options, step: core.Step, state: TrajectoryState
 ) -> _Surrogate | None:
-    """The surrogate of a step that may be virtual; None where none is."""
+    """Return the surrogate of a step, or None if no step can be virtual."""
     if not options.max_virtual_steps:
         return None
     kernel, buffer = options.kernel, state.buffer
@@ -237,7 +232,7 @@ def _surrogate(
 def _queries(
     options: _Options, step: core.Step, state: TrajectoryState
 ) -> core.Queries:
-    """The parameters and K points around them; none is needed in a virtual step."""
+    """Return the queries at the parameters and K points around them."""
     layout, sampler, number = step.layout, options.sampler, options.num_directions
     prepared = sampler.prepare(step.key, number, layout.dim, layout.dtype)
     surrogate = _surrogate(options, step, state)
@@ -277,7 +272,7 @@ def _estimate(
 
     def fitted() -> core.Estimate:
         indices = jnp.arange(1, queries.num, dtype=jnp.uint32)
-        # The points as they are evaluated: in low precision not x + smoothing · u.
+        # The points as evaluated: in low precision they differ from x + smoothing · u.
         points = lax.map(lambda i: flat.ravel(layout, queries.point(i)), indices)
         values = jnp.where(readings.valid, readings.slopes, jnp.nan)
         value, aux = readings.value, readings.aux
@@ -328,7 +323,7 @@ def _unless_virtual(
     fitted: Callable[[], core.Estimate],
     aux: Any,
 ) -> core.Estimate:
-    """The estimate of the surrogate in a virtual step, else the fitted one."""
+    """Return the estimate of the surrogate in a virtual step, else the fitted one."""
     if surrogate is None:
         return fitted()
 
@@ -355,7 +350,7 @@ def _fitted(
     values: jax.Array,
     aux: Any,
 ) -> core.Estimate:
-    """Put the K + 1 points of the step in the buffer, and fit the surrogate."""
+    """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
     layout, kernel = step.layout, options.kernel
     x = flat.ravel(layout, step.params)
     buffer = gaussian_process.put(
@@ -377,7 +372,7 @@ def _fitted(
         kernel, posterior, buffer.points, x, distances
     )
     gradient = jnp.where(jnp.any(kept), gradient, jnp.zeros_like(gradient))
-    # A step without a finite value gives no new trust.
+    # A step without a finite value does not reset the number of virtual steps.
     num_virtual = jnp.where(
         jnp.any(kept), jnp.zeros_like(state.num_virtual), state.num_virtual
     )

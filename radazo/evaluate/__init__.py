@@ -1,4 +1,4 @@
-"""Evaluate a function at the queries of a step: locally, on a mesh, without copies."""
+"""Evaluate a function at the queries of a step: locally, on a mesh, or lazily."""
 
 from radazo.evaluate.perturbed import perturbed_value_fn
 

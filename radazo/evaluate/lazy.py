@@ -1,21 +1,21 @@
-"""Evaluate a function at x + noise without that point: noise is made where it is used.
+"""Evaluate a function at x + noise, drawing noise only for the parts in use.
 
-`evaluate` walks the program of an unmodified function. A parameter in it is no array
-but the promise of one, a `Moved`: a part of x, and where that part lies in the flat
-direction. Operations that only choose or turn a part hand the promise on; one that
-needs numbers gets them, and they die with it:
+`evaluate` interprets the jaxpr of an unmodified function. A parameter in it is not an
+array but a lazy `Moved`: a part of x and its offset in the flat direction. Operations
+that select or rearrange a part return a `Moved`. Operations that need numbers
+materialize the part temporarily:
 
   scan                        a stacked leaf, layer by layer in the loop
-  gather                      the rows that are looked up, and no others
+  gather                      only the rows that are looked up
   slice, dynamic_slice        along the first axis: that part
   squeeze, reshape,           nothing yet
   transpose, convert
   dot_general                 a large matrix, in blocks of its rows
-  jit, cond, checkpoint       within them as outside
-  any other                   the leaf as a whole, just before it
+  jit, cond, checkpoint       interpreted recursively
+  any other                   the whole leaf, just before use
 
-The values are those of a perturbed copy, since an element of a direction depends on its
-index alone; a product that is taken in blocks may round differently.
+The values are those of a perturbed copy, since an element of a direction depends only
+on its index; a product computed in blocks may round differently.
 """
 
 import functools
@@ -31,10 +31,10 @@ from jax.extend import core as jax_core
 
 from radazo import core, flat, offsets, validation
 
-_NOWHERE = np.uint32(0xFFFFFFFF)  # The index of no element.
-BLOCK = 1 << 20  # Elements of a matrix that are made at a time.
+_NOWHERE = np.uint32(0xFFFFFFFF)  # Not the index of any element.
+BLOCK = 1 << 20  # Elements of a matrix that are materialized at once.
 
-# The primitives that stand for the program they hold, and where they hold it.
+# Primitives that call a jaxpr, and the parameter that holds it.
 _CALLS = {
     "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -46,13 +46,14 @@ _CALLS = {
 
 
 class Noise(NamedTuple):
-    """What is added to the parameters, by the indices of its elements.
+    """Noise that is added to the parameters, by element index.
 
     Attributes:
       part: `part(offset, size) -> (size,)`, elements offset, ... of the noise.
       at: `at(indices) -> like indices`, the elements at these indices, uint32 or an
         `Offset` of arrays.
-      seen: `seen(leaf, size)` is told how many elements of a leaf are made at once.
+      seen: `seen(leaf, size)` is called with the number of elements of a leaf that are
+        materialized at once.
     """
 
     part: Callable[[Any, int], jax.Array]
@@ -61,15 +62,15 @@ class Noise(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """The promise of a part of x + noise that is contiguous in the flat direction.
+    """A lazy part of x + noise that is contiguous in the flat direction.
 
     Attributes:
-      noise: What is added.
-      leaf: The number of the leaf of which it is a part.
+      noise: The noise.
+      leaf: Index of the leaf.
       stored: The part of x.
-      offset: Where its first element lies in the flat direction.
-      order: How its axes are permuted after noise was added.
-      dtype: The type to which it is converted after that.
+      offset: Index of its first element in the flat direction.
+      order: Permutation of its axes after the noise is added.
+      dtype: Type to which it is converted after that.
     """
 
     noise: Noise
@@ -84,13 +85,13 @@ class Moved(NamedTuple):
         return self.order == tuple(range(len(self.order)))
 
     def part(self, stored: jax.Array, index: Any = 0, unit: int = 1) -> "Moved":
-        """Of a promise that lies as stored, the part that begins at index · unit."""
+        """Return the part from index · unit on; axes must be in stored order."""
         axes = tuple(range(stored.ndim))
         offset = offsets.moved(self.offset, index, unit, self.stored.size)
         return self._replace(stored=stored, offset=offset, order=axes)
 
     def rows(self, start: Any, count: int) -> "Moved":
-        """`count` rows of what is stored, in the same order of axes."""
+        """Return `count` rows of the stored part, with the axes in the same order."""
         first = jnp.clip(start, 0, self.stored.shape[0] - count)
         stored = lax.dynamic_slice_in_dim(self.stored, first, count)
         row = math.prod(stored.shape[1:])
@@ -98,7 +99,7 @@ class Moved(NamedTuple):
         return self._replace(stored=stored, offset=offset)
 
     def whole(self) -> jax.Array:
-        """The numbers."""
+        """Materialize the part."""
         check_size(self.stored.shape)
         self.noise.seen(self.leaf, self.stored.size)
         drawn = self.noise.part(self.offset, self.stored.size)
@@ -107,7 +108,7 @@ class Moved(NamedTuple):
 
 
 def check_size(shape: tuple[int, ...]) -> None:
-    """What is drawn at once is numbered in 32 bits from its first element on."""
+    """Check that a part materialized at once has fewer than 2³² elements."""
     if math.prod(shape) >= offsets.WORD:
         validation.fail(
             "in_place(...).step",
@@ -120,7 +121,7 @@ def check_size(shape: tuple[int, ...]) -> None:
 
 
 def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """x + noise in float32 at least, rounded once to the type of x."""
+    """Return x + noise, computed in float32 at least and rounded once to the type of x."""
     wide = core.wide(x.dtype)
     return (x.astype(wide) + noise.astype(wide)).astype(x.dtype)
 
@@ -128,7 +129,7 @@ def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
 def evaluate(
     value_fn: core.ValueFn, params: core.Params, layout: flat.Layout, noise: Noise
 ) -> Any:
-    """`value_fn(params + noise)`, the noise over the perturbed leaves as one vector."""
+    """Return `value_fn(params + noise)`; noise is one vector over perturbed leaves."""
     closed, out = jax.make_jaxpr(value_fn, return_shape=True)(params)
     starts = np.cumsum([0, *layout.sizes]).tolist()
     inputs = [
@@ -153,7 +154,7 @@ def _numbers(x: Any) -> Any:
 def _run(
     program: jax_core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]
 ) -> list[Any]:
-    """What a program returns for these arguments, promises among them."""
+    """Interpret a jaxpr whose arguments may be lazy."""
     known = dict(zip(program.constvars, consts, strict=True))
     known |= dict(zip(program.invars, args, strict=True))
 
@@ -175,8 +176,10 @@ def _run(
 def _applied(
     program: jax_core.Jaxpr, eqn: jax_core.JaxprEqn, ins: list[Any]
 ) -> Sequence[Any]:
-    """An equation as it stands, as a program of its own: how its parameters are bound
-    and in which context is JAX's affair, and differs between versions."""
+    """Evaluate one equation as a program of its own.
+
+    How to bind its parameters, and in which context, differs between versions of JAX.
+    """
     named = {
         atom: x
         for atom, x in zip(eqn.invars, ins, strict=True)
@@ -200,7 +203,7 @@ def _call(name: str, params: dict[str, Any], *ins: Any) -> list[Any]:
 
 
 def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
-    """How many inputs of a scan are constants, and how many are carried."""
+    """Return the number of constants and of carried inputs of a scan."""
     if "num_consts" in params:  # JAX 0.10
         return params["num_consts"], params["num_carry"]
     consts, carried, _ = params["ft_in"].unpack()  # JAX 0.11 and later
@@ -212,7 +215,7 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
     num_consts, num_carried = _scan_sizes(params)
     last = num_consts + num_carried
     takers = program.jaxpr.invars[:num_consts]
-    # A leaf of which each turn takes a part is kept; else it is needed in all turns.
+    # A constant stays lazy if each iteration uses only parts of it.
     consts = [
         x if _is_taken_in_parts(program.jaxpr, taker) else _numbers(x)
         for x, taker in zip(ins[:num_consts], takers, strict=True)
@@ -222,7 +225,7 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
         _numbers(x) if isinstance(x, Moved) and x.order[0] else x for x in ins[last:]
     ]
 
-    def turn(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
+    def body(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
         number, slices = inputs
         parts = [
             _layer(stack, number, x) if isinstance(stack, Moved) else x
@@ -235,19 +238,19 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
     numbers = jnp.arange(params["length"], dtype=jnp.uint32)
     values = [x.stored if isinstance(x, Moved) else x for x in stacks]
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = lax.scan(turn, init, (numbers, values), **options)
+    carry, ys = lax.scan(body, init, (numbers, values), **options)
     return [*carry, *ys]
 
 
 def _layer(stack: Moved, number: jax.Array, stored: jax.Array) -> Moved:
-    """Slice `number` of a stacked leaf."""
+    """Return slice `number` of a stacked leaf."""
     order = tuple(axis - 1 for axis in stack.order[1:])
     layer = stack.part(stored, number, stored.size)
     return layer._replace(order=order)
 
 
 def _is_taken_in_parts(program: jax_core.Jaxpr, taker: Any) -> bool:
-    """Whether a program uses an input by its slices and rows alone, here or within."""
+    """Return whether a program uses an input only by its slices and rows."""
     if any(taker is x for x in program.outvars):
         return False
     return all(
@@ -326,7 +329,7 @@ def _transpose(params: dict[str, Any], x: Moved) -> list[Any]:
 
 def _convert(params: dict[str, Any], x: Moved) -> list[Any] | None:
     dtype = params["new_dtype"]
-    # Of two conversions the first may round what the second would not.
+    # Do not merge two conversions: the first may round more than the second.
     once = x.dtype == x.stored.dtype and jnp.issubdtype(dtype, jnp.floating)
     return [x._replace(dtype=dtype)] if once else None
 
@@ -369,9 +372,10 @@ def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
 def _in_blocks(
     params: dict[str, Any], x: Moved, other: jax.Array, side: int, place: int
 ) -> jax.Array:
-    """The product of x and the other; its axis `place` is the first of what is stored.
+    """Multiply in blocks of x; axis `place` of the product is the first stored axis.
 
-    The last block begins where it ends with the last row, so that all have one size."""
+    The last block ends with the last row, so that all blocks have one size.
+    """
     num_rows = x.stored.shape[0]
     count = max(1, BLOCK * num_rows // x.stored.size)
 
@@ -380,8 +384,8 @@ def _in_blocks(
         pair = (other, part) if side else (part, other)
         return lax.dot_general(*pair, **params)
 
-    def put(turn: jax.Array, out: jax.Array) -> jax.Array:
-        start = jnp.minimum(turn * count, num_rows - count)
+    def put(i: jax.Array, out: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * count, num_rows - count)
         return lax.dynamic_update_slice_in_dim(out, product(start), start, place)
 
     block = jax.eval_shape(product, 0)

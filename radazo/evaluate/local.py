@@ -1,4 +1,4 @@
-"""Evaluate the queries of a step one after the other, in the program of the step."""
+"""Evaluate the queries of a step in order, in the program of the step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from radazo import core, differences
 
 
 def local(chunk_size: int = 1) -> core.Evaluate:
-    """The evaluator that takes `chunk_size` queries in one batch."""
+    """Return an evaluator that evaluates `chunk_size` queries in one batch."""
 
     def evaluate(
         function: core.Function, step: core.Step, queries: core.Queries
@@ -47,7 +47,7 @@ def local(chunk_size: int = 1) -> core.Evaluate:
 def caller(
     function: core.Function, step: core.Step, queries: core.Queries
 ) -> Callable[[core.Params, Any], tuple[jax.Array, Any]]:
-    """`call(point, index)`: the function of that query at a point."""
+    """Return `call(point, index)`, the function of that query at a point."""
     function_of = queries.function_of
     if function_of is None:
         return lambda point, index: function(point)
@@ -58,7 +58,7 @@ def caller(
     functions = [function, *further]
 
     def call(point: core.Params, index: Any) -> tuple[jax.Array, Any]:
-        # A further function has no aux, nor has `value_fn` where there is one.
+        # With more than one function, none has aux.
         return lax.switch(function_of(index), functions, point)
 
     return call
@@ -67,7 +67,7 @@ def caller(
 def if_needed(
     needed: Any, take: Callable[[Any], tuple[jax.Array, Any]], index: Any
 ) -> tuple[jax.Array, Any]:
-    """`take(index)`, or zeros of its shape where it is not needed."""
+    """Return `take(index)`, or zeros of its shape if it is not needed."""
     kind = jax.eval_shape(take, index)
 
     def zeros(index: Any) -> Any:
@@ -78,9 +78,9 @@ def if_needed(
 
 
 def _zeros(kind: Any) -> jax.Array:
-    """Zeros of a type, which in a `jax.shard_map` has axes that it varies over."""
+    """Return zeros of a type, with its varying axes in a `jax.shard_map`."""
     zeros = jnp.zeros(kind.shape, kind.dtype)
-    varying = getattr(kind, "manual_axis_type", None)  # None where it is not checked.
+    varying = getattr(kind, "manual_axis_type", None)  # None if it is not checked.
     axes = (getattr(kind, "vma", None) if varying is None else varying.varying) or ()
     return lax.pcast(zeros, tuple(axes), to="varying") if axes else zeros
 
@@ -88,7 +88,7 @@ def _zeros(kind: Any) -> jax.Array:
 def _in_python(
     call: Callable[..., Any], needed: Callable[[Any], Any], queries: core.Queries
 ) -> tuple[jax.Array, Any]:
-    """The values outside of any program, where only needed queries are evaluated."""
+    """Evaluate the needed queries outside of any traced program."""
     indices = [jnp.uint32(i) for i in range(queries.num)]
     taken = [call(queries.point(i), i) if needed(i) else None for i in indices]
     known = [values for values, _ in filter(None, taken)]

@@ -1,4 +1,4 @@
-"""A function at points along a direction, without the memory of such a point."""
+"""Evaluate a function along a direction without a copy of the parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,37 +17,37 @@ def perturbed_value_fn(
     *,
     mask: core.Mask = None,
 ) -> Callable[..., Any]:
-    """A function at x + distance · u, where no copy of x is made.
+    """Evaluate a function at x + distance · u without a copy of x.
 
-    For loops of your own around a model that fits into memory once. The program of
-    `value_fn`, written as ever, is walked, and noise is drawn where it is used: layers
-    that a `jax.lax.scan` runs over one by one within it, of a table the rows that are
-    looked up, a large matrix in blocks of a product, any other leaf just before its
-    use. u is direction 0 of the key, as `sample_directions` gives it.
+    For custom loops around a model that fits into memory only once. The jaxpr of the
+    unmodified `value_fn` is interpreted, and noise is drawn where it is used: layer by
+    layer in a `jax.lax.scan`, for the rows of a table that are looked up, in blocks for
+    products with a large matrix, and otherwise leaf by leaf. u is direction 0 of the
+    key, as in `sample_directions`.
 
     Args:
-      value_fn: `value_fn(params, *args, **kwargs)`, whatever it returns.
-      sampler: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
-        drawn in parts.
-      mask: Which leaves are perturbed, as in `finite_difference_estimator`.
+      value_fn: `value_fn(params, *args, **kwargs)`, with any output.
+      sampler: `gaussian`, `sphere` or `rademacher`: samplers that can draw parts of a
+        direction.
+      mask: As in `finite_difference_estimator`.
     Returns:
-      A function `(key, params, distance, *args, **kwargs)` with the value of
-      `value_fn(params + distance · u, *args, **kwargs)`, rounded as that is but for
-      products taken in blocks. Put `jax.jit` around it.
+      A function `(key, params, distance, *args, **kwargs)` that returns
+      `value_fn(params + distance · u, *args, **kwargs)`, rounded the same except for
+      products computed in blocks. Wrap it in `jax.jit`.
     Raises:
-      TypeError, ValueError: If an argument is of the wrong kind, or the law draws its
-        directions as a whole; in a call, if `key` or a leaf cannot be used.
+      TypeError, ValueError: If an argument has the wrong type, or the sampler draws
+        only whole directions; in a call, if `key` or a leaf cannot be used.
     Cost:
-      One function value. Beside the parameters the memory of the function, and that of
-      the largest part which is perturbed at once.
+      One function value. In addition to the parameters, the memory of the function and
+      of the largest part that is perturbed at once.
     Example:
-      >>> f = jax.jit(perturbed(lambda x, scale: scale * jnp.sum(x)))
+      >>> f = jax.jit(perturbed_value_fn(lambda x, scale: scale * jnp.sum(x)))
       >>> up, down = f(0, jnp.ones(5), 0.1, 2.0), f(0, jnp.ones(5), -0.1, 2.0)
       >>> print((up + down) / 2)
       10.0
     References:
       Malladi et al., Fine-tuning language models with just forward passes, 2023.
-      arXiv:2305.17333 (which moves the parameters there and back).
+      arXiv:2305.17333 (which perturbs the parameters in place and restores them).
     """
     api_name = "perturbed_value_fn"
     validation.function(
@@ -72,27 +72,27 @@ def perturbed_value_fn(
 
 
 def noise_along(
-    law: directions.DirectionSampler,
+    sampler: directions.DirectionSampler,
     key: jax.Array,
     layout: flat.Layout,
     distance: jax.Array,
 ) -> lazy.Noise:
-    """`distance` times what is drawn from the key of a direction."""
+    """Return `distance` times the vector drawn from the key of a direction."""
     return lazy.Noise(
-        lambda offset, size: distance * law.part(key, size, layout.dtype, offset),
-        lambda indices: distance * law.at(key, indices, layout.dtype),
+        lambda offset, size: distance * sampler.part(key, size, layout.dtype, offset),
+        lambda indices: distance * sampler.at(key, indices, layout.dtype),
     )
 
 
 def scale_of(
-    law: directions.DirectionSampler, key: jax.Array, layout: flat.Layout
+    sampler: directions.DirectionSampler, key: jax.Array, layout: flat.Layout
 ) -> jax.Array:
-    """By how much what is drawn has to be multiplied, which depends on its norm."""
-    if law.scale is None:
+    """Return the factor from the drawn vector to the direction."""
+    if sampler.scale is None:
         return jnp.ones((), layout.dtype)
 
     def norm(offset: Any, size: int) -> jax.Array:
-        part = law.part(key, size, layout.dtype, offset)
+        part = sampler.part(key, size, layout.dtype, offset)
         return jnp.sqrt(jnp.sum(jnp.square(part)))
 
     num, rest = divmod(layout.dim, lazy.BLOCK)
@@ -102,5 +102,5 @@ def scale_of(
         return norm(start, lazy.BLOCK)
 
     norms = lax.map(of_block, jnp.arange(num, dtype=jnp.uint32))
-    # The norms of the blocks are a vector of the same norm as all elements.
-    return law.scale(jnp.append(norms, norm(num * lazy.BLOCK, rest)))
+    # The vector of block norms has the norm of all elements.
+    return sampler.scale(jnp.append(norms, norm(num * lazy.BLOCK, rest)))

@@ -1,8 +1,8 @@
 """Evaluate the queries of a step on the devices of a mesh.
 
-Each query is evaluated by one group of devices, and its value is gathered by all: one
-number (or one array of terms) for each query crosses the interconnect. Which device
-evaluates a query changes no value, since its point depends on its index alone.
+Each query is evaluated by one group of devices and its value is gathered by all. One
+number (or one array of terms) per query crosses the interconnect. Values do not depend
+on the device, since a point depends only on its index.
 """
 
 import math
@@ -44,9 +44,9 @@ def check(api_name: str, sharding: Any) -> None:
 
 
 def sharded(sharding: NamedSharding, chunk_size: int = 1) -> core.Evaluate:
-    """The evaluator that shares the queries of a step among the devices of a mesh.
+    """Return an evaluator that distributes the queries over the devices of a mesh.
 
-    Each group of devices takes every n-th query, `chunk_size` of them in a batch.
+    Each group of devices evaluates every n-th query, `chunk_size` of them in a batch.
     """
 
     def evaluate(
@@ -64,7 +64,7 @@ def _gathered(
     queries: core.Queries,
     chunk_size: int,
 ) -> tuple[jax.Array, Any]:
-    """The values of all queries, stacked, and the aux of query 0."""
+    """Return the values of all queries, stacked, and the aux of query 0."""
     names = sharding.spec[0]
     names = names if isinstance(names, tuple) else (names,)
     num = queries.num
@@ -82,7 +82,7 @@ def _gathered(
                 needed = needed & queries.needed(indices[0])
             taken = local.if_needed(needed, take, indices[0])
             return jax.tree.map(lambda x: x[None], taken)
-        # Points are made in a loop: in a batch XLA on CPU draws again what it fuses.
+        # Points are computed in a loop: in a batch, XLA on CPU redraws fused ones.
         indices = jnp.minimum(indices, jnp.uint32(num - 1))
         points = lax.map(queries.point, indices)
         return jax.vmap(call)(points, indices)
