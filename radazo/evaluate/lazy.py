@@ -121,7 +121,7 @@ def check_size(shape: tuple[int, ...]) -> None:
 
 
 def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
-    """Return x + noise, computed in float32 at least and rounded once to the type of x."""
+    """Return x + noise, in float32 at least, rounded once to the type of x."""
     wide = core.wide(x.dtype)
     return (x.astype(wide) + noise.astype(wide)).astype(x.dtype)
 
