@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 import radazo
 
@@ -180,14 +179,3 @@ KINDS = {
         "interpolation",
     )
 }
-
-
-def only(rows: dict[str, Any], argument: str, *names: str) -> pytest.MarkDecorator:
-    """A parametrization over all rows, all but `names` for the gate."""
-    return pytest.mark.parametrize(
-        argument,
-        [
-            pytest.param(row, id=name, marks=() if name in names else pytest.mark.gate)
-            for name, row in rows.items()
-        ],
-    )

@@ -97,6 +97,7 @@ CASES = {
 }
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("last", "eps_root", "weight_decay"), CASES.values(), ids=CASES
 )
@@ -197,6 +198,7 @@ def test_a_flat_function_moves_nothing_and_the_momentum_goes_on():
     assert np.all(state.estimator.momentum)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_half_precision_and_a_mask(dtype):
     params = start(dtype) | {"none": None}

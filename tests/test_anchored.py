@@ -70,6 +70,7 @@ def estimate_in_numpy(value_fn, x, us):
     return D / K * np.array(slopes) @ us
 
 
+@pytest.mark.fast_cases(1)
 @SHARED
 @pytest.mark.usefixtures("x64")
 def test_a_run_is_that_of_the_algorithm_in_its_letters(shared):
@@ -169,6 +170,7 @@ def test_with_fresh_directions_the_variance_at_the_snapshot_is_that_of_two_estim
     assert far > 1.5 * expected
 
 
+@pytest.mark.gate
 def test_over_directions_and_batches_the_mean_is_the_slope_of_the_whole():
     """Two steps: a snapshot, and an estimate at another place of a random batch."""
     estimator = svrg(True, quadratic, difference=radazo.central)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import half_sum_of_squares, quick_jit
-from contracts import ESTIMATORS, KINDS, only
+from contracts import ESTIMATORS
 
 import radazo
 
@@ -125,7 +125,7 @@ def test_a_key_is_an_estimate_and_another_key_another(row):
     np.testing.assert_allclose(first[0], half_sum_of_squares(start()), rtol=rtol)
 
 
-@only(ESTIMATORS, "row", "sphere", "trajectory")
+@pytest.mark.fast_cases(1)
 def test_a_seed_is_its_typed_key(row):
     step = jitted(row)
     seeded = quick_jit(lambda: step.plain(1, start(), step.state, terms()))()
@@ -200,12 +200,11 @@ def test_a_batch_of_scans_is_as_many_loops_of_one_program(kind):
     assert_near(together, jax.tree.map(lambda *xs: np.stack(xs), *single))
 
 
-CHUNKED = {name: row for name, row in KINDS.items() if row.chunks}
-
-
-@only(CHUNKED, "kind", "sphere", "each coordinate", "trajectory")
-@pytest.mark.parametrize("chunk_size", [2, pytest.param(3, marks=pytest.mark.gate)])
+@pytest.mark.fast_cases(3)
+@pytest.mark.parametrize("chunk_size", [2, 3])
 def test_the_size_of_a_chunk_changes_rounding_alone(kind, chunk_size):
+    if not kind.chunks:
+        pytest.skip("it takes its values one after the other")
     chunked = program(kind, chunk_size=chunk_size)
     found = chunked.run(jax.random.key(1), start(), chunked.state, terms())
     assert_near(found, first_step(kind, 1))
@@ -223,16 +222,16 @@ def test_an_estimator_says_whether_it_remembers(row):
             call()
 
 
-@only(
-    {name: row for name, row in ESTIMATORS.items() if row.memoryless}, "row", "sphere"
-)
+@pytest.mark.fast_cases(1)
 def test_a_function_of_value_and_gradient_is_a_first_step(row):
+    if not row.memoryless:
+        pytest.skip("it carries a state")
     estimator = row.make(num_directions=NUM_DIRECTIONS)
     found = quick_jit(radazo.value_and_grad(half_sum_of_squares, estimator))(1, start())
     assert_near(found, first_step(row, 1)[:2])
 
 
-@only(KINDS, "kind", "sphere", "guided by momentum")
+@pytest.mark.fast_cases(2)
 def test_outside_of_jit_the_estimate_is_the_same(kind):
     """And the function is called each time and reads what is there."""
     expected = first_step(kind, 1)

@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 from conftest import counting, half_sum_of_squares, quick_jit
-from contracts import KINDS, only
 
 import radazo
 
@@ -150,7 +149,7 @@ def bits(x):
     return np.atleast_1d(np.asarray(x)).view(np.uint8)
 
 
-@only(KINDS, "kind", "sphere", "trajectory")
+@pytest.mark.fast_cases(2)
 def test_the_combinator_is_a_loop_at_fold_in_key_count(kind):
     estimator, key = kind.make(num_directions=3), jax.random.key(11)
     rate = optax.scale_by_learning_rate(0.1)

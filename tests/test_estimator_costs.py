@@ -23,6 +23,7 @@ def total(params):
     return sum((jnp.sum(x**2) for x in jax.tree.leaves(params)), start=jnp.float32(0))
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("params", PARAMS.values(), ids=PARAMS.keys())
 @pytest.mark.parametrize("chunk_size", [1, 2, 5])
 def test_a_step_takes_as_many_function_values_as_it_says(
@@ -62,6 +63,7 @@ def test_an_optimizer_takes_no_values_beside_those_of_its_estimator(make_optimiz
     assert int(state.num_values) == 4 * (3 + 1)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("chunk_size", [1, 2, 5])
 def test_the_function_is_traced_once_a_program(difference, chunk_size):
     traces = []
@@ -105,6 +107,7 @@ def test_steps_under_jit_trace_the_function_once_whatever_the_schedule():
     assert len(traces) == 1
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["sphere", "gaussian", "rademacher", "coordinate"])
 def test_one_direction_at_a_time_holds_no_copies_of_all(name, difference):
     dim = 100_000

@@ -61,6 +61,7 @@ def by_hand(scales, quantile, window, factor):
 SETTINGS = [(0.5, 50, 10.0), (0.75, 8, 2.0), (1.0, 3, 1.5), (0.0, 6, 4.0), (0.3, 1, 2)]
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_outliers_are_those_of_the_equations(guard, setting):
     quantile, window, factor = setting
@@ -192,6 +193,7 @@ MEMORIES = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_skipped_step_leaves_parameters_rule_and_estimator_as_they_were(name):
     estimator = radazo.skip_outliers(MEMORIES[name](num_directions=4))
@@ -298,6 +300,7 @@ def ends(rule, guard_name):
     return np.asarray(values), np.asarray(skipped)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["skip_outliers", "clip_outliers"])
 @pytest.mark.parametrize("rule", ["zo_sgd", "radazo"])
 def test_with_a_guard_runs_survive_absurd_batches_that_others_do_not(rule, name):

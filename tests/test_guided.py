@@ -83,6 +83,7 @@ def radazo_run(prior, key, num_steps):
     return quick_jit(run)(x)[1]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.usefixtures("x64")
 def test_an_estimate_is_the_paper_transcribed(name):
@@ -125,6 +126,7 @@ def compiled(num_directions, value_fn):
 PRIOR = np.array([0.5, -1.0, 0.0, 2.0, 1.0, 1.0])
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("num_directions", [2, 4, D])
 @pytest.mark.usefixtures("x64")
 def test_an_estimate_is_the_gradient_projected_on_the_span(num_directions):
@@ -146,6 +148,7 @@ def test_the_length_of_a_guess_changes_nothing(size):
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
 @pytest.mark.usefixtures("x64")
 def test_without_a_guess_all_directions_are_random(bad):
@@ -249,6 +252,7 @@ def descent(name):
     return quick_jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_guess_beats_a_random_direction_on_a_quadratic_at_equal_values(name):
     values, cosines = descent(name)

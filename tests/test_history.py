@@ -109,6 +109,7 @@ def zohs(us, factor, num_past, central):
     return np.array(gradients)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("law", "num_past", "chunk_size"),
     [("gaussian", N, 1), ("sphere", N, 2), ("gaussian", 20, 5)],
@@ -127,6 +128,7 @@ def test_values_used_again_are_those_of_stored_directions(law, num_past, chunk_s
     np.testing.assert_allclose(gradients, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("law", "chunk_size"), [("gaussian", 1), ("sphere", 2)])
 @pytest.mark.usefixtures("x64")
 def test_the_mean_of_estimates_is_that_of_stored_ones(law, chunk_size):
@@ -187,6 +189,7 @@ def estimates_of_a_linear_function(estimator, num_steps, num_runs=10_000):
     return np.asarray(a), np.asarray(quick_jit(jax.vmap(last))(keys), np.float64)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("name", "num_past", "expected"),
     [("reuse", 1, 1 / 5), ("mean", 1, 1 / 6)],
@@ -239,6 +242,7 @@ def failing(params, t):
     return jnp.where(bad, jnp.where(params[0][1] > -2, jnp.nan, jnp.inf), value)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.usefixtures("x64")
 def test_what_is_not_finite_is_not_remembered(make):
     estimator = make(num_directions=K, num_past=1, smoothing=0.1)
@@ -275,6 +279,7 @@ def test_dropped_values_are_left_out_of_the_mean():
     assert 0 < np.sum(infos.kept) < 12
 
 
+@pytest.mark.fast_cases(1)
 def test_values_near_the_largest_number_give_a_finite_gradient(make):
     estimator = make(num_directions=8, num_past=3, smoothing=1e-3)
     value_fn = lambda p, t: 1e36 * jnp.sign(p[0][0] - 1 + 0.0 * t.astype(jnp.float32))
@@ -308,6 +313,7 @@ def counting():
     return value_fn, calls
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
@@ -331,6 +337,7 @@ def test_a_step_takes_as_many_function_values_as_it_says(name, options, expected
     assert len(calls) == 3 * expected
 
 
+@pytest.mark.fast_cases(1)
 def test_the_memory_is_scalars_and_no_copy_of_the_parameters(make):
     dim = 100_000
     estimator = make(num_directions=10, num_past=5)

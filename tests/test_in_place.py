@@ -99,6 +99,7 @@ LAWS = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_steps_are_those_of_an_estimator_around_the_same_rule(rule):
     params = make_params()
@@ -121,6 +122,7 @@ def half_of_the_time_a_number(params):
     return jnp.where(is_bad, jnp.nan, scanned(params))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("law", ["sphere", "rademacher"])
 def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law):
     sampler, make = LAWS[law]
@@ -141,6 +143,7 @@ def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law
     assert_near(found, expected, rtol=1e-3)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("law", "difference"),
     [
@@ -265,6 +268,7 @@ def test_keywords_go_to_the_function():
     np.testing.assert_allclose(state.last_value, 6.0, rtol=1e-3)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_thousand_steps_with_a_rate_of_zero_change_no_bit(dtype):
     params = make_params(dtype) | {"small": jnp.array([0.0, 1e-7], dtype)}
@@ -277,6 +281,7 @@ def test_a_thousand_steps_with_a_rate_of_zero_change_no_bit(dtype):
     assert state.count == 1000
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_updates_too_small_for_a_narrow_type_are_kept_in_the_mean(dtype):
     size, steps = 4000, 50
@@ -297,6 +302,7 @@ def test_updates_too_small_for_a_narrow_type_are_kept_in_the_mean(dtype):
     assert (params + jnp.asarray(update, dtype) == params).all()
 
 
+@pytest.mark.gate
 def test_moments_in_bfloat16_stay_near_those_in_float32():
     def value_fn(params):
         return half_sum_of_squares(params)
@@ -332,6 +338,7 @@ def test_the_same_run_in_two_pieces_is_the_run():
     jax.tree.map(np.testing.assert_array_equal, (again, other), (params, state))
 
 
+@pytest.mark.gate
 def test_several_runs_in_one_program_are_those_runs():
     optimizer = radazo.in_place(RULES["R-AdaZO"], key=0)
     params = {"w": jax.random.normal(jax.random.key(0), (3, 2, 4))}

@@ -61,6 +61,7 @@ def drawn(key, x, num_directions=N):
     return np.asarray(u, np.float64)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("max_reuse", [0.5, 1.0])
 def test_ten_steps_are_those_of_the_pseudocode(x64, max_reuse):
     options = {"smoothing": 0.02, "reuse_distance": 1.5, "max_reuse": max_reuse}
@@ -99,6 +100,7 @@ def test_ten_steps_are_those_of_the_pseudocode(x64, max_reuse):
     assert state.count == 10
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "law",
     [
@@ -179,6 +181,7 @@ def a_run(reuse_distance, max_reuse):
     return int(state.num_values), float(bowl(x))
 
 
+@pytest.mark.gate
 def test_reuse_saves_values_and_more_distance_saves_more():
     none, reached = a_run(2.0, 0.0)
     some, reached_with_some = a_run(0.9, 0.5)
@@ -309,6 +312,7 @@ def test_any_pytree_under_a_mask_in_a_mapped_scan():
     assert state.estimator.points.shape == (4, 3)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_seeds_or_data_may_vary_over_devices(check_vma):
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("devices",))

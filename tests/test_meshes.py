@@ -55,6 +55,7 @@ def assert_same_bits(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
 @pytest.mark.parametrize(
     ("num_directions", "difference"), [(10, radazo.forward), (3, radazo.central)]
@@ -107,6 +108,7 @@ def test_a_collective_moves_a_number_for_each_value_and_nothing_of_the_size_of_p
     assert sent(steps.as_text()) == [16]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("num_devices", "num_turns"), [(1, 12), (4, 3), (8, 2)])
 def test_each_device_takes_its_share_of_the_values_and_no_value_is_taken_twice(
     num_devices, num_turns
@@ -130,6 +132,7 @@ def test_each_device_takes_its_share_of_the_values_and_no_value_is_taken_twice(
     assert {devices.count(i) for i in range(num_devices)} <= {num_turns, num_turns - 1}
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("chunk_size", [2, 3, 12])
 def test_a_chunk_changes_no_bit_where_a_batch_of_terms_rounds_as_one_does(chunk_size):
     def steps(chunk_size):
@@ -165,6 +168,7 @@ def estimates(sharding, params, batch):
     return value, gradient["w"], estimate.as_text()
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("spec", [EVERYWHERE, PartitionSpec("model")])
 def test_further_axes_share_the_batch_and_the_parameters(spec):
     devices = np.array(jax.devices()).reshape(2, 2, 2)
@@ -183,6 +187,7 @@ def test_further_axes_share_the_batch_and_the_parameters(spec):
     np.testing.assert_allclose(gradient, alone[1], atol=20 * 1e-7 / 5e-3)
 
 
+@pytest.mark.gate
 def test_directions_may_be_shared_over_two_axes_at_once():
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("hosts", "chips"))
     both = NamedSharding(mesh, PartitionSpec(("hosts", "chips")))
@@ -198,6 +203,7 @@ LAWS = {
 }
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_directions_of_sharded_parameters_are_those_of_parameters_on_one_device(law):
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("directions", "model"))
@@ -213,6 +219,7 @@ def test_directions_of_sharded_parameters_are_those_of_parameters_on_one_device(
     assert_same_bits(jax.device_get(drawn), jax.device_get(kept))
 
 
+@pytest.mark.gate
 def test_outside_of_jit_the_estimate_is_the_same():
     estimator = radazo.gaussian_estimator(num_directions=1, sharding=over(2))
     value_and_grad = radazo.value_and_grad(lambda x: jnp.sum(x**2), estimator)

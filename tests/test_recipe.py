@@ -94,12 +94,11 @@ def kind():
     return ROW
 
 
-# Every test of these modules that asks for a row or a kind, and the fixtures it needs.
+# Every test of these modules that asks for a row or a kind.
 for module in (test_contracts, test_contracts_memory):
     found = {name: x for name, x in vars(module).items() if name.startswith("test_")}
     found.pop("test_the_table_has_every_estimator_that_is_public", None)
     globals().update(found)
-estimate = test_contracts.estimate
 
 
 def test_it_is_compared_with_the_others(tmp_path, monkeypatch):

@@ -55,6 +55,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("how", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_replay_is_the_run_bit_for_bit(how, path):
     result = minimized(path, optimizer=how)
@@ -113,6 +114,7 @@ def test_bounds_and_a_stop_are_part_of_the_run(path):
             replayed(path, params, how=how, bounds=bounds)
 
 
+@pytest.mark.gate
 def test_equal_boxes_are_equal_however_they_are_given(path):
     how = optimizer(learning_rate=0.05)
     result = minimized(path, optimizer=how, bounds=(-0.5, 0.5))
@@ -164,6 +166,7 @@ def test_a_branch_has_a_journal_that_begins_where_it_leaves(run, path):
         replayed(path)
 
 
+@pytest.mark.gate
 def test_a_loop_of_ones_own_is_replayed_and_is_the_run_of_minimize(path):
     """Entries one by one and stacked make the same file."""
     how, params = optimizer(), {k: jnp.asarray(PARAMS[k]) for k in ("w", "half")}
@@ -212,6 +215,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("how", OTHERS.values(), ids=OTHERS)
 def test_an_optimizer_that_is_not_that_of_the_run_is_refused(run, how):
     """With the first step before which it shows: up to there it is the run."""
@@ -249,6 +253,7 @@ def test_other_parameters_in_the_middle_are_refused_before_the_first_step(run):
         replayed(path, params, mixed)
 
 
+@pytest.mark.gate
 def test_what_differs_far_from_the_start_is_found_where_it_does(path):
     """In a later block; the last step of all has nothing behind it that could tell."""
 
@@ -266,6 +271,7 @@ def test_what_differs_far_from_the_start_is_found_where_it_does(path):
     radazo.journal.replay(path, how(299), start)
 
 
+@pytest.mark.gate
 def test_an_optimizer_in_place_that_is_another_is_refused(path):
     def how(rate, **options):
         return radazo.in_place(optax.sgd(rate), key=0, num_directions=2, **options)

@@ -283,6 +283,7 @@ def test_the_sizes_of_a_scan_are_read_in_all_versions_of_jax():
     assert sizes(lambda *args: jax.jvp(function, args, args), *args) == (2, 3)
 
 
+@pytest.mark.fast_cases(2)
 @each_function
 def test_the_value_is_that_of_a_perturbed_copy(value_fn):
     params = make_params()
@@ -292,6 +293,7 @@ def test_the_value_is_that_of_a_perturbed_copy(value_fn):
         assert abs(found - value_fn(params)) > 1e-3
 
 
+@pytest.mark.fast_cases(4)
 @each_function
 def test_blocks_of_a_product_change_no_value(value_fn, monkeypatch):
     monkeypatch.setattr(lazy, "BLOCK", 20)  # 12 rows of 8 in blocks of two.
@@ -300,6 +302,7 @@ def test_blocks_of_a_product_change_no_value(value_fn, monkeypatch):
     np.testing.assert_allclose(found, copied(value_fn, params), rtol=2e-6)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("value_fn", [scanned, indexed_in_a_loop, out_of_bounds])
 def test_signs_are_read_from_the_middle_of_a_word(value_fn):
     params = make_params()
@@ -308,6 +311,7 @@ def test_signs_are_read_from_the_middle_of_a_word(value_fn):
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_parameters_are_perturbed_in_float32_and_rounded_once(dtype):
     params = make_params(dtype)
@@ -375,6 +379,7 @@ def test_several_values_and_their_structure_come_back():
     )
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("value_fn", [scanned, straight_through])
 def test_a_derivative_along_the_noise_goes_through(value_fn):
     params = make_params()

@@ -28,6 +28,7 @@ def wavy(x):
     return jnp.sum(jnp.sin(x)) + x[0] * x[1]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("chunk_size", [1, 2, 3])
 def test_a_step_is_the_process_of_all_points_looked_at(x64, chunk_size):
     init, estimate = stepper(
@@ -92,6 +93,7 @@ def rosenbrock(x):
     return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
 
 
+@pytest.mark.gate
 def test_its_cosine_to_the_gradient_is_above_that_of_differences_at_equal_values():
     options = {"num_directions": 4}
     surrogate = radazo.trajectory_estimator(**options, num_points=40)
@@ -126,6 +128,7 @@ def bowl(x):
     return jnp.sum(jnp.arange(1, x.size + 1).astype(x.dtype) * x**2) / 2
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("eager", [False, True])
 def test_a_virtual_step_takes_no_value(eager):
     counted, calls = counting(bowl)

@@ -38,6 +38,7 @@ def estimated(estimator, params, fn=value_fn):
     return estimate(params)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.usefixtures("x64")
 def test_a_vote_is_counted_as_written(law):
