@@ -154,7 +154,7 @@ def explained(mistake):
     with raises(mistake.kind, head, mistake.hint) as caught:
         mistake.call()
     text = str(caught.value)
-    assert re.fullmatch(r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)]", text)
+    assert re.fullmatch(r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)?]", text)
     assert type(caught.value) is mistake.kind
     return text
 

@@ -24,7 +24,7 @@ import radazo
 from radazo import replicas
 
 FILE = Path(__file__).with_name("messages.txt")
-FORM = r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)]"
+FORM = r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)?]"
 
 ONES = jnp.ones(3)
 W = {"w": ONES}
