@@ -1,7 +1,6 @@
 """Estimate gradients by finite differences along random directions.
 
-`finite_difference_estimator` takes any sampler. The presets choose the sampler, which
-also fixes the unit of `smoothing`.
+`finite_difference_estimator` takes any sampler; the presets choose one.
 """
 
 from jax.sharding import NamedSharding
@@ -30,33 +29,27 @@ def finite_difference_estimator(
       g = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
 
     Directions whose values are not finite are dropped; if all are dropped, g is zero.
-    Combine it with any optimizer; with `scale_by_radazo` it is R-AdaZO. `one_point` is
-    too noisy to be practical. `forward_mode` cannot optimize piecewise constant
-    functions.
+    With `scale_by_radazo` it is R-AdaZO. `one_point` is too noisy to be practical;
+    `forward_mode` cannot optimize piecewise constant functions.
 
     Args:
-      sampler: Sampler of the directions, e.g. `radazo.directions.sphere`; see
-        `sampler_from`.
+      sampler: Sampler of the directions, e.g. `radazo.directions.sphere`.
       num_directions: K, at least 1, or None for d, the number of perturbed elements.
         The variance of the estimate falls as 1/K.
       smoothing: Distance along a direction, in units of ‖u‖; greater than 0, or a
-        schedule of the number of estimates so far. Larger values increase the bias
-        (linear in smoothing for forward, quadratic for central) and reduce rounding
-        errors.
-      difference: `forward`, `central`, `one_point`, `forward_mode`, or a custom
-        `Difference`.
+        schedule of the number of estimates so far. Larger values reduce rounding errors
+        and increase the bias (linear for forward, quadratic for central).
+      difference: `forward`, `central`, `one_point`, `forward_mode` or a `Difference`.
       chunk_size: Directions evaluated in one batch, at least 1.
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
         Differences are computed term by term, which gains one to two digits in float32.
       mask: Leaves to perturb: a pytree of bools, a prefix of one, or a function of the
         parameters. Other leaves and non-floating-point leaves get a gradient of zero.
       sharding: `NamedSharding(mesh, PartitionSpec("directions"))` distributes the
-        function evaluations of a step over the devices along that axis (or axes) of a
-        mesh whose axes are `AxisType.Auto`. Other axes are free for sharded batches and
-        parameters. Devices exchange one number per value; each device redraws all
-        directions. The directions do not depend on the number of devices. With
-        `chunk_size=1`, results were bitwise equal in tests on CPUs. Not supported by
-        `forward_mode`.
+        function evaluations over the devices along that axis (or axes) of a mesh whose
+        axes are `AxisType.Auto`. Devices exchange one number per value, and each
+        redraws all directions, which do not depend on the number of devices. With
+        `chunk_size=1`, results were bitwise equal on CPUs. Not for `forward_mode`.
     Returns:
       An `Estimator`. Its value is f(x) for `forward` and `forward_mode`, and the mean
       of the evaluated values for `central` and `one_point`. With `has_aux`, `info.aux`
@@ -69,10 +62,9 @@ def finite_difference_estimator(
         `terms=False`, or no element of the parameters can be perturbed.
     Cost:
       K + 1 function values (`forward`), 2K (`central`) or K (`one_point`, and
-      `forward_mode`, each with a derivative) per step. In addition to the gradient, a
-      direction and a perturbed point (one to three copies of the parameters) for each
-      of the `chunk_size` directions in a batch; more with many leaves and large
-      batches.
+      `forward_mode`, each with a derivative) per step. In addition to the gradient, one
+      to three copies of the parameters for each of the `chunk_size` directions in a
+      batch.
     Example:
       >>> estimator = finite_difference_estimator(
       ...     radazo.directions.orthogonal, num_directions=3
@@ -105,13 +97,11 @@ def sphere_estimator(
 ) -> core.Estimator:
     """Estimate the gradient along K points of the unit sphere, as R-AdaZO does.
 
-    `finite_difference_estimator` with the sampler `sphere`. The norm is taken jointly
-    over all leaves, and `smoothing` is the Euclidean distance. In low precision,
-    rounding can absorb most of a step: a distance of 1e-3 changes only 1.2 % of a
-    million bfloat16 weights of size 0.02. Use a `smoothing` near 1e-3 · √d, or another
-    sampler.
+    The norm spans all leaves, and `smoothing` is the Euclidean distance. A distance of
+    1e-3 changes only 1.2 % of a million bfloat16 weights of size 0.02; in low precision
+    use a `smoothing` near 1e-3 · √d, or another sampler.
 
-      g = (d / K) · Σₖ slopeₖ · uₖ
+      g = (d / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
 
     The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K.
 
@@ -120,8 +110,6 @@ def sphere_estimator(
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
-    Raises:
-      TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
       As `finite_difference_estimator`.
     Example:
@@ -155,12 +143,10 @@ def gaussian_estimator(
 ) -> core.Estimator:
     """Estimate the gradient along K standard normal directions.
 
-    `finite_difference_estimator` with the sampler `gaussian`. `smoothing` is the
-    standard deviation of the perturbation of each element, at a distance of about
-    smoothing · √d. Divide the `smoothing` of `sphere_estimator` by √d to get the same
-    distance.
+    `smoothing` is the standard deviation of the perturbation of each element. For the
+    same distance divide the `smoothing` of `sphere_estimator` by √d.
 
-      g = (1 / K) · Σₖ slopeₖ · uₖ
+      g = (1 / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
 
     The total variance of g on a linear function ⟨a, x⟩ is (d + 1) ‖a‖² / K.
 
@@ -169,8 +155,6 @@ def gaussian_estimator(
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
-    Raises:
-      TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
       As `finite_difference_estimator`.
     Example:
@@ -204,11 +188,10 @@ def rademacher_estimator(
 ) -> core.Estimator:
     """Estimate the gradient along K vectors of independent random signs.
 
-    `finite_difference_estimator` with the sampler `rademacher`. Each element changes by
-    ±smoothing, at a distance of smoothing · √d. One random bit per element makes this
-    the cheapest sampler.
+    Each element changes by ±smoothing, at a distance of smoothing · √d. The sampler is
+    the cheapest: one random bit per element.
 
-      g = (1 / K) · Σₖ slopeₖ · uₖ
+      g = (1 / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
 
     The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K.
 
@@ -217,8 +200,6 @@ def rademacher_estimator(
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
-    Raises:
-      TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
       As `finite_difference_estimator`.
     Example:
@@ -251,9 +232,7 @@ def coordinate_estimator(
 ) -> core.Estimator:
     """Estimate the gradient along K random coordinates, or along each coordinate once.
 
-    `finite_difference_estimator` with the sampler `coordinate` or `basis`.
-
-      g = (d / K) · Σₖ slopeₖ · eᵢ
+      g = (d / K) · Σₖ slopeₖ · eᵢ        slopeₖ as in `finite_difference_estimator`
       i = i(k) uniform in 1..d, with replacement;  i = k if `num_directions` is None
 
     The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K. With each
@@ -267,8 +246,6 @@ def coordinate_estimator(
         `finite_difference_estimator`.
     Returns:
       An `Estimator`.
-    Raises:
-      TypeError, ValueError: As `finite_difference_estimator`.
     Cost:
       As `finite_difference_estimator`; with each coordinate once, K = d and the slopes
       are another copy of the parameters.
@@ -310,11 +287,11 @@ def orthogonal_estimator(
 ) -> core.Estimator:
     """Estimate the gradient along K random orthonormal directions.
 
-    `finite_difference_estimator` with the sampler `orthogonal`. The estimate is d / K
-    times the projection of the gradient onto a random subspace. It is exact for a
-    linear function at K = d.
+    The estimate is d / K times the projection of the gradient onto a random subspace,
+    and exact for a linear function at K = d.
 
-      g = (d / K) · Σₖ slopeₖ · uₖ,  ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
+      g = (d / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
+      ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
 
     The total variance of g on a linear function ⟨a, x⟩ is (d / K − 1) ‖a‖².
 

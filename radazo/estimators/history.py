@@ -1,8 +1,7 @@
 """Estimators that reuse past queries.
 
-A direction is a pure function of its key, so the state stores only the key of each past
-step and one scalar per direction. An estimate is a weighted sum over the directions of
-the last N + 1 steps, all of which are redrawn.
+The state stores only the key of each past step and one scalar per direction. An
+estimate is a weighted sum over the redrawn directions of the last N + 1 steps.
 
 history_reuse_estimator   values of the last steps, relative to their mean  (ZoAR)
 history_mean_estimator    mean of the last gradient estimates               (ZoHS)
@@ -62,17 +61,15 @@ def history_reuse_estimator(
 
     The mean of all values replaces the value f(x). Old values are treated as if they
     had been evaluated around the current parameters. This reduces the variance but adds
-    a bias: the decrease of f over N steps must be small relative to smoothing · ‖∇f‖.
-    Use a larger `smoothing` than for other estimators; subtracting the mean cancels
-    most of the curvature.
+    a bias: the decrease of f over N steps must be small relative to smoothing · ‖∇f‖. A
+    larger `smoothing` helps, since subtracting the mean cancels most of the curvature.
 
       yₖ = f(x + smoothing · uₖ)                                  K values in this step
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
 
     The sum is over the n valid values of the last N + 1 steps, each with its own
-    smoothing. Combine it with any optimizer; the momentum of `radazo` averages a second
-    time. The paper divides by n, which shrinks the estimate by (n − 1) / n. With n − 1
-    it is unbiased on a linear function ⟨a, x⟩ at constant parameters, with a total
+    smoothing. The paper divides by n, which shrinks the estimate by (n − 1) / n. With n
+    − 1 it is unbiased on a linear function ⟨a, x⟩ at constant parameters, with a total
     variance of (d + 1) ‖a‖² / (n − 1) along Gaussian directions.
 
     Args:
@@ -152,11 +149,10 @@ def history_mean_estimator(
 ) -> core.Estimator:
     """Average the gradient estimates of this and the last N steps, as ZoHS does.
 
-    A moving average over a window that stores no copies of the parameters. With
-    `radazo`, which has its own momentum, it usually gains nothing.
+    The state holds no copies of the parameters. With `radazo`, which has its own
+    momentum, the average usually gains nothing.
 
-      slopeₖ = (f(x + smoothing · uₖ) − f(x)) / smoothing          (forward)
-      gₜ = factor(d) / |kept| · Σ_{k kept} slopeₖ · uₖ
+      gₜ = the g of `finite_difference_estimator` in step t
       g  = mean of gₜ over those of the last N + 1 steps with a valid direction
 
     The total variance of g on a linear function ⟨a, x⟩ along Gaussian directions is (d

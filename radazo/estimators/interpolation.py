@@ -1,8 +1,4 @@
-"""Estimate the gradient by linear interpolation, reusing close points: ReLIZO.
-
-The gradient is that of the linear function that fits all points of a step. Points may
-lie anywhere, so points of the last step that are close enough can be reused.
-"""
+"""Estimate the gradient by linear interpolation, reusing close points: ReLIZO."""
 
 import math
 from typing import Any, NamedTuple
@@ -50,8 +46,7 @@ def interpolation_estimator(
     The estimate is the shortest gradient that explains all differences of a step, the
     projection of the gradient onto the span of N directions. For N much less than d its
     mean is about N/d of the gradient. It is exact for linear functions if the
-    directions span all d dimensions. Combine it with any optimizer; adaptive ones are
-    invariant to its scale. A reused point costs no function value.
+    directions span all d dimensions. A reused point costs no function value.
 
       δᵢ = pᵢ − x     for the points pᵢ of the last step and its center: those with
                       ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,
@@ -63,14 +58,13 @@ def interpolation_estimator(
     where r is the distance of a new point: `smoothing`, times √d for samplers with ‖u‖
     = √d. Displacements are computed from the points as rounded to the leaf types. After
     a step of length s a point is at a distance of about √(r² + s²), so by default
-    points are reused while steps are shorter than 1.7 r. Choose `smoothing` near the
-    length of a step, or a larger `reuse_distance`.
+    points are reused while steps are shorter than 1.7 r: choose `smoothing` near that
+    length.
 
-    The pseudoinverse drops linear combinations that are dependent up to the rounding of
-    U Uᵀ. In float32 this is one of N = d random directions in a few percent of runs;
-    use a few more directions, or the `orthogonal` sampler.
-
-    `value_fn` must not change between steps: do not use mini-batches.
+    The pseudoinverse drops combinations that are dependent up to rounding: in float32
+    one of N = d random directions in a few percent of runs. Use a few more directions,
+    or the `orthogonal` sampler. `value_fn` must be the same in all steps: do not use
+    mini-batches.
 
     Args:
       num_directions: N, at least 1: number of points that the linear function fits.

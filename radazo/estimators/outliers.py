@@ -53,21 +53,17 @@ def skip_outliers(
       bound = factor · quantile of s over the last `window` steps with a nonzero slope
       s > bound   gradient zero, all directions dropped; the state of the estimator is
                   unchanged, and with `with_estimator` that of the optimizer too
-      s ≤ bound   the estimate unchanged
 
     The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers are stored
-    too, so that a lasting change of scale is accepted after at most window − ⌈quantile
-    · window⌉ + 1 skipped steps in a row, 26 by default. The guard works while outliers
-    are fewer than 1 − quantile of the steps. It skips nothing before 5 steps with a
-    nonzero slope (or `window`, if less). Steps whose slopes are all zero are not
-    stored.
+    too, so a lasting change of scale is accepted after at most window − ⌈quantile ·
+    window⌉ + 1 skipped steps in a row, 26 by default. Outliers must be fewer than 1 −
+    quantile of the steps. Nothing is skipped before 5 steps with a nonzero slope (or
+    `window`, if less).
 
-    The guard matters most where one step can do harm: with `zo_sgd`, a slope F times
-    too large makes a step F times too long. Adaptive optimizers bound the update
-    (`radazo` by learning_rate / √(1 − b2) per element), but an outlier stays in the
-    second moment for about 2 ln(F) / (1 − b2) steps, in which parameters hardly move.
-    It is useless with `zo_signsgd`, whose steps have a fixed length, and against noise
-    in every step.
+    With `zo_sgd`, a slope F times too large makes a step F times too long. `radazo`
+    bounds the update by learning_rate / √(1 − b2) per element, but its second moment
+    keeps an outlier for about 2 ln(F) / (1 − b2) steps, in which parameters hardly
+    move. The guard has no use with `zo_signsgd`, or against noise in every step.
 
     Args:
       estimator: Any `Estimator`.
@@ -76,8 +72,7 @@ def skip_outliers(
       factor: Multiple of the quantile that a slope may reach, greater than 0.
     Returns:
       An `Estimator`, which is not memoryless. `optax.tree.get(state, "num_outliers")`
-      is the number of skipped steps, of a state or of `minimize`'s `result.state`.
-      `num_skipped` counts them too, with those without a finite value.
+      is the number of skipped steps; they also count in `num_skipped`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:

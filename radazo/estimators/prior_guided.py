@@ -1,9 +1,7 @@
 """Estimate the gradient along a guess of it and along random directions.
 
-A `Prior` guesses the direction of the gradient from earlier steps. The estimate is the
-gradient projected onto the span of the guess and of random directions orthogonal to it.
-If gradients change slowly, a guess costs one function value and replaces many random
-directions.
+A `Prior` guesses the direction of the gradient from earlier steps. If gradients change
+slowly, it costs one function value and replaces many random directions.
 """
 
 import functools
@@ -125,8 +123,7 @@ def prior_guided_estimator(
     where L is the Lipschitz constant of the gradient. If all directions are dropped, g
     is zero and the memory is unchanged.
 
-    At that rate a step removes the slope along the guess where the curvature is L. On
-    quadratics with condition number 10 or more, `last_estimate` was faster than
+    On quadratics with condition number 10 or more, `last_estimate` was faster than
     `orthogonal_estimator`; with equal curvature in all directions it was slower.
 
     Args:

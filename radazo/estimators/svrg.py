@@ -1,8 +1,6 @@
 """Reduce the variance of an estimator by a snapshot of the parameters.
 
-The estimate is a noisy estimate at the current parameters, minus one at the snapshot,
-plus an accurate estimate at the snapshot. Near the snapshot the noise that both share
-cancels.
+Near the snapshot, the noise of estimates at the parameters and at the snapshot cancels.
 """
 
 import functools

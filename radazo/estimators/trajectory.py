@@ -1,8 +1,7 @@
 """Estimate the gradient from a surrogate of the function, fitted to the last points.
 
-`trajectory_estimator` fits a Gaussian process to the last evaluated points and returns
-the gradient of its mean. If the process is certain enough of the gradient at the next
-point, no function value is needed: a virtual step.
+If the surrogate is certain enough of the gradient at the next point, the step is
+virtual: it needs no function value.
 """
 
 import functools
@@ -79,9 +78,6 @@ def trajectory_estimator(
     is 0.2 against 0.1, and the norm of g is a fifth of the gradient's, since g lies in
     the span of the points. Accuracy degrades near a minimum, where f changes less over
     `smoothing` than float32 and the jitter resolve; use a decreasing schedule.
-
-    Combine it with any optimizer: it gained more with `zo_sgd` on Rosenbrock and a
-    logistic regression, and more with `radazo` on a staircase and a pendulum.
 
     With `max_virtual_steps` > 0 a step uses the buffer without a function value
 
