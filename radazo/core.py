@@ -1,19 +1,19 @@
-"""The whole theory: an estimator is two pure functions with a seam between them.
+"""The core types: an estimator is two pure functions with an evaluator between them.
 
-`queries` says where one step evaluates the function; `estimate` makes a gradient
-estimate of what the values say. An *evaluator* stands between the two:
+`queries` returns the points at which one step evaluates the function; `estimate` turns
+the values into a gradient estimate. An *evaluator* connects the two:
 
   queries  = estimator.queries(step, state)
   readings = evaluate(function, step, queries)
   estimate = estimator.estimate(step, state, queries, readings)
 
 Evaluators are interchangeable: the program of the step itself, the devices of a mesh,
-the workers of a pool, a person with `ask` and `tell`, a journal, or a model that is
-evaluated in place. An *update rule* is an ordinary `optax.GradientTransformation` that
-does not know that its gradient was estimated.
+the workers of a pool, `ask` and `tell`, a journal, or a model evaluated in place. An
+*update rule* is an ordinary `optax.GradientTransformation`, which does not know that
+its gradient was estimated.
 
-Randomness is a key. A direction is a pure function of its key and is never stored if it
-can be drawn again; the same key gives the same estimate.
+A direction is a pure function of its key and is never stored if it can be redrawn. The
+same key gives the same estimate.
 """
 
 import math
@@ -37,7 +37,7 @@ class Step(NamedTuple):
     """The inputs of one step.
 
     Attributes:
-      key: (2,) uint32, the words of the key of the step.
+      key: (2,) uint32, the key data of the step.
       layout: The perturbed leaves; directions are flat vectors of (layout.dim,).
       params: The parameters.
       smoothing: Scalar of type layout.dtype.
@@ -52,14 +52,14 @@ class Step(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What is kept of the values of one step; a journal stores it.
+    """The numbers that an estimator reads from the values of one step.
 
     Attributes:
       value: Scalar, the value of the step.
-      slopes: (num_readings,) one number for each direction: its slope, or the values
-        that the estimator uses in its place.
-      valid: (num_readings,) bool, False where a number is dropped.
-      aux: What the function returned beside the value of query 0, or None.
+      slopes: (num_readings,) one number per direction: its slope, or the values that
+        the estimator uses instead.
+      valid: (num_readings,) bool, False where a reading is dropped.
+      aux: Auxiliary output of the function at query 0, or None.
     """
 
     value: jax.Array
@@ -73,18 +73,18 @@ class Queries(NamedTuple):
 
     Attributes:
       num: Number of queries.
-      point: `point(index) -> params`, the point of a query from a traced integer.
-      read: `read(values, aux) -> Readings` of the (num, ...) values, or terms, of all
-        queries in their order, and the aux of query 0.
+      point: `point(index) -> params`, the point of a query; `index` may be traced.
+      read: `read(values, aux) -> Readings` of the (num, ...) values or terms of all
+        queries, in order, and the aux of query 0.
       num_readings: Length of `Readings.slopes`.
-      base: The point of query 0 if that is always evaluated and no direction is drawn
-        for it, or None.
+      base: The point of query 0 if it is always evaluated and needs no direction, or
+        None.
       needed: `needed(index) -> bool`, whether a query must be evaluated; None for all.
       functions: Further functions of the parameters beside `value_fn`.
       function_of: `function_of(index) -> int`, 0 for `value_fn`, i + 1 for
-        `functions[i]`; None where all queries are of `value_fn`.
-      evaluate: The evaluator of the estimator, if no other is given.
-      shared: Arrays that both `point` and the estimate use, such as orthonormal rows.
+        `functions[i]`; None if all queries evaluate `value_fn`.
+      evaluate: The default evaluator of the estimator, or None.
+      shared: Arrays used by both `point` and the estimate, e.g. orthonormal rows.
     """
 
     num: int
@@ -99,25 +99,23 @@ class Queries(NamedTuple):
     shared: Any = None
 
 
-# Stands in the seam: (function, step, queries) -> readings.
+# An evaluator: (function, step, queries) -> readings.
 Evaluate = Callable[[Function, Step, Queries], Readings]
 
 
 class EstimateInfo(NamedTuple):
-    """What an estimate returns beside the value and the gradient.
-
-    Nothing here is carried from step to step; it costs no further function value.
+    """Diagnostics of an estimate. They cost no further function values.
 
     Attributes:
       slopes: (num_directions,) directional slopes; 0 where one was dropped.
       kept: (num_directions,) bool, False where a slope was not finite, or so large that
         the gradient would not be.
-      num_values: int32 scalar, function values taken.
-      aux: What `value_fn` returned beside its value, or None.
-      factor: Float scalar c: the gradient is c times the mean of slope times direction;
-        NaN where it is something else.
-      squared_norm: Float scalar, the mean of ‖u‖²; NaN where the directions of a step
-        depend on each other, so that their spread says nothing of the variance.
+      num_values: int32 scalar, number of function values.
+      aux: Auxiliary output of `value_fn`, or None.
+      factor: Float scalar c if the gradient is c times the mean of slope times
+        direction, else NaN.
+      squared_norm: Float scalar, the mean of ‖u‖²; NaN if the directions of a step are
+        dependent, so that their spread does not measure the variance.
     """
 
     slopes: jax.Array
@@ -135,8 +133,8 @@ class Estimate(NamedTuple):
       value: Scalar, the value of the step.
       gradient: (dim,) the gradient estimate.
       state: The state after the step.
-      info: What is known of the estimate beside its value and gradient.
-      opaque_index: A uint32 that is unknown at compile time; see `flat.unravel`.
+      info: An `EstimateInfo`.
+      opaque_index: A uint32 unknown at compile time; see `flat.unravel`.
     """
 
     value: jax.Array
@@ -157,7 +155,7 @@ class Estimator(NamedTuple):
       estimate: `estimate(step, state, queries, readings) -> Estimate`.
       fused: `fused(function, step, state) -> Estimate`, which evaluates and estimates
         in one pass with the same numbers, or None.
-      memoryless: True if an estimate from a fresh state is as good as any, so that
+      memoryless: Whether an estimate from a fresh state is as good as any, so that
         `value_and_grad` may discard the state.
     """
 
@@ -171,19 +169,19 @@ class Estimator(NamedTuple):
 
 
 def moved(updates: Params, params: Params) -> Params:
-    """params + updates; leaves that are not floating point stay as they are."""
+    """Return params + updates; leaves that are not floating point stay unchanged."""
     return jax.tree.map(
         lambda x, u: optax.apply_updates(x, u) if is_floating(x) else x, params, updates
     )
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether `leaf` is a floating-point array, which can be moved."""
+    """Return whether `leaf` is a floating-point array."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def wide(*dtypes: Any) -> Any:
-    """The type to compute in: float64 if one of `dtypes` has 64 bits, else float32."""
+    """Return float64 if one of `dtypes` has 64 bits, else float32, to compute in."""
     eight = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)
-    # Without `jax_enable_x64` an array of NumPy is float32 as soon as it is traced.
+    # Without `jax_enable_x64`, tracing converts float64 NumPy arrays to float32.
     return jnp.dtype(jnp.result_type(float) if eight else jnp.float32)

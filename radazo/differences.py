@@ -1,8 +1,8 @@
-"""One slope along one direction: from function values, or by forward mode.
+"""Slopes along a direction, from function values or by forward mode.
 
-Differences are taken in float32 at least, whatever the type of the parameters, and term
-by term where the function returns terms: rounding of a sum of many terms is what limits
-a difference in float32, and terms that a small step hardly moves cancel exactly.
+Differences are taken in at least float32, and term by term if the function returns
+terms: the rounding of a long sum limits a difference in float32, and terms that a small
+step barely changes cancel exactly.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ class Difference(NamedTuple):
     """A slope from values at given distances along a direction.
 
     Attributes:
-      steps: The distances at which values are taken, in units of `smoothing` and in
-        their order. Empty for the derivative itself, by forward mode.
-      slope: `slope(base, along, smoothing) -> (slope, value)`, where `base` has the
-        terms of f(x), or is None, and `along[i]` those at the distance `steps[i]`;
-        `value` stands for f(x) where that is not taken.
-      at_params: Whether f(x) is taken too, once a step and shared by all directions.
+      steps: The distances at which to evaluate, in units of `smoothing`, in order.
+        Empty for the derivative by forward mode.
+      slope: `slope(base, along, smoothing) -> (slope, value)`. `base` holds the terms
+        of f(x), or is None; `along[i]` those at `steps[i]`. `value` replaces f(x) where
+        f(x) is not evaluated.
+      at_params: Whether f(x) is evaluated too, once a step for all directions.
     """
 
     steps: tuple[float, ...]
@@ -41,11 +41,11 @@ class Difference(NamedTuple):
     __repr__ = naming.constant_repr
 
     def num_values(self, num_directions: int) -> int:
-        """The function values of a step."""
+        """Return the number of function values of a step."""
         return self.at_params + num_directions * max(len(self.steps), 1)
 
     def distances(self, smoothing: jax.Array) -> jax.Array:
-        """(len(steps),) the distances at which values are taken."""
+        """Return the (len(steps),) distances at which to evaluate."""
         return smoothing * jnp.asarray(self.steps, smoothing.dtype)
 
 
@@ -78,14 +78,14 @@ def slope(
     base: jax.Array | None,
     smoothing: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Any]:
-    """(slope, value, aux) along a direction: `line(distance)` is the point there."""
+    """Return (slope, value, aux) along a direction; `line(distance)` is a point."""
     if not difference.steps:
         return _forward_mode_slope(function, line, smoothing)
     distances = difference.distances(smoothing)
     if len(difference.steps) == 1:
         terms, aux = function(line(distances[0]))
         return *difference.slope(base, terms[None], smoothing), aux
-    # A loop over the points: the function is compiled once, and one point lives.
+    # The loop compiles the function once and holds one point at a time.
     terms, aux = lax.map(lambda distance: function(line(distance)), distances)
     aux = jax.tree.map(lambda x: x[0], aux)
     return *difference.slope(base, terms, smoothing), aux
@@ -105,11 +105,11 @@ def _forward_mode_slope(
 def derivative(
     api_name: str, function: Any, point: jax.Array
 ) -> tuple[jax.Array, jax.Array, Any]:
-    """Value, derivative and aux of `function(number) -> (value, aux)` at a number."""
+    """Return value, derivative and aux of `function(number) -> (value, aux)`."""
     try:
         return jax.jvp(function, (point,), (jnp.ones_like(point),), has_aux=True)
     except (TypeError, ValueError, NotImplementedError) as error:
-        jax.eval_shape(function, point)  # An error that has to do with no derivative.
+        jax.eval_shape(function, point)  # Raises errors unrelated to the derivative.
         got = f"one that has none ({str(error).splitlines()[0]})"
         rule = "have a derivative in forward mode"
         hint = "Only functions written in JAX have one."
@@ -117,7 +117,7 @@ def derivative(
 
 
 forward = Difference((1.0,), _forward_slope, at_params=True)
-"""(f(x + smoothing · u) − f(x)) / smoothing: K + 1 values, f(x) shared by all."""
+"""(f(x + smoothing · u) − f(x)) / smoothing: K + 1 values; all slopes share f(x)."""
 
 central = Difference((1.0, -1.0), _central_slope)
 """(f(x + smoothing · u) − f(x − smoothing · u)) / (2 · smoothing): 2K values.
@@ -125,24 +125,24 @@ central = Difference((1.0, -1.0), _central_slope)
 The antithetic form of natural evolution strategies (NES)."""
 
 one_point = Difference((1.0,), _one_point_slope)
-"""f(x + smoothing · u) / smoothing: K values, for functions that change with each call.
+"""f(x + smoothing · u) / smoothing: K values, for functions that change at each call.
 
-The estimator of bandits (Flaxman et al., Online convex optimization in the bandit
-setting, 2005). Its mean is that of `forward`, since E u = 0, but f(x)² / smoothing²
-enters its variance: prefer any other difference."""
+The bandit estimator (Flaxman et al., Online convex optimization in the bandit setting,
+2005). It has the mean of `forward`, since E u = 0, but f(x)² / smoothing² adds to its
+variance: prefer any other difference."""
 
 forward_mode = Difference((), _one_point_slope)
-"""⟨∇f(x), u⟩ by forward mode: the reference, without an error of the difference.
+"""⟨∇f(x), u⟩ by forward mode: the reference, without discretization error.
 
-`smoothing` is not used. K values, each with its derivative along u, which together cost
-as much as two to three values. The function must be written in JAX; the derivative is
-taken in the types of the parameters."""
+It ignores `smoothing`. K values, each with its derivative along u, which together cost
+two to three values. The function must be written in JAX; the derivative has the dtypes
+of the parameters."""
 
 
 def evaluation(
     api_name: str, value_fn: core.ValueFn, *, terms: bool, has_aux: bool
 ) -> core.Function:
-    """`value_fn` as a function to (terms in float32 or wider, aux), checked."""
+    """Return `value_fn` as a checked function to (terms in at least float32, aux)."""
 
     def evaluate(params: core.Params) -> tuple[jax.Array, Any]:
         with validation.traceable(api_name):
@@ -150,7 +150,7 @@ def evaluation(
         value, aux = _with_aux(api_name, out) if has_aux else (out, None)
         return _checked(api_name, value, terms), aux
 
-    # Traced once however often it stands in the program of a step.
+    # `jit` traces the function once per step program.
     return jax.jit(evaluate)
 
 

@@ -1,7 +1,7 @@
-"""What is known about an argument before tracing, and the one form of message.
+"""Check arguments before tracing, with one form of message.
 
-A message says where, the rule, what came, and the way out. Traced values cannot be
-looked at: they are let through, and what they break shows in `EstimateInfo`.
+A message gives place, rule, value and remedy. Traced values cannot be read and pass the
+checks; `EstimateInfo` shows the effects of invalid ones.
 """
 
 import decimal
@@ -26,12 +26,12 @@ def fail(
     hint: str,
     kind: type[Exception] = ValueError,
 ) -> NoReturn:
-    """Raise `kind` with the message that all of radazo's errors share."""
+    """Raise `kind` with the message form that all errors of radazo share."""
     raise kind(f"`{api_name}({argument}=...)` must {rule}; got {got}. {hint}")
 
 
 def _is_number(value: Any) -> bool:
-    """Whether `value` is a real scalar (of Python, NumPy or JAX) that can be read."""
+    """Return whether `value` is a concrete real scalar of Python, NumPy or JAX."""
     if isinstance(value, bool | np.bool_):
         return False
     if isinstance(value, int | float | np.number):
@@ -47,7 +47,7 @@ def _is_number(value: Any) -> bool:
 
 
 def integer(api_name: str, argument: str, value: Any, minimum: int, hint: str) -> None:
-    """`value` is a Python or NumPy integer of at least `minimum`."""
+    """Check that `value` is a Python or NumPy integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         fail(api_name, argument, "be an integer", repr(value), hint, TypeError)
     if value < minimum:
@@ -64,7 +64,7 @@ def _number(
     *,
     schedule: bool = False,
 ) -> None:
-    """`value` is a finite real number for which `holds`; or a schedule, if allowed."""
+    """Check that `value` is finite, real and satisfies `holds`, or is a schedule."""
     if isinstance(value, Tracer) or (schedule and callable(value)):
         return
     if not _is_number(value):
@@ -77,7 +77,7 @@ def _number(
 def positive(
     api_name: str, argument: str, value: Any, hint: str, *, schedule: bool = False
 ) -> None:
-    """`value` is greater than 0."""
+    """Check that `value` is greater than 0."""
     _number(
         api_name,
         argument,
@@ -92,7 +92,7 @@ def positive(
 def non_negative(
     api_name: str, argument: str, value: Any, hint: str, *, schedule: bool = False
 ) -> None:
-    """`value` is 0 or greater."""
+    """Check that `value` is at least 0."""
     _number(
         api_name,
         argument,
@@ -105,7 +105,7 @@ def non_negative(
 
 
 def decay(api_name: str, argument: str, value: Any) -> None:
-    """`value` is a decay rate, in [0, 1)."""
+    """Check that `value` is a decay rate, in [0, 1)."""
     _number(
         api_name,
         argument,
@@ -117,12 +117,12 @@ def decay(api_name: str, argument: str, value: Any) -> None:
 
 
 def share(api_name: str, argument: str, value: Any, hint: str) -> None:
-    """`value` is a share, in [0, 1]."""
+    """Check that `value` is a share, in [0, 1]."""
     _number(api_name, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, hint)
 
 
 def floating(api_name: str, argument: str, value: Any) -> None:
-    """`value` is None or names a floating-point type."""
+    """Check that `value` is None or a floating-point dtype."""
     try:
         fits = value is None or jnp.issubdtype(value, jnp.floating)
     except TypeError:
@@ -140,54 +140,54 @@ def floating(api_name: str, argument: str, value: Any) -> None:
 
 
 def function(api_name: str, argument: str, value: Any, hint: str) -> None:
-    """`value` can be called."""
+    """Check that `value` is callable."""
     if not callable(value):
         fail(api_name, argument, "be a function", repr(value), hint, TypeError)
 
 
 def transformation(api_name: str, optimizer: Any, hint: str) -> None:
-    """`optimizer` has the two functions of an `optax.GradientTransformation`."""
+    """Check that `optimizer` has an `init` and an `update`."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         rule = "be an optax.GradientTransformation"
         fail(api_name, "optimizer", rule, repr(optimizer), hint, TypeError)
 
 
 def current_params(api_name: str, params: Any, hint: str) -> None:
-    """An `update` was given the parameters, which optax lets one leave out."""
+    """Check that `update` received the parameters, which are optional in optax."""
     if params is None:
         fail(api_name, "params", "be the current parameters", "None", hint)
 
 
 def instance(api_name: str, argument: str, value: Any, of: type, hint: str) -> None:
-    """`value` is an `of`."""
+    """Check that `value` is an instance of `of`."""
     if not isinstance(value, of):
         fail(api_name, argument, f"be {_article(of)}", repr(value), hint, TypeError)
 
 
 def real(returned: Any) -> float:
-    """The value as a float, NaN if it is no real number: a truth value is none."""
+    """Return the value as a float, NaN if it is a bool or not a real number."""
     if isinstance(returned, numbers.Real | decimal.Decimal):
         try:
             return math.nan if isinstance(returned, bool) else float(returned)
         except OverflowError:
-            return math.inf  # Beyond what a float holds, and no more finite.
+            return math.inf  # Too large for a float.
     try:
         array = np.asarray(returned)
     except (TypeError, ValueError):
-        return math.nan  # Leaves of several shapes, or a key.
+        return math.nan  # Ragged, or a key.
     if array.shape == () and jnp.isdtype(array.dtype, ("integral", "real floating")):
         return float(array)
     return math.nan
 
 
 def check(api_name: str, **arguments: Any) -> None:
-    """Check each argument by the rule that `declare` gave to its name."""
+    """Check each argument by the rule that `declare` gave its name."""
     for name, value in arguments.items():
         _RULES[name](api_name, name, value)
 
 
 def declare(rule: Callable[..., None], *names: str, **options: Any) -> None:
-    """Declare the rule for the arguments of these names, the same in every function."""
+    """Declare one rule for the arguments of these names in every function."""
     for name in names:
         _RULES[name] = lambda api_name, argument, value: rule(
             api_name, argument, value, **options
@@ -195,7 +195,7 @@ def declare(rule: Callable[..., None], *names: str, **options: Any) -> None:
 
 
 def _optional(rule: Callable[..., None]) -> Callable[..., None]:
-    """The rule for an argument that may be None."""
+    """Return the rule for an argument that may be None."""
 
     def check_unless_none(
         api_name: str, argument: str, value: Any, **options: Any
@@ -211,7 +211,7 @@ _RULES: dict[str, Callable[[str, str, Any], None]] = {}
 
 @contextmanager
 def traceable(api_name: str) -> Iterator[None]:
-    """Add the way out to JAX's own error about a `value_fn` that it cannot trace."""
+    """Add a hint to JAX's error about a `value_fn` that it cannot trace."""
     try:
         yield
     except (
@@ -230,7 +230,7 @@ def _article(of: type) -> str:
 
 
 class Caught(NamedTuple):
-    """Whatever a block raises goes to `tell`, but Ctrl-C, which is for who waits."""
+    """Pass exceptions to `tell`; let KeyboardInterrupt propagate."""
 
     tell: Callable[[BaseException], Any]
 

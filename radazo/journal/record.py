@@ -1,11 +1,11 @@
-"""A step in two: what is seen of the function, then the move that this alone makes.
+"""A step in two programs: read the function, then apply the step.
 
-  entry         = what the estimator sees along its directions
-  params, state = the step that has this entry
+  entry         = the readings that the estimator makes of the values
+  params, state = the step from this entry
 
-The second half is a program of its own, and a replay runs the same. Two programs round
-apart, where one fuses a product into a sum and the other does not: no step that is
-compiled together with a function is equal in every bit to one without.
+A replay runs the same second program. XLA may fuse a product into a sum in one program
+and not in another, so a step compiled together with a function can differ in the last
+bits from one compiled without it.
 """
 
 import functools
@@ -27,25 +27,24 @@ Box = Callable[[list[jax.Array]], list[jax.Array]]
 def recorded_step(
     optimizer: Any, value_fn: core.ValueFn
 ) -> Callable[..., tuple[core.Params, Any, file_format.JournalEntry]]:
-    """Steps for a loop of your own that keeps a journal: `replay` makes them again.
+    """Make a step function for your own loop that keeps a journal for `replay`.
 
-      entry = (hash of params, slopes, value), along those of fold_in(key, count)
-      params, state ← the step of an optimizer that has seen these
+      entry = (hash of params, readings, value), at the key fold_in(key, count)
+      params, state ← the step of the optimizer from these readings
 
     Args:
-      optimizer: A complete ZO optimizer, as `radazo`, or an `in_place`.
-      value_fn: The function.
+      optimizer: A complete ZO optimizer, e.g. `radazo`, or an `in_place`.
+      value_fn: The function to minimize.
     Returns:
-      `step(params, state, **extra) -> (params, state, entry)`, where the keywords go to
-      `value_fn`; `entry` is a `JournalEntry` to append. It is compiled, in two parts
-      that must not be compiled together: do not call it within `jax.jit`. The
-      parameters and the state that it is given are used up, as by `donate_argnums`.
+      `step(params, state, **extra) -> (params, state, entry)`. Keywords go to
+      `value_fn`; `entry` is a `JournalEntry` to append. The step is compiled as two
+      programs, so do not call it within `jax.jit`. It donates `params` and `state`.
     Raises:
-      TypeError: If an argument is of the wrong kind; in `step`, if the optimizer
-        evaluates further points, as a line search does, or if it is traced.
+      TypeError: If an argument is of the wrong kind; in `step`, if it is traced or the
+        optimizer evaluates further points, as a line search does.
     Cost:
-      The function values of a step; K directions are drawn once more, and the
-      parameters are read once more.
+      The function values of a step. The second program redraws the K directions and
+      reads the parameters once more.
     Example:
       >>> optimizer = radazo.radazo(0.1, key=0)
       >>> params = jnp.ones(3)
@@ -91,7 +90,7 @@ def read_entry(
     state: Any,
     **extra: Any,
 ) -> file_format.JournalEntry:
-    """The first half: evaluate the function and read what a journal keeps."""
+    """First program: evaluate the function and return the journal entry."""
     function, step, queries = combinators.first_evaluation(
         optimizer, params, state, value_fn=value_fn, **extra
     )
@@ -116,7 +115,7 @@ def advanced(
     value: jax.Array,
     stopped: jax.Array,
 ) -> tuple[list[jax.Array], Any]:
-    """The second half, of a run and of its replay."""
+    """Second program: take the step of an entry, in a run and in its replay."""
     arrays, state = jax.tree.map(_strong, (arrays, state))
 
     def evaluate(
@@ -137,7 +136,7 @@ def advanced(
 
 
 def num_readings(optimizer: Any, params: core.Params, state: Any) -> int:
-    """How many numbers a step reads, without taking it."""
+    """Return the number of readings of a step without taking it."""
     arrays, rest = partition.split(params)
 
     def numbers(arrays: Any, state: Any) -> jax.Array:
@@ -148,5 +147,5 @@ def num_readings(optimizer: Any, params: core.Params, state: Any) -> int:
 
 
 def _strong(leaf: jax.Array) -> jax.Array:
-    """Without a weak type, so that the first step is the program of all others."""
+    """Remove the weak type, which would make the first step compile separately."""
     return lax.convert_element_type(leaf, leaf.dtype)

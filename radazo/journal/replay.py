@@ -1,4 +1,4 @@
-"""A run once more, from its journal: the function is not asked again."""
+"""Repeat a run from its journal without evaluating the function."""
 
 import os
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ from radazo.journal import file_format, record, run_id
 from radazo.optimizers import stepping
 
 _COUNT = "It is the number of steps that the state has counted."
-_MAX_BLOCK = 1024  # Steps between two looks at the device.
+_MAX_BLOCK = 1024  # Steps between two reads from the device.
 
 
 def replay(
@@ -23,36 +23,35 @@ def replay(
     count: int | None = None,
     bounds: tuple[Any, Any] | None = None,
 ) -> tuple[core.Params, Any]:
-    """Parameters and state after any step of a journal, without the function.
+    """Return the parameters and the state after any step of a journal.
 
-    Each step is made again of its slopes, along directions that are drawn again: on the
-    same kind of machine the same step, bit for bit. From there a run goes on, or
-    branches off with other constants or another function and a journal of its own.
+    Each step is repeated from its readings along redrawn directions, bit for bit on the
+    same kind of machine. The run can then go on, or branch off with other constants,
+    another function and its own journal.
 
-    Another key, start, model or box and an optimizer with another state are refused
-    before the first step. Of each step the journal has a fingerprint of the parameters
-    before it: other parameters in the middle, another learning rate or law, or a
-    machine that rounds otherwise are refused with the first step at which they differ.
-    What only the last step of the journal does otherwise does not show, nor does one
-    difference in 65,536.
+    A different key, start, model, box or optimizer state is refused before the first
+    step. The journal holds a fingerprint of the parameters before each step; the first
+    step at which they differ is reported, e.g. for another learning rate or sampler, or
+    a machine that rounds otherwise. Differences in the last step, and hash collisions
+    (1 in 65,536), go undetected.
 
     Args:
       path: The journal.
       optimizer: The optimizer of the run.
-      params: The parameters from which the run started, or those of a checkpoint.
-      state: The state of that checkpoint; None for `optimizer.init(params)`.
-      count: The count of the state at which to end; None is the end of the journal.
-      bounds: Those of the run.
+      params: The parameters at the start of the run or at a checkpoint.
+      state: The state at that checkpoint; None for `optimizer.init(params)`.
+      count: The step count at which to end; None for the end of the journal.
+      bounds: The bounds of the run.
     Returns:
-      (params, state) after that step. What is given is left as it is.
+      (params, state) after that step. The arguments are not modified.
     Raises:
-      TypeError: If an argument is of the wrong kind, or the optimizer needs more than
-        slopes for a step.
-      ValueError: If the journal cannot be read, is damaged or another run's, or does
-        not have the steps that are asked for, or they do not give its parameters.
+      TypeError: If an argument is of the wrong kind, or a step of the optimizer needs
+        more than its readings.
+      ValueError: If the journal cannot be read, is damaged or belongs to another run,
+        does not reach `count`, or does not reproduce its fingerprints.
     Cost:
-      No function values; each step is two calls, in which the parameters are read once
-      and K directions are drawn. One copy of parameters and state.
+      No function values. Each step is two calls, which read the parameters once and
+      draw K directions. One copy of parameters and state.
     Example:
       >>> import tempfile
       >>> folder = tempfile.TemporaryDirectory()
@@ -96,7 +95,7 @@ def replay(
 
 
 def _check_directions(wanted: int, optimizer: Any, params: Any, state: Any) -> None:
-    """What the optimizer makes a step of is what the journal has of it."""
+    """Check that the optimizer uses as many readings as the journal has."""
     found = record.num_readings(optimizer, params, state)
     if found != wanted:
         validation.fail(
@@ -110,10 +109,10 @@ def _check_directions(wanted: int, optimizer: Any, params: Any, state: Any) -> N
 
 
 class _Compared:
-    """The fingerprints of a replay, compared with those of the run in blocks.
+    """Compare the fingerprints of a replay with those of the run, in blocks.
 
-    To look at the device at each step would make it wait. Blocks grow, so that what is
-    wrong from the start is said at the start.
+    Reading the device at each step would stall it. Blocks grow, so that a mismatch at
+    the start is reported early.
     """
 
     def __init__(self, wanted: np.ndarray, start: int, writer: str) -> None:
@@ -122,14 +121,14 @@ class _Compared:
         self.done, self.block = 0, 1
 
     def add(self, arrays: list[jax.Array]) -> None:
-        """The parameters before the next step, or after the last."""
+        """Add the parameters before the next step, or after the last."""
         self.found.append(replicas.short_fingerprint(arrays))
         if len(self.found) == self.block:
             self.compare()
             self.block = min(2 * self.block, _MAX_BLOCK)
 
     def compare(self) -> None:
-        """Look at those that were added."""
+        """Compare the fingerprints added since the last comparison."""
         found = np.array(jax.device_get(self.found), np.uint16)
         wanted = self.wanted[self.done : self.done + found.size]
         other = np.flatnonzero(found != wanted)

@@ -1,14 +1,14 @@
-"""Update parameters where they lie, part by part, from directions drawn again.
+"""Update parameters in place, part by part, from redrawn directions.
 
-A gradient of the parameters does not exist here, nor an update of their size:
+No gradient or update of the size of the parameters is formed:
 
-  for each part x, with the optimizer's state for it
+  for each part x, with its optimizer state
     g = Σⱼ weightⱼ · uⱼ                            the elements of this part alone
     update, state ← optimizer.update(g, state, x)
     x ← x + update
 
-A part is a leaf; of a leaf of three axes and more a slice along the first, such as a
-layer of stacked ones; of a matrix of more than 2²⁰ elements a block of rows.
+A part is a leaf; of a leaf with three or more axes a slice along the first, such as one
+of stacked layers; of a matrix of more than 2²⁰ elements a block of rows.
 """
 
 import math
@@ -24,16 +24,16 @@ from radazo import core, directions, flat, offsets, random
 from radazo.evaluate import lazy
 from radazo.optimizers import stochastic_rounding
 
-_UNROLLED = 4  # Directions that are drawn within one loop over the elements.
-_ROUNDING = 1 << 31  # Keys that round begin here; those of directions are below.
+_UNROLLED = 4  # Directions drawn within one loop over the elements.
+_ROUNDING = 1 << 31  # First rounding key; direction keys are smaller.
 
 
 class WeightedSum(NamedTuple):
-    """A sum of weight times direction, over directions of one step or of several.
+    """A weighted sum of directions of one or more steps.
 
     Attributes:
-      sampler: The law of the directions; it has a `part`.
-      keys: (num_directions, 2) uint32, the words of the key of each direction.
+      sampler: The sampler of the directions; it has a `part`.
+      keys: (num_directions, 2) uint32, the key data of each direction.
       weights: (num_directions,).
     """
 
@@ -42,7 +42,7 @@ class WeightedSum(NamedTuple):
     weights: jax.Array
 
     def part(self, offset: Any, size: int) -> jax.Array:
-        """(size,) elements offset, ... of the sum."""
+        """Return `size` elements of the sum from `offset` on."""
         dtype = self.weights.dtype
 
         def add(i: Any, total: jax.Array) -> jax.Array:
@@ -58,31 +58,30 @@ class WeightedSum(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What is done to a part.
+    """The update rule of a part.
 
     Attributes:
-      optimizer: An `optax.GradientTransformation`, which sees one part at a time.
-      moment_dtype: Type in which what it keeps of each element is stored; None for its
-        own type.
+      optimizer: An `optax.GradientTransformation`, applied to one part at a time.
+      moment_dtype: Dtype in which elementwise state is stored; None for its own.
     """
 
     optimizer: Any
     moment_dtype: Any
 
     def is_narrow(self, array: Any, x: Any) -> bool:
-        """Whether an array of the state for part x is stored in `moment_dtype`."""
+        """Return whether a state array of part x is stored in `moment_dtype`."""
         if self.moment_dtype is None or not core.is_floating(array):
             return False
         return array.ndim > 0 and array.shape == x.shape
 
 
 def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """How many parts a leaf of this shape has, and the shape of one."""
+    """Return the number of parts of a leaf of this shape, and the shape of one."""
     if len(shape) > 2 and math.prod(shape):
         return shape[0], shape[1:]
     if len(shape) != 2 or math.prod(shape) <= lazy.BLOCK:
         return 1, shape
-    # Blocks of one size, as near to that wanted as the number of rows can be divided.
+    # Equal blocks; their number is the divisor of the rows nearest to the wanted one.
     rows, columns = shape
     wanted = math.prod(shape) / lazy.BLOCK
     divisors = [num for num in range(1, rows + 1) if rows % num == 0]
@@ -91,7 +90,7 @@ def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
 
 
 def init(rule: Rule, params: core.Params, layout: flat.Layout) -> tuple[Any, ...]:
-    """For each perturbed leaf the optimizer's states for its parts, stacked."""
+    """Return the optimizer states of the parts of each perturbed leaf, stacked."""
 
     def of_part(x: jax.Array) -> Any:
         return jax.tree.map(
@@ -116,11 +115,11 @@ def move(
     layout: flat.Layout,
     seen: jax.Array,
 ) -> tuple[core.Params, tuple[Any, ...]]:
-    """The parameters a step later and the states; as they were unless `seen`."""
+    """Return the parameters and the states after a step; unchanged unless `seen`."""
 
     def step(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
-        # What comes out of a branch is written when all was read. Fused into the
-        # writing of one array, a reading of another would have XLA copy that other.
+        # A branch reads all of its inputs before its outputs are written. If XLA fused
+        # a read of one array into the write of another, it would copy the first.
         return lax.cond(
             seen,
             lambda x, state: _moved(rule, gradient, keys, x, state, offset),
@@ -129,7 +128,8 @@ def move(
             state,
         )
 
-    # One key for each array that is kept of a part, and one for the part itself.
+    # One key for each state array of a part, and one for the part itself.
+
     num_keys = 1 + max((len(jax.tree.leaves(state)) for state in states), default=0)
     numbers = jnp.arange(num_keys, dtype=jnp.uint32) + jnp.uint32(_ROUNDING)
     keys = jax.vmap(lambda number: random.fold_in(key, number))(numbers)
@@ -175,7 +175,7 @@ def _moved(
     state: Any,
     offset: Any,
 ) -> tuple[jax.Array, Any]:
-    """A part and its state, a step later."""
+    """Return a part and its state after a step."""
     wide = core.wide(x.dtype)
     kept = jax.tree.map(lambda a: a.astype(wide) if rule.is_narrow(a, x) else a, state)
     g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)

@@ -1,4 +1,4 @@
-"""One step of a complete optimizer, whether it returns updates or works in place."""
+"""One step of a complete optimizer, by updates or in place."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def take_step(
 
 
 def check_optimizer(api_name: str, optimizer: Any) -> None:
-    """Check that `optimizer` is one of the two kinds."""
+    """Check that `optimizer` is a transformation or an `InPlace`."""
     if not isinstance(optimizer, InPlace):
         hint = "Pass `radazo.radazo(0.01, key=0)`, or another complete optimizer."
         validation.transformation(api_name, optimizer, hint)
