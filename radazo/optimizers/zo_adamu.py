@@ -1,8 +1,8 @@
-"""ZO-AdaMU: momentum in the direction, not in the gradient.
+"""ZO-AdaMU: momentum in the direction instead of the gradient.
 
-Half an estimator, since its directions remember, and half a rule, since each element of
-a direction is divided by a root of its own: an optimizer that goes with no other rule.
-It is written as an estimator of `radazo.steps` whose gradient is the update.
+Its directions depend on past steps, and each element of a direction is divided by its
+own root. It is therefore an estimator whose gradient is the update, and does not
+combine with other rules.
 """
 
 import functools
@@ -24,7 +24,7 @@ class ZoAdamuState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps so far.
-      momentum: (d,) the last direction that was kept, turned uphill.
+      momentum: (d,) the last kept direction, signed to point uphill.
     """
 
     count: jax.Array
@@ -32,7 +32,7 @@ class ZoAdamuState(NamedTuple):
 
 
 class _Shares(NamedTuple):
-    """How much of a direction is new in the last phase; each starts at 1."""
+    """The shares of the new part in the last phase; each starts at 1."""
 
     variance: Any
     direction: Any
@@ -56,10 +56,10 @@ def zo_adamu(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """ZO-AdaMU: directions that are drawn around the last one.
+    """Minimize by ZO-AdaMU, which draws directions around the last one.
 
-    A direction is mixed of a new part and of one around the momentum, which is the last
-    direction. The momentum sets in between the first boundary T1 and the second, T2:
+    A direction mixes a new part with one around the momentum, the last direction. The
+    momentum is phased in between the boundaries T1 and T2:
 
       share(last) = 1 − (1 − last) · (1 − cos(π · p)) / 2
       p = 0 before T1, (t − T1) / (T2 − T1) between, 1 after T2
@@ -74,21 +74,19 @@ def zo_adamu(
       update = − learning_rate · (slope · u / √(nu + eps_root) + weight_decay · x)
       m ← u if slope ≥ 0 else −u
 
-    Up to T1 this is slope · sign(u). Turning m uphill, as the authors' code does and
-    algorithm 1 does not, changes nothing in the mean: the law of an update is the same
-    for m and −m. It goes with no other rule, that of R-AdaZO included: what is divided
-    by the root is the direction, element by element, and nu is remembered nowhere. The
-    cosine runs to the constants of the last phase; that of the
-    authors has another period for each share and jumps.
+    Up to T1 the step is slope · sign(u). The sign of m follows the authors' code, not
+    algorithm 1; the distribution of an update is the same for m and −m. The cosine ends
+    at the constants of the last phase; the authors' has another period for each share
+    and jumps.
 
     Args:
       learning_rate: Step size, at least 0, or a schedule.
-      num_steps: Steps of the whole run, at least 1; further ones are as its last.
+      num_steps: Steps of the run, at least 1; later ones use the last phase.
       key: Typed key or integer seed of the run.
       smoothing: Distance moved along a direction, in units of ‖u‖ ≈ √d; greater than 0,
         or a schedule of the number of steps so far.
-      boundaries: (T1, T2), the steps at which the momentum begins to set in and is
-        there; None is 1024, or a fifth of the steps if that is less, and four fifths.
+      boundaries: (T1, T2), the steps at which the momentum starts to phase in and is
+        fully in; None for 1024, or a fifth of the steps if less, and four fifths.
       new_variance: Share of the variance in the new part in the last phase, in [0, 1].
       b1: Share of the new part in the direction in the last phase, in [0, 1].
       b2: Share of the new part in nu in the last phase, in [0, 1].
@@ -98,13 +96,13 @@ def zo_adamu(
     Returns:
       A `GradientTransformationExtraArgs`, used as
       `optimizer.update(None, state, params, value_fn=f)`; its state is a
-      `WithEstimatorState` with a `ZoAdamuState` for its `estimator`. Where a value is
-      not finite nothing moves and the momentum stays.
+      `WithEstimatorState` around a `ZoAdamuState`. A step with a non-finite value
+      changes neither parameters nor momentum.
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
     Cost:
-      2 function values per step; one copy of the parameters, and about four beside it
-      while a step lasts.
+      2 function values per step. One copy of the parameters in the state and about four
+      during a step.
     Example:
       >>> optimizer = zo_adamu(0.01, 500, key=0)
       >>> params = jnp.array([3.0, -4.0])
@@ -163,7 +161,7 @@ def zo_adamu(
 def _old_shares(
     count: jax.Array, boundaries: tuple[int, int], last: _Shares, dtype: Any
 ) -> _Shares:
-    """1 − share: how much is of the past, from 0 to 1 − last along half a cosine."""
+    """Return 1 − share, which rises from 0 to 1 − last along half a cosine."""
     first, second = boundaries
     progress = (count - first).astype(dtype) / (second - first)
     rise = (1 - jnp.cos(math.pi * jnp.clip(progress, 0, 1))) / 2
@@ -173,7 +171,7 @@ def _old_shares(
 def _direction(
     step: core.Step, momentum: jax.Array, olds: _Shares
 ) -> tuple[jax.Array, jax.Array]:
-    """The direction and what its elements are divided by the roots of, (dim,) each."""
+    """Return the direction and nu, (dim,) each."""
     dim, dtype = step.layout.dim, step.layout.dtype
     new, noise = (
         random.normal(random.fold_in(step.key, k), dim, dtype) for k in (0, 1)
@@ -188,7 +186,7 @@ def _direction(
 def _queries(
     step: core.Step, direction_and_nu: tuple[jax.Array, jax.Array]
 ) -> core.Queries:
-    """The two points along the direction."""
+    """Return the queries at the two points along the direction."""
     direction, _ = direction_and_nu
     central = differences.central
     distances = central.distances(step.smoothing)

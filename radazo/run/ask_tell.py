@@ -1,4 +1,4 @@
-"""A step whose function is evaluated elsewhere: ask for points, tell their values."""
+"""Ask for the points of a step, evaluate the function elsewhere, tell its values."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ _MISSING = "Leave out what is missing, or say None, in a mapping; NaN in an arra
 
 
 class QueryId(NamedTuple):
-    """Which query of which step: two integers, which any process can be sent.
+    """The index of a query: two integers, which can be sent to any process.
 
     Attributes:
       count: Steps before this one.
-      index: Which query of the step, from 0 on.
+      index: Index of the query within the step.
     """
 
     count: int
@@ -29,13 +29,13 @@ class QueryId(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """The queries of one step, as `ask` returns them.
+    """The queries of one step, as returned by `ask`.
 
     Attributes:
-      ids: A `QueryId` for each query that must be evaluated, in their order.
-      point: `point(id) -> params`, where to evaluate for one of them.
-      function: `function(id)`, the function to evaluate there if it is not `value_fn`,
-        such as the `full_value_fn` of `svrg_estimator`; else None.
+      ids: A `QueryId` for each query that must be evaluated, in order.
+      point: `point(id) -> params`, the point of a query.
+      function: `function(id)`, the function to evaluate instead of `value_fn`, such as
+        the `full_value_fn` of `svrg_estimator`; None for `value_fn`.
     """
 
     ids: list[QueryId]
@@ -46,26 +46,24 @@ class Queries(NamedTuple):
 def ask(optimizer: Any, params: Any, state: Any) -> Queries:
     """Return the points whose values the next step of an optimizer needs.
 
-    For functions that run elsewhere: in processes, on machines, in a laboratory. A
-    point is made when it is asked for, from nothing but (state, params), so whoever
-    has these makes it from its `QueryId`, and no two of them need be held.
+    Use it for functions that run in other processes, on other machines or in a
+    laboratory. Each point is computed on demand from (state, params) and its `QueryId`
+    alone; no two need be held at once.
 
     Args:
-      optimizer: A complete ZO optimizer, as `radazo`, or any that has an estimator in
-        it which looks along directions: all of `finite_difference_estimator`'s kind
-        but for `forward_mode`, majority votes, `prior_guided_estimator` and the two of
-        history.
+      optimizer: A complete ZO optimizer, e.g. `radazo`, whose points are known
+        before the step: not `forward_mode`.
       params: The parameters of this step.
-      state: Its state, of `optimizer.init(params)` or of `tell`.
+      state: The state, from `optimizer.init(params)` or `tell`.
     Returns:
       `Queries`. With `forward` query 0 is f(x) and query k + 1 is
-      f(x + smoothing · uₖ); with `central` queries 2k and 2k + 1 are the points ahead
-      and behind; with `one_point` query k is the point.
+      f(x + smoothing · uₖ); with `central` queries 2k and 2k + 1 are at
+      x ± smoothing · uₖ; with `one_point` query k is at x + smoothing · uₖ.
     Raises:
-      ValueError: If there is no estimator in `optimizer`, or its difference does not
-        take values at known points.
+      ValueError: If `optimizer` has no estimator, or its points are not known before
+        the step.
     Cost:
-      No function values; a point is a copy of the parameters, made by one drawing.
+      No function values. Each point draws one direction and copies the parameters.
     Example:
       >>> value_fn = lambda x: np.sum((x - 1) ** 2)
       >>> optimizer = radazo.radazo(0.02, key=0)
@@ -111,26 +109,24 @@ def tell(
 ) -> tuple[core.Params, Any]:
     """Take the step of an optimizer from values that were evaluated elsewhere.
 
-    The step is that of `optimizer.update` with the same values, bit for bit where XLA
-    rounds the two programs alike; otherwise they differ in the last places.
+    The step equals that of `optimizer.update` with the same values, up to the rounding
+    of two separately compiled programs.
 
     Args:
-      optimizer, params, state: As for `ask`.
-      values: A mapping from `QueryId` to value, in any order: one that is missing,
-        None or NaN drops its direction, one of an earlier step comes too late and is
-        ignored. Or an array of the values of all queries in their order, NaN for one
-        that is not needed.
-        Those in float64, as Python's numbers, are subtracted in twice the digits of
-        float32 (48 of their 53 bits) where JAX has no float64.
+      optimizer, params, state: As in `ask`.
+      values: A mapping from `QueryId` to value, in any order: a missing, None or NaN
+        value drops its direction, and one of an earlier step is ignored. Or an array of
+        the values of all queries, in order, NaN for one that is not needed.
+        Where JAX has no float64, float64 values are subtracted as pairs of float32,
+        with 48 of their 53 bits.
     Returns:
-      The parameters and the state after the step. Where no direction has its values
-      (as without f(x), which all slopes of `forward` share) nothing moves and the
-      step is counted in `num_skipped`.
+      The parameters and the state after the step. If no direction has its values (with
+      `forward` all need f(x)), the parameters do not change and `num_skipped` rises.
     Raises:
-      TypeError: If the values are not real numbers: a truth value is none.
-      ValueError: If there are too many or too few, or one is of a later step.
+      TypeError: If the values are not real numbers; bools are not.
+      ValueError: If there are too many or too few values, or one is of a later step.
     Cost:
-      No function values; K directions are drawn again.
+      No function values; K directions are redrawn.
     Example:
       >>> optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(), key=0)
       >>> params = np.zeros(3, np.float32)
@@ -151,7 +147,7 @@ def tell(
 
 
 def _in_order(now: int, num: int, values: Mapping[tuple[int, int], Any]) -> np.ndarray:
-    """The values of step `now` as an array, NaN where there is none."""
+    """Return the values of step `now` as an array, NaN where one is missing."""
     ids = [QueryId(now, i) for i in range(num)]
     known = frozenset(ids)
     for id_ in values:
@@ -164,20 +160,20 @@ def _in_order(now: int, num: int, values: Mapping[tuple[int, int], Any]) -> np.n
     if len(shapes) > 1:
         rule = "be of one shape: numbers, or rows of terms"
         validation.fail("tell", "values", rule, f"shapes {sorted(shapes)}", _MISSING)
-    # NaN in the narrowest type leaves the others theirs.
+    # NaN in the narrowest dtype does not promote the others.
     missing = np.full(min(shapes, default=()), np.nan, np.float16)
     return np.stack([here.get(id_, missing) for id_ in ids])
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """Real numbers as an array of a type that NumPy knows; Python's in float64."""
+    """Return real numbers as an array of a NumPy dtype; Python numbers in float64."""
     if isinstance(values, int) and not isinstance(values, bool):
-        values = validation.real(values)  # Beyond 64 bits, too.
+        values = validation.real(values)  # May exceed 64 bits.
     try:
         array = np.asarray(values)
         known = jnp.isdtype(array.dtype, ("integral", "real floating"))
     except (TypeError, ValueError):
-        known, array = False, np.zeros(())  # Rows of several lengths.
+        known, array = False, np.zeros(())  # Ragged.
     if not known:
         got = f"a {type(values).__name__}: {values!r}"[:200]
         validation.fail("tell", "values", "be real numbers", got, _MISSING, TypeError)
@@ -185,7 +181,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _in_two(values: np.ndarray) -> list[np.ndarray]:
-    """The values; float64 ones as two float32 where JAX has no float64."""
+    """Return the values; float64 ones as two float32 where JAX has no float64."""
     if values.dtype != np.float64 or jnp.result_type(float) == np.float64:
         return [values]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -205,9 +201,9 @@ def _point(
 def _needed(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """For each query whether it is needed, and which function it evaluates."""
+    """Return for each query whether it is needed, and the index of its function."""
     *_, queries = combinators.first_evaluation(optimizer, rest.join(arrays), state)
-    jax.eval_shape(queries.point, jnp.uint32(0))  # Raises where it has no points.
+    jax.eval_shape(queries.point, jnp.uint32(0))  # Raises if there are no points.
     indices = jnp.arange(queries.num, dtype=jnp.uint32)
     needed = queries.needed or (lambda index: jnp.asarray(True))
     function_of = queries.function_of or (lambda index: jnp.int32(0))
@@ -231,7 +227,7 @@ def _step(
 
 
 def _checked(values: list[Any], num: int, terms: bool) -> jax.Array:
-    """The values, in the type in which slopes are taken of them."""
+    """Return the values in the dtype in which slopes are computed."""
     arrays = [jnp.asarray(x) for x in values]
     shape = arrays[0].shape
     if shape[:1] != (num,) or (len(shape) > 1 and not terms):
@@ -240,5 +236,5 @@ def _checked(values: list[Any], num: int, terms: bool) -> jax.Array:
         hint = "One for each query of a step, in their order; NaN for a missing one."
         validation.fail("tell", "values", rule, f"shape {shape}", hint)
     first, *rest = (x.astype(core.wide(x.dtype)) for x in arrays)
-    # As terms: the difference of two points is taken of each, and then their sum.
+    # As terms: each part is differenced before the parts are summed.
     return jnp.stack([first, *rest], axis=-1) if rest else first

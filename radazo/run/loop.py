@@ -1,4 +1,4 @@
-"""Many steps of a run in one compiled call, and what each of them noted."""
+"""Compile many steps of a run into one call and record each of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ _MAX_SLOPES_PER_CALL = 2**22  # 16 MB of float32.
 
 
 class Record(NamedTuple):
-    """What a step notes, by name; in a call, an array of it for each step.
+    """The record of a step; of a call, arrays with one element per step.
 
     Attributes:
-      values: The value that the step's estimate returned.
-      num_values: Function values taken up to the step.
-      entry: What a journal keeps of the step; None without one.
+      values: The value that the estimate of the step returned.
+      num_values: Function values up to and including the step.
+      entry: The journal entry of the step; None without a journal.
     """
 
     values: Any
@@ -39,10 +39,10 @@ def compiled_steps(
     box: Box | None,
     stop: Callable[[jax.Array, core.Params], Any] | None,
 ) -> Callable[..., Any]:
-    """`steps(arrays, state, num, batch)`, compiled once.
+    """Compile `steps(arrays, state, num, batch)`.
 
-    It returns `(arrays, state, records, taken, stopped)`: a `Record` of arrays, of
-    which the first `taken` elements are meant.
+    It returns `(arrays, state, records, taken, stopped)`; only the first `taken`
+    elements of the arrays in the `Record` are valid.
     """
 
     value_of = _of_batches(value_fn, batches)
@@ -83,7 +83,7 @@ def _unless(
     params: core.Params,
     box: Box | None,
 ) -> list[jax.Array]:
-    """The arrays of the new parameters in the box; the old ones if `ended`."""
+    """Return the new parameters in the box, or the old ones if `ended`."""
     new = rest.pick(rest.treedef.flatten_up_to(params))
     pairs = zip(arrays, new if box is None else box(new), strict=True)
     return [jnp.where(ended, x, y) if core.is_floating(x) else x for x, y in pairs]
@@ -97,7 +97,7 @@ def recorded_steps(
     box: Box | None,
     stop: Callable[[jax.Array, core.Params], Any] | None,
 ) -> Callable[..., Any]:
-    """`compiled_steps` that a replay can repeat: two programs for each step."""
+    """Return `compiled_steps` for a journal: two programs a step, as in a replay."""
 
     value_of = _of_batches(value_fn, batches)
 
@@ -120,7 +120,7 @@ def recorded_steps(
                 optimizer, rest, box, arrays, state, *entry[2:]
             )
             found = combinators.find_estimator_state("minimize", state)
-            # Copies: the next step takes the buffers of the state.
+            # Copies, since the next step donates the state.
             numbers = jnp.copy(found.last_value), jnp.copy(found.num_values)
             records.append(Record(*numbers, entry))
             size = len(records) * entry.slopes.size
@@ -134,7 +134,7 @@ def recorded_steps(
 
 
 def _of_batches(value_fn: core.ValueFn, batches: Any) -> Callable[..., Any]:
-    """The function of the parameters and a batch, which is None without any."""
+    """Return the function of the parameters and a batch; the batch may be None."""
     return lambda params, batch: (
         value_fn(params) if batches is None else value_fn(params, batch)
     )

@@ -1,8 +1,8 @@
-"""A whole run in one call: bounds, history, progress, Ctrl-C, checkpoints.
+"""Run an optimizer with bounds, history, progress, Ctrl-C handling and checkpoints.
 
-The steps run compiled, many to a call; between calls Python looks at the clock, the
-callback, the keyboard and the checkpoints. How many steps a call takes adapts to how
-long they last and changes no number.
+Each call runs many compiled steps. Between calls the host handles the clock, callbacks,
+interrupts and checkpoints. The number of steps per call adapts to their duration and
+does not affect the results.
 """
 
 import itertools
@@ -38,67 +38,61 @@ def minimize(
 ) -> results.MinimizeResult:
     """Minimize a function by its values: the loop around `optimizer.update`.
 
-    It runs on the host, not inside of `jit` or `vmap`: for many seeds map a `lax.scan`
-    of `optimizer.update`. What it returns is the last point, not the best.
-
       updates, state = optimizer.update(None, state, x, value_fn=value_fn)
       x ← clip(x + updates, lower, upper)
 
-    Ctrl-C ends the run after the steps under way and returns what was reached; a second
-    Ctrl-C is raised at once. The given `params` and `state` are left as they are.
+    It returns the last point, not the best. It runs on the host, not within `jit` or
+    `vmap`: for many seeds map a `lax.scan` of `optimizer.update`.
 
-    With `checkpoints` the same call, made again after whatever ended it, goes on from
-    the last checkpoint, of which there is one a minute, and ends bit for bit as if
-    nothing had happened; that of a run that has ended returns at once. SIGTERM then
-    ends it as Ctrl-C does, with what was reached on disk: a script that has more to do
-    looks at `status`. `num_steps` is the total, and may be larger than it was. Another
-    key, start, structure, type, rule or box is refused, and so is a folder in which
-    another process keeps a run; another function, other batches or another learning
-    rate cannot be seen (unless it is in the state): take another folder for another
-    run.
+    Ctrl-C ends the run after the current call and returns the result so far; a second
+    Ctrl-C is raised at once. `params` and `state` are not modified.
+
+    With `checkpoints` the run is saved once a minute. Repeating the call resumes from
+    the last checkpoint, bit for bit as without the interruption; a finished run returns
+    at once. SIGTERM then ends the run as Ctrl-C does, with a last checkpoint.
+    `num_steps` is the total and may be raised. A checkpoint with another key, start,
+    structure, dtype, rule or box is refused, as is a folder in use by another process.
+    Another function, other batches or another constant learning rate go undetected: use
+    one folder per run.
 
     Args:
       value_fn: `value_fn(params)`, or `value_fn(params, batch)` with `batches`;
         traceable by JAX (wrap others in `jax.pure_callback`).
       params: Pytree to start from.
-      optimizer: A complete ZO optimizer, as `radazo`, or any `optax` optimizer with an
-        estimator in it.
-      num_steps: Steps to take, at least 0.
-      state: State to go on from, of an earlier result; None starts anew.
-      batches: A function of the step (counted by the optimizer's state, so that a run
-        goes on where it was), compiled into the steps; or an iterable, one item a step.
-        A batch is a pytree and the second argument of `value_fn`.
-      bounds: `(lower, upper)`, each a number or a pytree like `params`: the box in
-        which parameters are kept, from the start on. Points compared may lie outside
-        of it, by `smoothing` times a direction.
-      stop: `stop(value, params) -> bool`, compiled into the steps. Where it holds for a
+      optimizer: A complete ZO optimizer, e.g. `radazo`, or any `optax` optimizer with
+        an estimator in it.
+      num_steps: Number of steps, at least 0.
+      state: State of an earlier result to continue from; None for a new one.
+      batches: A function of the step count in the optimizer's state, compiled into the
+        steps, or an iterable with one item per step. Each batch is a pytree.
+      bounds: `(lower, upper)`, each a number or a pytree like `params`: the box that
+        parameters are clipped to, including the start. Evaluations may lie outside it,
+        by `smoothing` times a direction.
+      stop: `stop(value, params) -> bool`, compiled into the steps. If it holds for a
         value and the parameters before the step, the run ends with those parameters.
-      callback: Called with the result so far: every `callback_every` steps, else after
-        each compiled call, which is a fraction of a second of steps, or one step of an
-        iterable of batches. It gets copies. The run ends if it returns True.
+      callback: Called with the result so far, as copies, every `callback_every` steps;
+        by default after each call of a fraction of a second of steps, or of one step of
+        an iterable of batches. The run ends if it returns True.
       callback_every: Steps between two calls of `callback`.
       progress: Whether to show a progress bar (needs tqdm); None shows it on a
         terminal where tqdm is installed.
-      checkpoints: A folder to keep the run in and to go on from (needs orbax), or an
-        open `Checkpoints` of `open_checkpoints`, which sets how often and how many. It
-        holds parameters, state, history and position: an iterable of batches is given
-        anew, from its first item, and advanced past those that were used.
-      journal: A file for the slopes of each step, from which `replay` makes the run
-        again without `value_fn`; see `open_journal`. A run goes on with its own, and
-        steps that are there already are compared. A step is then two programs, draws
-        its directions once more, and may differ in last bits from one without.
+      checkpoints: A folder to save the run in and resume from (needs orbax), or an open
+        `Checkpoints` of `open_checkpoints`, which sets how often and how many. To
+        resume, pass an iterable of batches from its first item: used ones are skipped.
+      journal: A file for the readings of each step, from which `replay` repeats the run
+        without `value_fn`; see `open_journal`. An existing journal is appended to, and
+        steps it already holds are compared. Each step is then two programs, redraws its
+        directions, and may differ in the last bits from one without a journal.
     Returns:
       A `MinimizeResult`.
     Raises:
       TypeError: If an argument is of the wrong kind.
-      ValueError: If `num_steps` is negative, or `bounds` do not fit `params` or are the
-        wrong way round, or the optimizer has no estimator in it, or `state` is not
-        one of this optimizer for these parameters, or `checkpoints` or `journal`
-        cannot be written or read, or are of another run, or checkpoints of more steps
-        than `num_steps`, or the estimator has no slopes to keep.
+      ValueError: If an argument is out of its range, `optimizer` has no estimator,
+        `state` does not fit `optimizer` and `params`, or `checkpoints` or `journal`
+        cannot be read or written, belong to another run or have more than `num_steps`.
     Cost:
       That of the optimizer, times `num_steps`; one copy of the parameters. While a
-      checkpoint is written, parameters and state once more on the host.
+      checkpoint is written, a copy of parameters and state on the host.
     Example:
       >>> def value_fn(x):
       ...     return jnp.sum((x - 1) ** 2)
@@ -145,7 +139,7 @@ _NO_BATCH = object()
 
 
 def _items(api_name: str, batches: Any, done: int) -> Iterator[Any] | None:
-    """The batches after those of the steps that were taken."""
+    """Return the batches after those of the steps already taken."""
     if batches is None or callable(batches):
         return None
     items = iter(batches)

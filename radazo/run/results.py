@@ -1,7 +1,6 @@
-"""Where a run stands: its parameters, state, history and status, between two calls.
+"""The state of a run between two calls: parameters, optimizer, history, status.
 
-What `minimize` and the runs of a pool have in common: a start, steps, callbacks, and
-checkpoints to go on from.
+`minimize` and the runs of a pool share it.
 """
 
 import contextlib
@@ -23,16 +22,16 @@ _SECONDS_PER_CALL = 0.2
 
 
 class MinimizeResult(NamedTuple):
-    """What a run reached.
+    """The result of a run.
 
     Attributes:
-      params: The parameters reached, like those given.
-      state: The optimizer's state; give it to `minimize` to go on.
-      values: (num_steps,) NumPy array, the value that each step's estimate returned:
-        for `forward` that of the parameters before the step.
-      num_values: (num_steps,) NumPy array, function values taken up to each step.
-      num_steps: Steps taken in this call; with `checkpoints` those of the calls that
-        it went on from, too, as are `values` and `num_values`.
+      params: The last parameters, a pytree like those given.
+      state: The optimizer's state; pass it to `minimize` to continue.
+      values: (num_steps,) NumPy array, the value of the estimate of each step: with
+        `forward` that of the parameters before the step.
+      num_values: (num_steps,) NumPy array, function values up to each step.
+      num_steps: Steps taken. With `checkpoints` this, `values` and `num_values` include
+        the earlier calls.
       status: "finished", "stopped" (by `stop` or the callback), "exhausted" (no batch
         left, or no budget of a pool) or "interrupted" (Ctrl-C, and SIGTERM with
         `checkpoints`).
@@ -54,7 +53,7 @@ def started(
     state: Any,
     bounds: Any,
 ) -> tuple["_Run", Callable[[list[jax.Array]], list[jax.Array]] | None]:
-    """A run before its first step, and the box that it stays in."""
+    """Return a run before its first step, and the clipping to its bounds."""
     box = None if bounds is None else projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
     arrays = partition.copied(arrays) if box is None else box(partition.copied(arrays))
@@ -63,7 +62,7 @@ def started(
 
 
 class _Run:
-    """The mutable part of a run: where it stands between two calls."""
+    """The mutable state of a run between two calls."""
 
     def __init__(
         self,
@@ -87,13 +86,13 @@ class _Run:
         return self.done < self.history.values.size and self.status == "finished"
 
     def advance(self, steps: Any, limit: int, batch: Any) -> int:
-        """One call: the steps taken in it."""
+        """Make one call and return the number of steps taken."""
         num = min(limit, self.pace)
         begun = time.perf_counter()
         self.arrays, self.state, *seen = steps(self.arrays, self.state, num, batch)
         records, taken, stopped = jax.device_get(seen)
         seconds = time.perf_counter() - begun
-        if self.compiled:  # The first call compiles: its time says nothing.
+        if self.compiled:  # The first call includes compilation.
             fitting = int(num * _SECONDS_PER_CALL / max(seconds, 1e-6))
             self.pace = max(1, min(fitting, 8 * num, loop.MAX_STEPS_PER_CALL))
         self.compiled = True
@@ -101,7 +100,7 @@ class _Run:
         for all_steps, new in zip(self.history[:2], records[:2], strict=True):
             all_steps[self.done : self.done + int(taken)] = new
         if self.journal is not None:
-            # On disk before a checkpoint is, which goes on where the journal ends.
+            # Sync before any checkpoint, which must not be ahead of the journal.
             self.journal.append(records.entry)
             self.journal.sync()
         self.done += int(taken)
@@ -113,7 +112,7 @@ class _Run:
         return float(self.history.values[self.done - 1])
 
     def call_back(self, callback: Callable[[MinimizeResult], Any] | None) -> None:
-        """Call back; what is returned besides True means nothing."""
+        """Call the callback; only a returned True has an effect."""
         answer = None if callback is None else callback(self.result())
         if isinstance(answer, bool | np.bool_ | jax.Array) and answer:
             self.status = "stopped"
@@ -122,7 +121,7 @@ class _Run:
     def kept_in(
         self, api_name: str, checkpoints: Any
     ) -> Iterator[checkpointing.Checkpoints]:
-        """Stand where the latest checkpoint is; at the end there is one of the end."""
+        """Restore the latest checkpoint on entry; save one on exit."""
         with checkpointing.opened(api_name, checkpoints) as kept:
             if kept.folder:
                 self.identity = run_id.told(api_name, *self.here(), self.bounds)
@@ -131,7 +130,7 @@ class _Run:
             kept.save(self.done, self.tree(), now=True)
 
     def keep(self, kept: checkpointing.Checkpoints) -> None:
-        """Save if it is time to; hear of Ctrl-C.
+        """Save a checkpoint if one is due, and handle Ctrl-C.
 
         Processes that share a run must take equally many steps in a call.
         """
@@ -145,7 +144,7 @@ class _Run:
         return self.rest.join(self.arrays), self.state
 
     def result(self) -> MinimizeResult:
-        # Copies: the next call takes the buffers of this one.
+        # Copies, since the next call donates these buffers.
         return MinimizeResult(
             self.rest.join(partition.copied(self.arrays)),
             partition.copied(self.state),
@@ -166,7 +165,7 @@ class _Run:
         }
 
     def resume(self, api_name: str, kept: checkpointing.Checkpoints) -> None:
-        """Stand where the latest checkpoint is, if there is one."""
+        """Restore the latest checkpoint, if any."""
         done, tree = kept.restore(self.tree())
         if done > self.history.values.size:
             validation.fail(
@@ -200,7 +199,7 @@ def _state(
     params: core.Params,
     state: Any,
 ) -> Any:
-    """The state to start from: a new one, or a copy of the one given."""
+    """Return a new state, or a copy of the one given."""
     if state is None:
         state = optimizer.init(params)
         combinators.find_estimator_state(api_name, state)
@@ -226,7 +225,7 @@ def _state(
 
 
 def check_steps(api_name: str, num_steps: Any, callback: Any) -> None:
-    """What every run is told: how many steps, and whom to call between them."""
+    """Check the arguments of every run: the number of steps and the callback."""
     validation.integer(
         api_name, "num_steps", num_steps, 0, "It is the number of steps."
     )
