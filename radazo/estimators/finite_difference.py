@@ -51,10 +51,10 @@ def finite_difference_estimator(
         redraws all directions, which do not depend on the number of devices. With
         `chunk_size=1`, results were bitwise equal on CPUs. Not for `forward_mode`.
     Returns:
-      An `Estimator`. Its value is f(x) for `forward` and `forward_mode`, and the mean
-      of the evaluated values for `central` and `one_point`. With `has_aux`, `info.aux`
-      is the aux at f(x) for `forward` and `forward_mode`, and at f(x + smoothing · u₀)
-      for the others. All but `forward` hold the aux of all points temporarily.
+      An `Estimator`. With `forward` and `forward_mode`, its value and aux are those of
+      f(x). With `central` and `one_point`, its value is the mean of all values and its
+      aux that of f(x + smoothing · u₀). All but `forward` hold the aux of all points in
+      memory.
     Raises:
       TypeError: If an argument has the wrong type, or `value_fn` does not return real
         numbers or does not support forward-mode differentiation for `forward_mode`.
@@ -114,10 +114,8 @@ def sphere_estimator(
       As `finite_difference_estimator`.
     Example:
       >>> estimator = sphere_estimator(num_directions=2000)
-      >>> fn = lambda x: x[0] - 2 * x[1]
-      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
-      >>> _, gradient = value_and_grad(0, jnp.zeros(2))
-      >>> print(jnp.round(gradient))
+      >>> grad_fn = jax.jit(radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator))
+      >>> print(jnp.round(grad_fn(0, jnp.zeros(2))[1]))
       [ 1. -2.]
     References:
       Flaxman et al., Online convex optimization in the bandit setting, 2005. Shu et
@@ -159,10 +157,8 @@ def gaussian_estimator(
       As `finite_difference_estimator`.
     Example:
       >>> estimator = gaussian_estimator(num_directions=5000)
-      >>> fn = lambda x: x[0] - 2 * x[1]
-      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
-      >>> _, gradient = value_and_grad(0, jnp.zeros(2))
-      >>> print(jnp.round(gradient))
+      >>> grad_fn = jax.jit(radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator))
+      >>> print(jnp.round(grad_fn(0, jnp.zeros(2))[1]))
       [ 1. -2.]
     References:
       Nesterov and Spokoiny, Random gradient-free minimization of convex functions,
@@ -204,10 +200,8 @@ def rademacher_estimator(
       As `finite_difference_estimator`.
     Example:
       >>> estimator = rademacher_estimator(num_directions=5000)
-      >>> fn = lambda x: x[0] - 2 * x[1]
-      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
-      >>> _, gradient = value_and_grad(0, jnp.zeros(2))
-      >>> print(jnp.round(gradient))
+      >>> grad_fn = jax.jit(radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator))
+      >>> print(jnp.round(grad_fn(0, jnp.zeros(2))[1]))
       [ 1. -2.]
     References:
       Spall, Multivariate stochastic approximation using a simultaneous perturbation
@@ -240,8 +234,8 @@ def coordinate_estimator(
 
     Args:
       num_directions: K, at least 1, or None for each coordinate once. With None, a
-        coordinate whose value is not finite gets 0, and the others are scaled by d /
-        |kept|.
+        coordinate whose value is not finite gets 0, and the others are scaled by
+        d / |kept|.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
@@ -251,10 +245,8 @@ def coordinate_estimator(
       are another copy of the parameters.
     Example:
       >>> estimator = coordinate_estimator(num_directions=5000)
-      >>> fn = lambda x: x[0] - 2 * x[1]
-      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
-      >>> _, gradient = value_and_grad(0, jnp.zeros(2))
-      >>> print(jnp.round(gradient))
+      >>> grad_fn = jax.jit(radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator))
+      >>> print(jnp.round(grad_fn(0, jnp.zeros(2))[1]))
       [ 1. -2.]
     References:
       Lian et al., A comprehensive linear speedup analysis for asynchronous stochastic
@@ -301,17 +293,15 @@ def orthogonal_estimator(
     Returns:
       An `Estimator`.
     Raises:
-      TypeError, ValueError: As `finite_difference_estimator`; and if `num_directions` >
-        d, at the first estimate.
+      TypeError, ValueError: As `finite_difference_estimator`; and if
+        `num_directions` > d, at the first estimate.
     Cost:
       Function values as `finite_difference_estimator`; about 3K copies of the
       parameters, since all directions are held at once.
     Example:
       >>> estimator = orthogonal_estimator(num_directions=2)
-      >>> fn = lambda x: x[0] - 2 * x[1]
-      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
-      >>> _, gradient = value_and_grad(0, jnp.zeros(2))  # K = d: exact
-      >>> print(jnp.round(gradient, 2))
+      >>> grad_fn = jax.jit(radazo.value_and_grad(lambda x: x[0] - 2 * x[1], estimator))
+      >>> print(jnp.round(grad_fn(0, jnp.zeros(2))[1], 2))  # K = d: exact
       [ 1. -2.]
     References:
       Kozak et al., Zeroth-order optimization with orthogonal random directions, 2023.

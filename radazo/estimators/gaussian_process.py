@@ -14,12 +14,9 @@ With the points xᵢ of the buffer and their standardized values y, the posterio
   mean gradient       std(y) · Σᵢ weightsᵢ · ∇ₓ k(x, xᵢ)
   uncertainty         1 − tr(Dᵀ K⁻¹ D) / (d · prior variance),  D the rows ∇ₓ k(x, xᵢ)
 
-The uncertainty is the posterior variance of the partial derivatives relative to the
-prior variance.
-
-The buffer has a fixed size. Empty rows are rows of the identity in K with a value of 0
-and do not affect the posterior. Distances are computed from differences of points,
-because inner products lose the distances of close points in float32.
+Empty rows of the buffer are rows of the identity in K with a value of 0 and do not
+affect the posterior. Distances are computed from differences of points, since inner
+products lose small distances in float32.
 """
 
 import math
@@ -191,10 +188,7 @@ def filled(buffer: Buffer) -> jax.Array:
 
 
 def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
-    """Return the lower Cholesky factor of a Gram matrix with jitter.
-
-    Empty rows are rows of the identity.
-    """
+    """Return the lower Cholesky factor of K, with the identity in empty rows."""
     pairs = holds[:, None] & holds[None, :]
     gram = jnp.where(pairs, gram, jnp.zeros_like(gram))
     # A smaller jitter is lost in the rounding errors of the decomposition.
@@ -235,7 +229,6 @@ def uncertainty(
     dim: int,
 ) -> jax.Array:
     """Return the mean posterior variance of the partial derivatives over the prior's.
-
 
     `table` has the squared distances between the points, `distances` those from x.
     """

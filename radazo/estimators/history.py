@@ -2,9 +2,6 @@
 
 The state stores only the key of each past step and one scalar per direction. An
 estimate is a weighted sum over the redrawn directions of the last N + 1 steps.
-
-history_reuse_estimator   values of the last steps, relative to their mean  (ZoAR)
-history_mean_estimator    mean of the last gradient estimates               (ZoHS)
 """
 
 import math
@@ -68,9 +65,9 @@ def history_reuse_estimator(
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
 
     The sum is over the n valid values of the last N + 1 steps, each with its own
-    smoothing. The paper divides by n, which shrinks the estimate by (n − 1) / n. With n
-    − 1 it is unbiased on a linear function ⟨a, x⟩ at constant parameters, with a total
-    variance of (d + 1) ‖a‖² / (n − 1) along Gaussian directions.
+    smoothing. The paper divides by n, which shrinks the estimate by (n − 1) / n. With
+    n − 1 it is unbiased on a linear function ⟨a, x⟩ at constant parameters, with a
+    total variance of (d + 1) ‖a‖² / (n − 1) along Gaussian directions.
 
     Args:
       sampler: Sampler of the directions, which must be independent of each other.
@@ -82,17 +79,15 @@ def history_reuse_estimator(
         The terms are summed before they are compared, so this gains no precision.
     Returns:
       An `Estimator`, which is not memoryless. Its value is the mean of the valid values
-      of the step. `info` describes the K directions of this step, with slopes (yₖ −
-      mean y) / smoothing. If no value of the step is valid, or n = 1, the gradient is
-      zero and all directions of `info` are dropped. With `has_aux`, `info.aux` is the
-      aux of the first point.
+      of the step, its aux that of the first point; `info.slopes` are (yₖ − mean
+      y) / smoothing. If no value of the step is valid, or n = 1, the gradient is zero
+      and all directions of `info` are dropped.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`; and if the directions of
         `sampler` depend on each other, or n could never be 2.
     Cost:
-      K function values per step, and (N + 2) · K draws of a direction. The state is N +
-      1 keys and (N + 1) · K values, no copy of the parameters; memory per batch as
-      `finite_difference_estimator`.
+      K function values per step, and (N + 2) · K draws of a direction. The state is
+      N + 1 keys and (N + 1) · K values, no copy of the parameters.
     Example:
       >>> estimator = history_reuse_estimator(num_directions=500, num_past=1)
       >>> estimate = jax.jit(
@@ -155,8 +150,8 @@ def history_mean_estimator(
       gₜ = the g of `finite_difference_estimator` in step t
       g  = mean of gₜ over those of the last N + 1 steps with a valid direction
 
-    The total variance of g on a linear function ⟨a, x⟩ along Gaussian directions is (d
-    + 1) ‖a‖² / ((N + 1) K).
+    The total variance of g on a linear function ⟨a, x⟩ along Gaussian directions is
+    (d + 1) ‖a‖² / ((N + 1) K).
 
     Args:
       sampler, num_directions, smoothing, difference, chunk_size, terms, mask, sharding:

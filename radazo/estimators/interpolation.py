@@ -55,11 +55,10 @@ def interpolation_estimator(
       slopeᵢ = (f(x + δᵢ) − f(x)) / ‖δᵢ‖
       g = Uᵀ (U Uᵀ)⁺ slope                           with rows δᵢ / ‖δᵢ‖ of U
 
-    where r is the distance of a new point: `smoothing`, times √d for samplers with ‖u‖
-    = √d. Displacements are computed from the points as rounded to the leaf types. After
-    a step of length s a point is at a distance of about √(r² + s²), so by default
-    points are reused while steps are shorter than 1.7 r: choose `smoothing` near that
-    length.
+    where r is the distance of a new point: `smoothing`, times √d for samplers with
+    ‖u‖ = √d. After a step of length s a point is at a distance of about √(r² + s²), so
+    by default points are reused while steps are shorter than 1.7 r: choose `smoothing`
+    near that length.
 
     The pseudoinverse drops combinations that are dependent up to rounding: in float32
     one of N = d random directions in a few percent of runs. Use a few more directions,
@@ -81,8 +80,8 @@ def interpolation_estimator(
       TypeError, ValueError: As `finite_difference_estimator`, and if `reuse_distance`
         or `max_reuse` is out of range.
     Cost:
-      1 + N − reused function values per step, see `info.num_values`; at least 1 + N −
-      max_reuse · N. Under `jax.vmap`, N + 1 are evaluated. N + 1 copies of the
+      1 + N − reused function values per step, see `info.num_values`; at least
+      1 + N − max_reuse · N. Under `jax.vmap`, N + 1 are evaluated. N + 1 copies of the
       parameters in the state, in float32 at least, and 2N to 3N more during a step.
     Example:
       >>> estimator = interpolation_estimator(num_directions=2)

@@ -1,7 +1,6 @@
 """Guard an estimator against outliers: skip the step, or clip its slopes.
 
-A guard compares the largest slope of a step with those of recent steps. It wraps any
-estimator.
+A guard compares the largest slope of a step with those of recent steps.
 """
 
 import functools
@@ -15,10 +14,10 @@ import optax
 from radazo import core, validation
 from radazo.estimators import build
 
-_ENOUGH = 5  # Recent steps needed before a slope can be an outlier.
+_MIN_STEPS = 5  # Recent steps needed before a slope can be an outlier.
 
-# answer(bound, largest) -> factor of the slopes of an outlier, in [0, 1)
-_Answer = Callable[[jax.Array, jax.Array], jax.Array]
+# slope_factor(bound, largest) -> factor of the slopes of an outlier, in [0, 1)
+_SlopeFactor = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class OutlierState(NamedTuple):
@@ -47,18 +46,18 @@ def skip_outliers(
 ) -> core.Estimator:
     """Skip the steps of an estimator whose largest slope is an outlier.
 
-    Use it for values that are occasionally wrong: a failed solver, a corrupt batch, a
-    sum near overflow. With s = the largest |slope| of the step:
+    For values that are occasionally wrong, such as those of a failed solver or a
+    corrupt batch. With s = the largest |slope| of the step:
 
       bound = factor · quantile of s over the last `window` steps with a nonzero slope
       s > bound   gradient zero, all directions dropped; the state of the estimator is
                   unchanged, and with `with_estimator` that of the optimizer too
 
     The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers are stored
-    too, so a lasting change of scale is accepted after at most window − ⌈quantile ·
-    window⌉ + 1 skipped steps in a row, 26 by default. Outliers must be fewer than 1 −
-    quantile of the steps. Nothing is skipped before 5 steps with a nonzero slope (or
-    `window`, if less).
+    too, so a lasting change of scale is accepted after at most
+    window − ⌈quantile · window⌉ + 1 skipped steps in a row, 26 by default. Outliers
+    must be fewer than 1 − quantile of the steps. Nothing is skipped before 5 steps with
+    a nonzero slope (or `window`, if less).
 
     With `zo_sgd`, a slope F times too large makes a step F times too long. `radazo`
     bounds the update by learning_rate / √(1 − b2) per element, but its second moment
@@ -102,15 +101,14 @@ def clip_outliers(
 ) -> core.Estimator:
     """Clip the slopes of steps whose largest slope is an outlier.
 
-    `skip_outliers` that scales the step to the bound instead of skipping it: gradient
-    clipping with an adaptive bound, for heavy-tailed noise.
+    Gradient clipping with an adaptive bound, for heavy-tailed noise.
 
       bound = factor · quantile of s over the last `window` steps with a nonzero slope
       slopes, gradient ← slopes, gradient · min(1, bound / s)
 
     where s is the largest |slope| of the step before clipping. Clipping biases the
-    estimate. The memory of an estimator such as `history_mean_estimator` is not
-    clipped; use `skip_outliers` there.
+    estimate. It does not affect the memory of an estimator such as
+    `history_mean_estimator`; use `skip_outliers` there.
 
     Args:
       estimator: Any `Estimator`.
@@ -150,7 +148,7 @@ def _guarded(
     quantile: float,
     window: int,
     factor: float,
-    answer: _Answer,
+    slope_factor: _SlopeFactor,
 ) -> core.Estimator:
     """Build the guarded estimator."""
     build.check_estimator(api_name, estimator)
@@ -169,7 +167,7 @@ def _guarded(
             inner_state=estimator.init(params),
         )
 
-    guarded = functools.partial(_guard, quantile, window, factor, answer)
+    guarded = functools.partial(_guard, quantile, window, factor, slope_factor)
 
     def estimate(
         step: core.Step,
@@ -200,17 +198,17 @@ def _guard(
     quantile: float,
     window: int,
     factor: float,
-    answer: _Answer,
+    slope_factor: _SlopeFactor,
     state: OutlierState,
     found: core.Estimate,
 ) -> core.Estimate:
-    """Multiply the slopes and the gradient of an outlier by the answer."""
+    """Multiply the slopes and the gradient of an outlier by the slope factor."""
     recent, info = state.recent, found.info
     largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
     num_seen, typical = _quantile(recent, quantile)
     bound = jnp.asarray(factor, recent.dtype) * typical
-    outlier = (num_seen >= min(_ENOUGH, window)) & (largest > bound)
-    share = jnp.where(outlier, answer(bound, largest), jnp.ones_like(largest))
+    outlier = (num_seen >= min(_MIN_STEPS, window)) & (largest > bound)
+    share = jnp.where(outlier, slope_factor(bound, largest), jnp.ones_like(largest))
     taken = share > 0
     state = OutlierState(
         count=state.count,

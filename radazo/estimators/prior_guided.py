@@ -19,9 +19,8 @@ from radazo.estimators import build, mean
 class Prior(NamedTuple):
     """A guess of the gradient's direction, from a memory of one flat vector.
 
-    All vectors are (dim,) vectors of the perturbed elements. Sign and length of a guess
-    do not matter. A guess that is zero or not finite is ignored. `guess` is used after
-    the first `remember`; until then the memory is zeros.
+    All are (dim,) vectors of the perturbed elements. Sign and length of a guess do not
+    matter; zero and non-finite guesses are ignored. The first memory is zeros.
 
     Attributes:
       guess: `guess(memory, point) -> vector`, at the point of the estimate.

@@ -63,10 +63,8 @@ def trajectory_estimator(
 ) -> core.Estimator:
     """Estimate the gradient from a Gaussian process fitted to the last points.
 
-    A step evaluates the function at the parameters and at K points around them, adds
-    them to a buffer of the last `num_points`, fits a Gaussian process to the buffer
-    (equations in `radazo.estimators.gaussian_process`) and returns the gradient of its
-    mean. This estimates the gradient itself, unscaled but biased.
+    The Gaussian process (see `radazo.estimators.gaussian_process`) is fitted to a
+    buffer of the last `num_points` points. The estimate is unscaled but biased.
 
       buffer ← f(x), f(x + smoothing · uₖ) for k < K
       g = ∇ (posterior mean of f) at x
@@ -75,9 +73,9 @@ def trajectory_estimator(
     on four functions (quadratics, Rosenbrock, Levy), its mean cosine similarity to the
     gradient is 0.88 to 0.98 in 10 dimensions and 0.87 to 0.96 in 20; that of
     `orthogonal_estimator`, √(K / d), is 0.6 and 0.4. In 1,000 dimensions at K = 10 it
-    is 0.2 against 0.1, and the norm of g is a fifth of the gradient's, since g lies in
-    the span of the points. Accuracy degrades near a minimum, where f changes less over
-    `smoothing` than float32 and the jitter resolve; use a decreasing schedule.
+    is 0.2 against 0.1, and the norm of g is a fifth of the gradient's. Accuracy
+    degrades near a minimum, where f changes less over `smoothing` than float32 and the
+    jitter resolve; use a decreasing schedule.
 
     With `max_virtual_steps` > 0 a step uses the buffer without a function value
 
@@ -85,7 +83,7 @@ def trajectory_estimator(
 
     where the uncertainty is the mean posterior variance of the partial derivatives at x
     over the prior's. It exceeds 1 − num_points / d, so in high dimension no step is
-    virtual. A virtual step may lead to a point where f is not finite.
+    virtual.
 
     Args:
       kernel: `matern`, of order 5/2, `rbf`, or a custom `Kernel`.
@@ -106,10 +104,10 @@ def trajectory_estimator(
       terms: If True, `value_fn` returns an array of terms whose sum is the objective.
         The buffer stores sums, so this gains no precision.
     Returns:
-      An `Estimator`, which is not memoryless. Its value is f(x), `info.slopes` are (f(x
-      + smoothing · uₖ) − f(x)) / smoothing, and `info.aux` is the aux at f(x). In a
-      virtual step the value is the posterior mean, the slopes are valid zeros, and the
-      aux is zeros, or None if not traced by JAX.
+      An `Estimator`, which is not memoryless. Its value is f(x), `info.slopes` are
+      (f(x + smoothing · uₖ) − f(x)) / smoothing, and `info.aux` is the aux at f(x). In
+      a virtual step the value is the posterior mean, the slopes are valid zeros, and
+      the aux is zeros, or None if not traced by JAX.
     Raises:
       TypeError, ValueError: As `finite_difference_estimator`; if `kernel` is not a
         `Kernel`, or a number is out of range.

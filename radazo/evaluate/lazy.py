@@ -31,7 +31,7 @@ from jax.extend import core as jax_core
 
 from radazo import core, flat, offsets, validation
 
-_NOWHERE = np.uint32(0xFFFFFFFF)  # Not the index of any element.
+_NO_INDEX = np.uint32(0xFFFFFFFF)  # Not the index of any element.
 BLOCK = 1 << 20  # Elements of a matrix that are materialized at once.
 
 # Primitives that call a jaxpr, and the parameter that holds it.
@@ -138,7 +138,7 @@ def evaluate(
             zip(jax.tree.leaves(params), layout.active, starts[:-1], strict=True)
         )
     ]
-    outs = [_numbers(x) for x in _run(closed.jaxpr, closed.consts, inputs)]
+    outs = [_materialized(x) for x in _run(closed.jaxpr, closed.consts, inputs)]
     return jax.tree.unflatten(jax.tree.structure(out), outs)
 
 
@@ -147,7 +147,7 @@ def _promise(noise: Noise, leaf: int, stored: jax.Array, start: int) -> Moved:
     return Moved(noise, leaf, stored, start, axes, stored.dtype)
 
 
-def _numbers(x: Any) -> Any:
+def _materialized(x: Any) -> Any:
     return x.whole() if isinstance(x, Moved) else x
 
 
@@ -168,7 +168,7 @@ def _run(
         if rule is not None and any(isinstance(x, Moved) for x in ins):
             outs = rule(eqn.params, *ins)
         if outs is None:
-            outs = _applied(program, eqn, [_numbers(x) for x in ins])
+            outs = _applied(program, eqn, [_materialized(x) for x in ins])
         known |= dict(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in program.outvars]
 
@@ -214,15 +214,16 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
     program = params["jaxpr"]
     num_consts, num_carried = _scan_sizes(params)
     last = num_consts + num_carried
-    takers = program.jaxpr.invars[:num_consts]
+    variables = program.jaxpr.invars[:num_consts]
     # A constant stays lazy if each iteration uses only parts of it.
     consts = [
-        x if _is_taken_in_parts(program.jaxpr, taker) else _numbers(x)
-        for x, taker in zip(ins[:num_consts], takers, strict=True)
+        x if _is_used_in_parts(program.jaxpr, variable) else _materialized(x)
+        for x, variable in zip(ins[:num_consts], variables, strict=True)
     ]
-    init = [_numbers(x) for x in ins[num_consts:last]]
+    init = [_materialized(x) for x in ins[num_consts:last]]
     stacks = [
-        _numbers(x) if isinstance(x, Moved) and x.order[0] else x for x in ins[last:]
+        _materialized(x) if isinstance(x, Moved) and x.order[0] else x
+        for x in ins[last:]
     ]
 
     def body(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
@@ -232,7 +233,7 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
             for stack, x in zip(stacks, slices, strict=True)
         ]
         outs = _run(program.jaxpr, program.consts, [*consts, *carry, *parts])
-        outs = [_numbers(x) for x in outs]
+        outs = [_materialized(x) for x in outs]
         return outs[: len(init)], outs[len(init) :]
 
     numbers = jnp.arange(params["length"], dtype=jnp.uint32)
@@ -249,29 +250,29 @@ def _layer(stack: Moved, number: jax.Array, stored: jax.Array) -> Moved:
     return layer._replace(order=order)
 
 
-def _is_taken_in_parts(program: jax_core.Jaxpr, taker: Any) -> bool:
+def _is_used_in_parts(program: jax_core.Jaxpr, variable: Any) -> bool:
     """Return whether a program uses an input only by its slices and rows."""
-    if any(taker is x for x in program.outvars):
+    if any(variable is x for x in program.outvars):
         return False
     return all(
-        _takes_parts(eqn, place)
+        _uses_parts(eqn, place)
         for eqn in program.eqns
         for place, x in enumerate(eqn.invars)
-        if taker is x
+        if variable is x
     )
 
 
-def _takes_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
+def _uses_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
         inner = params[_CALLS[name]]
         inner = inner.jaxpr if isinstance(inner, jax_core.ClosedJaxpr) else inner
-        return _is_taken_in_parts(inner, inner.invars[place])
+        return _is_used_in_parts(inner, inner.invars[place])
     if name == "scan":
         inner = params["jaxpr"].jaxpr
         num_consts, num_carried = _scan_sizes(params)
         if place < num_consts:
-            return _is_taken_in_parts(inner, inner.invars[place])
+            return _is_used_in_parts(inner, inner.invars[place])
         return place >= num_consts + num_carried  # Stacked: layer by layer.
     return name in ("dynamic_slice", "gather") and place == 0
 
@@ -281,13 +282,13 @@ def _cond(params: dict[str, Any], index: Any, *ins: Any) -> list[Any]:
         def run(*arrays: Any) -> list[Any]:
             rest = iter(arrays)
             args = [x if isinstance(x, Moved) else next(rest) for x in ins]
-            return [_numbers(x) for x in _run(closed.jaxpr, closed.consts, args)]
+            return [_materialized(x) for x in _run(closed.jaxpr, closed.consts, args)]
 
         return run
 
     branches = [branch(closed) for closed in params["branches"]]
     arrays = [x for x in ins if not isinstance(x, Moved)]
-    return lax.switch(_numbers(index), branches, *arrays)
+    return lax.switch(_materialized(index), branches, *arrays)
 
 
 def _slice(params: dict[str, Any], x: Moved) -> list[Any] | None:
@@ -307,7 +308,7 @@ def _dynamic_slice(params: dict[str, Any], x: Any, *starts: Any) -> list[Any] | 
         return None
     if tuple(sizes[1:]) != x.stored.shape[1:]:
         return None
-    return [x.rows(_numbers(starts[0]), sizes[0])]
+    return [x.rows(_materialized(starts[0]), sizes[0])]
 
 
 def _squeeze(params: dict[str, Any], x: Moved) -> list[Any] | None:
@@ -340,19 +341,19 @@ def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
     names = ("dimension_numbers", "slice_sizes", "unique_indices")
     taken = functools.partial(
         lax.gather,
-        start_indices=_numbers(indices),
+        start_indices=_materialized(indices),
         indices_are_sorted=params["indices_are_sorted"],
         mode=params["mode"],
         **{name: params[name] for name in names},
     )
     check_size(x.stored.shape)
     places = lax.iota(jnp.uint32, x.stored.size).reshape(x.stored.shape)
-    places = taken(places, fill_value=_NOWHERE)
+    places = taken(places, fill_value=_NO_INDEX)
     rows = taken(x.stored, fill_value=params["fill_value"])
     x.noise.seen(x.leaf, rows.size)
     indices = offsets.moved(x.offset, places, 1, x.stored.size)
     moved = _added(rows, x.noise.at(indices))
-    return [jnp.where(places == _NOWHERE, rows, moved).astype(x.dtype)]
+    return [jnp.where(places == _NO_INDEX, rows, moved).astype(x.dtype)]
 
 
 def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
@@ -362,7 +363,7 @@ def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
         contracted, batch = (axes[side] for axes in params["dimension_numbers"])
         axis = x.order.index(0)
         if axis not in (*contracted, *batch):
-            other = _numbers(operands[1 - side])
+            other = _materialized(operands[1 - side])
             free = [a for a in range(axis) if a not in (*contracted, *batch)]
             before = other.ndim - len(contracted) if side else len(batch)
             return [_in_blocks(params, x, other, side, before + len(free))]

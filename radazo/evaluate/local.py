@@ -90,8 +90,8 @@ def _in_python(
 ) -> tuple[jax.Array, Any]:
     """Evaluate the needed queries outside of any traced program."""
     indices = [jnp.uint32(i) for i in range(queries.num)]
-    taken = [call(queries.point(i), i) if needed(i) else None for i in indices]
-    known = [values for values, _ in filter(None, taken)]
+    results = [call(queries.point(i), i) if needed(i) else None for i in indices]
+    known = [values for values, _ in filter(None, results)]
     missing = jnp.zeros_like(known[0]) if known else jnp.zeros(())
-    values = jnp.stack([missing if x is None else x[0] for x in taken])
-    return values, None if taken[0] is None else taken[0][1]
+    values = jnp.stack([missing if x is None else x[0] for x in results])
+    return values, None if results[0] is None else results[0][1]
