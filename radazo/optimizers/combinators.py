@@ -1,11 +1,11 @@
-"""Three forms of one estimator: where the values enter a training loop.
+"""Three forms of an estimator, for three kinds of training loop.
 
-  value_and_grad      a plain function of a key: for loops that take a gradient
-  with_estimator      around an optimizer, which then also gets `value` and `value_fn`
-  estimate_gradient   a link, the first of an `optax.chain`
+  value_and_grad      a function of a key, for loops that take a gradient
+  with_estimator      wraps an optimizer, which also gets `value` and `value_fn`
+  estimate_gradient   the first link of an `optax.chain`
 
-The link is the second form around an optimizer that does nothing. Keys are made the
-same way in both: the key of a step is fold_in(key, count).
+`estimate_gradient` is `with_estimator` around the identity. In both, the key of a step
+is fold_in(key, count).
 """
 
 import functools
@@ -22,15 +22,15 @@ from radazo.estimators import build
 
 
 class WithEstimatorState(NamedTuple):
-    """State of `with_estimator` and of `estimate_gradient`.
+    """State of `with_estimator` and `estimate_gradient`.
 
     Attributes:
       count: int32 scalar, steps so far.
-      key_data: (2,) uint32, the words of the key of the run. It never changes.
+      key_data: (2,) uint32, the constant key data of the run.
       last_value: Float scalar, the value that the last estimate returned.
       num_values: int32 scalar, function values so far.
       num_dropped: int32 scalar, directions dropped so far for a non-finite value.
-      num_skipped: int32 scalar, steps so far in which no direction was left.
+      num_skipped: int32 scalar, steps so far without a valid direction.
       estimator: State of the estimator.
       optimizer: State of the optimizer.
     """
@@ -48,24 +48,25 @@ class WithEstimatorState(NamedTuple):
 def value_and_grad(
     value_fn: core.ValueFn, estimator: core.Estimator, *, has_aux: bool = False
 ) -> Callable[..., tuple[Any, core.Params]]:
-    """Use an estimator as `jax.value_and_grad` is used, with a key in front.
+    """Return a counterpart of `jax.value_and_grad` that takes a key first.
 
-    For every loop that computes a gradient and hands it on: flax `TrainState`, equinox,
-    `optax.MultiSteps`, `optax.lookahead`, `optax.contrib.sam`. Nothing is remembered
-    between calls, so take another key at each step.
+    It fits loops that compute a gradient and pass it on: flax `TrainState`, equinox,
+    `optax.MultiSteps`, `optax.lookahead`, `optax.contrib.sam`. It keeps no state
+    between
+    calls: use a new key at each step.
 
       value, g = estimate(key, f, x)        in place of       value, g = f(x), ∇f(x)
 
     Args:
       value_fn: `value_fn(params, *args, **kwargs)`, a real scalar (or terms, or a pair
         with `aux`). It need not be differentiable.
-      estimator: An `Estimator` that is memoryless: no schedule for its `smoothing`.
+      estimator: A memoryless `Estimator`: no schedule for its `smoothing`.
       has_aux: Whether `value_fn` returns `(value, aux)`.
     Returns:
       A function `(key, params, *args, **kwargs) -> (value, gradient)`, or
       `((value, aux), gradient)` with `has_aux`. The gradient is a pytree like `params`.
     Raises:
-      TypeError: If `value_fn` cannot be called or `estimator` is not an `Estimator`.
+      TypeError: If `value_fn` is not callable or `estimator` is not an `Estimator`.
       ValueError: If the estimator is not memoryless.
     Cost:
       That of the estimator.
@@ -110,16 +111,16 @@ def value_and_grad(
 def estimate_gradient(
     estimator: core.Estimator, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
-    """The estimator as the first link of an `optax.chain`.
+    """Return the estimator as the first link of an `optax.chain`.
 
     `update(updates, state, params, *, value_fn, **extra)` ignores `updates`, which may
-    be None: whatever stands before it in a chain is lost. Keywords that `value_fn`
-    names are passed to it.
+    be None, and so the links before it. It passes `value_fn` the keywords that it
+    names.
 
       updates ← estimate(fold_in(key, count), value_fn, params)
 
-    Where no direction of a step has a finite value, the updates are zero and links
-    behind see a gradient of zero; `with_estimator` leaves their state alone instead.
+    If no direction of a step is valid, later links get a gradient of zero;
+    `with_estimator` keeps their state unchanged instead.
 
     Args:
       estimator: An `Estimator`.
@@ -127,7 +128,8 @@ def estimate_gradient(
     Returns:
       A `GradientTransformationExtraArgs` whose state is a `WithEstimatorState`.
     Raises:
-      TypeError: If `key` is not a threefry key or a seed, or `estimator` is none.
+      TypeError: If `key` is not a threefry key or a seed, or `estimator` is not an
+        `Estimator`.
       ValueError: In `update`, if `value_fn` or `params` is missing.
     Cost:
       That of the estimator; the state is a few scalars.
@@ -153,14 +155,13 @@ def with_estimator(
     optimizer: optax.GradientTransformation,
     key: core.Key,
 ) -> optax.GradientTransformationExtraArgs:
-    """Estimate the gradient, then let `optimizer` update with it.
+    """Estimate the gradient, then update with `optimizer`.
 
-    The form inside which every optax optimizer and wrapper works: the estimator is
-    outside, so `MultiSteps`, `apply_if_finite`, `mechanize`, `masked`, `partition`,
-    `lookahead` and `sam` see a true gradient, and line searches, `polyak_sgd` and
-    `reduce_on_plateau` get the `value`, `grad` and `value_fn` that they ask for. Where
-    no direction of a step has a finite value, the updates are zero and the optimizer's
-    state stays as it was.
+    Every optax optimizer and wrapper works inside this form: `MultiSteps`,
+    `apply_if_finite`, `mechanize`, `masked`, `partition`, `lookahead` and `sam` get an
+    estimated gradient; line searches, `polyak_sgd` and `reduce_on_plateau` also get
+    `value`, `grad` and `value_fn`. If no direction of a step is valid, the updates are
+    zero and the optimizer's state does not change.
 
       value, g = estimate(fold_in(key, count), value_fn, params)
       updates  = optimizer.update(
@@ -169,7 +170,7 @@ def with_estimator(
     Args:
       estimator: An `Estimator`.
       optimizer: Any `optax.GradientTransformation`.
-      key: Typed key or integer seed of the run.
+      key: As in `estimate_gradient`.
     Returns:
       A `GradientTransformationExtraArgs`; its
       `update(updates, state, params, *, value_fn, **extra)` ignores `updates`, which
@@ -178,9 +179,9 @@ def with_estimator(
       TypeError: If an argument is of the wrong kind.
       ValueError: In `update`, if `value_fn` or `params` is missing.
     Cost:
-      That of the estimator and of the optimizer. Values that the optimizer takes itself
-      (a line search) are not in `num_values`. Outside of `jax.jit` a step runs
-      operation by operation, some hundred milliseconds: put `jax.jit` around it.
+      That of the estimator and of the optimizer. `num_values` excludes evaluations by
+      the optimizer (a line search). Outside `jax.jit` a step takes hundreds of
+      milliseconds.
     Example:
       >>> optimizer = with_estimator(
       ...     radazo.sphere_estimator(), optax.MultiSteps(optax.sgd(0.1), 2), key=0
@@ -195,7 +196,7 @@ def with_estimator(
 
 
 class _ReachedError(Exception):
-    """Leaves an update at its first evaluation, with what is to be evaluated."""
+    """Leave an update at its first evaluation, with the inputs of the evaluator."""
 
     def __init__(self, *inputs: Any) -> None:
         super().__init__("an update has reached its evaluation")
@@ -207,7 +208,7 @@ def first_evaluation(
 ) -> tuple[core.Function, core.Step, core.Queries]:
     """Return (function, step, queries) of the first evaluation of an update.
 
-    Whatever wraps the estimator, the update runs up to there and no further.
+    It runs the update up to its first evaluation, through any wrappers.
     """
 
     def leave(*inputs: Any) -> Any:
@@ -236,7 +237,7 @@ def first_evaluation(
 def attached(
     api_name: str, estimator: core.Estimator, optimizer: Any, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
-    """`with_estimator`, whose messages name `api_name`."""
+    """Return `with_estimator` whose messages name `api_name`."""
     build.check_estimator(api_name, estimator)
     hint = (
         "Pass an optimizer, e.g. `optax.sgd(0.1)`, or a chain with "
@@ -268,25 +269,25 @@ def attached(
         offered = {
             "value": value,
             "grad": gradient,
-            # Line searches pass on keywords that they do not know.
+            # Line searches forward unknown keywords.
             "value_fn": lambda p, estimate_info=None: jnp.sum(bound(p)),
             "estimate_info": info,
             **rest,
         }
-        seen = jnp.any(info.kept)
+        any_kept = jnp.any(info.kept)
         updates, optimizer_state = _updated(
-            optimizer, gradient, state.optimizer, params, offered, seen
+            optimizer, gradient, state.optimizer, params, offered, any_kept
         )
         state = state._replace(estimator=estimator_state, optimizer=optimizer_state)
-        return updates, update_counters(state, value, info, seen)
+        return updates, update_counters(state, value, info, any_kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def init_state(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimatorState:
-    """The state before the first step."""
-    # A number each and a copy of the key, so that a donated state takes nothing with it
-    # that the next `init` needs.
+    """Return the state before the first step."""
+    # Separate arrays and a copy of the key, so that donating the state does not delete
+    # buffers that the next `init` needs.
     return WithEstimatorState(
         count=jnp.zeros((), jnp.int32),
         key_data=jnp.array(words, copy=True),
@@ -305,19 +306,19 @@ def _updated(
     state: Any,
     params: Any,
     offered: dict[str, Any],
-    seen: jax.Array,
+    any_kept: jax.Array,
 ) -> tuple[Any, Any]:
-    """The optimizer's update; zero, and the state as it was, where nothing was seen."""
+    """Return the optimizer's update; zero and the old state unless `any_kept`."""
     updates, new = optimizer.update(
         updates, state, params, **_accepted(optimizer.update, offered)
     )
 
     def chosen(new: Any, old: Any) -> Any:
-        return jnp.where(seen, new, old) if isinstance(new, jax.Array) else new
+        return jnp.where(any_kept, new, old) if isinstance(new, jax.Array) else new
 
     updates = jax.tree.map(lambda u: chosen(u, jnp.zeros_like(u)), updates)
     if jax.tree.structure(new) != jax.tree.structure(state):
-        return updates, new  # As of `optax.monitor`, whose state grows in one step.
+        return updates, new  # E.g. of `optax.monitor`, whose state grows once.
     return updates, jax.tree.map(chosen, new, state)
 
 
@@ -325,21 +326,21 @@ def update_counters(
     state: WithEstimatorState,
     value: jax.Array,
     info: core.EstimateInfo,
-    seen: jax.Array,
+    any_kept: jax.Array,
 ) -> WithEstimatorState:
-    """The state after a step that had this value and this info."""
+    """Return the state after a step with this value and info."""
     dropped = jnp.sum(~info.kept, dtype=jnp.int32)
     return state._replace(
         count=jnp.asarray(optax.safe_increment(state.count)),
         last_value=value.astype(state.last_value.dtype),
         num_values=safe_add(state.num_values, info.num_values),
         num_dropped=safe_add(state.num_dropped, dropped),
-        num_skipped=safe_add(state.num_skipped, (~seen).astype(jnp.int32)),
+        num_skipped=safe_add(state.num_skipped, (~any_kept).astype(jnp.int32)),
     )
 
 
 def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.ValueFn:
-    """`value_fn`, or a function that fails where values come from elsewhere."""
+    """Return `value_fn`, or a function that fails if values come from elsewhere."""
     call = f"{api_name}(...).update"
     if value_fn is None and evaluate is None:
         validation.fail(
@@ -365,7 +366,7 @@ def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.
 
 
 def _not_known_before(api_name: str, params: core.Params, **keywords: Any) -> Any:
-    """Stands for a function that is evaluated elsewhere, before the step."""
+    """Fail: the function is evaluated elsewhere, before the step."""
     del params, keywords
     validation.fail(
         api_name,
@@ -379,23 +380,23 @@ def _not_known_before(api_name: str, params: core.Params, **keywords: Any) -> An
 
 
 def _fast(params: Any) -> Any:
-    """The parameters to evaluate at: `optax.lookahead` takes pairs of them."""
+    """Return the parameters to evaluate at, the fast ones of `optax.lookahead`."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def _split_by_name(
     value_fn: core.ValueFn, extra: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords that `value_fn` takes, and the others."""
+    """Return the keywords that `value_fn` takes, and the others."""
     named = _accepted(value_fn, extra)
     return named, {name: x for name, x in extra.items() if name not in named}
 
 
 def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of `keywords` that `fn` takes by name, or all if it takes any."""
+    """Return those of `keywords` that `fn` takes by name, or all if it takes any."""
     try:
         parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):  # Some builtins have no signature to read.
+    except (TypeError, ValueError):  # Some builtins have no signature.
         return keywords
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return keywords
@@ -408,12 +409,12 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
 
 
 def is_estimator_state(node: Any) -> bool:
-    """Whether `node` is the state of an estimator within that of an optimizer."""
+    """Return whether `node` is a `WithEstimatorState`."""
     return isinstance(node, WithEstimatorState)
 
 
 def find_estimator_state(api_name: str, state: Any) -> WithEstimatorState:
-    """The state of the estimator within that of an optimizer."""
+    """Return the state of the estimator within that of an optimizer."""
 
     nodes = [
         x
@@ -433,6 +434,6 @@ def find_estimator_state(api_name: str, state: Any) -> WithEstimatorState:
 
 
 def safe_add(total: jax.Array, more: jax.Array) -> jax.Array:
-    """total + more in int32, and the largest int32 where that would not fit."""
+    """Return total + more in int32, saturated at the largest int32."""
     largest = jnp.iinfo(jnp.int32).max
     return jnp.where(total > largest - more, jnp.int32(largest), total + more)

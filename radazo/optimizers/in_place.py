@@ -1,8 +1,8 @@
-"""An optimizer for a model that fits into memory once: nothing of it is copied.
+"""Optimize a model that fits into memory only once, without copying it.
 
-An `optax` update has the size of the parameters, and so has a gradient; here neither
-exists. `streaming` evaluates along a direction without the perturbed point, and `parts`
-draws the directions again and updates the parameters where they lie.
+An `optax` gradient or update has the size of the parameters. Here `lazy` evaluates
+along a direction without forming the perturbed point, and `partwise` redraws the
+directions and updates the parameters in place.
 """
 
 import functools
@@ -21,16 +21,16 @@ from radazo.estimators import build, mean
 from radazo.evaluate import lazy, perturbed
 from radazo.optimizers import combinators, partwise
 
-_MISSING = 0.01  # Of a first moment, the share that is too old to be remembered.
+_MISSING = 0.01  # Share of a first moment that is truncated.
 
 
 class InPlace(NamedTuple):
-    """An optimizer that changes parameters where they lie.
+    """An optimizer that updates parameters in place.
 
     Attributes:
       init: `init(params) -> state`, a `WithEstimatorState`.
-      step: `step(value_fn, params, state, **extra) -> (params, state, info)`, where the
-        keywords go to `value_fn`; `info` is an `EstimateInfo`.
+      step: `step(value_fn, params, state, **extra) -> (params, state, info)`. Keywords
+        go to `value_fn`; `info` is an `EstimateInfo`.
     """
 
     init: Callable[[core.Params], combinators.WithEstimatorState]
@@ -38,12 +38,12 @@ class InPlace(NamedTuple):
 
 
 class PastSlopes(NamedTuple):
-    """What it takes to draw past directions again and add them up.
+    """The weights of past directions, from which the first moment is redrawn.
 
     Attributes:
-      counts: (num_steps,) int32, the steps of which they are, the last one first.
-      weights: (num_steps, num_directions), what multiplies each direction in the
-        estimate of its step; 0 before the first.
+      counts: (num_steps,) int32, the step counts, latest first.
+      weights: (num_steps, num_directions), the weight of each direction in the estimate
+        of its step; 0 before the first.
     """
 
     counts: jax.Array
@@ -64,32 +64,29 @@ def in_place(
     terms: bool = False,
     mask: core.Mask = None,
 ) -> InPlace:
-    """Zeroth-order steps in the memory that it takes to evaluate the function.
+    """Take zeroth-order steps in the memory that an evaluation of the function needs.
 
-    The program of `value_fn`, written as ever, is walked: layers that a `jax.lax.scan`
-    runs over are perturbed one by one within it, looked-up rows alone, large matrices
-    in blocks of a product, any other leaf just before its use. What was drawn dies
-    there. Then each part of the parameters is updated, from directions drawn again:
+    An interpreter runs the program of `value_fn`, unmodified. It perturbs the layers of
+    a `jax.lax.scan` one at a time, only the looked-up rows of a table, large matrices
+    in blocks of a product, and any other leaf just before its use. Noise is not kept:
+    each part of the parameters is then updated from redrawn directions.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
       mu = (1 − b1) · Σ_{age < num_steps} b1^age · g_age        g alone if b1 = 0
       x ← x + optimizer(mu)
 
-    The optimizer sees one part at a time, as if it were all: a leaf; of a leaf of three
-    axes and more, a slice along the first; of a matrix of more than 2²⁰ elements, a
-    block of rows if their number can be divided. Rules by elements do not notice.
-    Moments that are shared (`factored`, `per_leaf`) are shared within a part, and a
-    norm is that of a part.
+    The optimizer gets one part at a time: a leaf; of a leaf with three or more axes, a
+    slice along the first; of a matrix of more than 2²⁰ elements, a block of rows if
+    their number is divisible. Elementwise rules are unaffected. Shared moments
+    (`factored`, `per_leaf`) and norms are those of a part.
 
-    Directions, slopes and keys are those of `with_estimator` with the same key.
-    Parameters in bfloat16 or float16 are rounded up or down by chance, so that an
-    update far below their precision is kept in the mean; with a learning rate of 0 they
-    stay as they are.
+    Directions, slopes and keys are those of `with_estimator` with the same key. Updates
+    of bfloat16 or float16 parameters are rounded stochastically, so that the mean keeps
+    updates far below their precision; a zero update leaves them unchanged.
 
     Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
-    tokens, in multiples of what inference takes (`python -m benchmarks memory` for
-    other shapes):
+    tokens, in multiples of inference (`python -m benchmarks memory` for other shapes):
 
       optax.sgd(lr)                                                         1.01
       chain(scale_by_radazo(), scale(-lr))                                  2.87
@@ -101,30 +98,29 @@ def in_place(
       optimizer: Any `optax.GradientTransformation` that takes a gradient, its learning
         rate included.
       key: Typed key or integer seed of the run.
-      sampler: `gaussian`, `sphere` or `rademacher`: laws whose directions can be
-        drawn in parts.
+      sampler: `gaussian`, `sphere` or `rademacher`, whose directions can be drawn in
+        parts.
       num_directions: K, at least 1.
       smoothing: Distance moved along a direction, greater than 0, or a schedule of the
-        number of steps so far; in units of ‖u‖, √d but for `sphere`.
+        number of steps so far; in units of ‖u‖, which is √d except for `sphere`.
       difference: `forward`, `central`, `one_point` or `forward_mode`.
-      b1: Decay rate of a first moment that is not stored but drawn again, in [0, 1).
-      num_steps: Steps of which it is made; None for as many as b1^num_steps ≤ 0.01
-        needs, 44 for 0.9. What is older counts as 0.
-      moment_dtype: `jnp.bfloat16`, say, for what the optimizer keeps of each element,
-        rounded by chance; None is float32 at least.
+      b1: Decay rate of a first moment that is redrawn instead of stored, in [0, 1).
+      num_steps: Steps in the first moment; None for the least with b1^num_steps ≤ 0.01,
+        44 for 0.9. Older steps count as 0.
+      moment_dtype: Dtype of the elementwise optimizer state, rounded stochastically,
+        e.g. `jnp.bfloat16`; None for at least float32.
       terms, mask: As in `finite_difference_estimator`.
     Returns:
-      An `InPlace`. Put `jax.jit` around `step` and donate parameters and state, as in
-      the example: that is what keeps them in place. A step without a finite value
-      changes nothing.
+      An `InPlace`. Wrap `step` in `jax.jit` and donate parameters and state, as in the
+      example, to keep them in place. A step without a finite value changes neither.
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
-      UserWarning: If a large leaf of three axes is perturbed as a whole, since nothing
-      in `value_fn` takes a slice of it.
+      UserWarning: If a large leaf with three axes is perturbed as a whole, because
+        `value_fn` takes no slice of it.
     Cost:
-      2K function values per step (`central`). Each direction is drawn for each value,
-      once more for the update, `num_steps` times in all with b1, and once more for the
-      norm by `sphere`. No copy of the parameters beside what the optimizer keeps.
+      2K function values per step (`central`). Each direction is drawn once per value,
+      again for the update (`num_steps` times in all with b1) and again for the norm of
+      `sphere`. No copy of the parameters beside the optimizer state.
     Example:
       >>> optimizer = in_place(optax.sgd(0.05), key=0)
       >>> def step(params, state):
@@ -151,7 +147,7 @@ def in_place(
         layout = flat.layout(api_name, params, mask, in_parts=True)
         weights = jnp.zeros((num_steps, num_directions), layout.dtype)
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
-        # Compiled, since a wide copy of a part is asked for its shape alone.
+        # Compiled, since `init` uses only the shape of a wide copy of a part.
         states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
         _check_takes_a_gradient(api_name, states)
         return combinators.init_state(words, past, states)
@@ -179,20 +175,20 @@ def in_place(
             readings = evaluate(function, here, _queries(here, options))
             scales = lax.map(lambda k: _scale(here, options, k), _ks(options))
         value, weights, info = _weights(options, layout, readings, scales)
-        seen = jnp.any(info.kept)
-        past = _remembered(state.estimator, state.count, weights, seen)
+        any_kept = jnp.any(info.kept)
+        past = _remembered(state.estimator, state.count, weights, any_kept)
         moment = _mean(state.key_data, past, sampler, b1)
         params, states = partwise.move(
-            rule, moment, own, params, state.optimizer, layout, seen
+            rule, moment, own, params, state.optimizer, layout, any_kept
         )
         state = state._replace(estimator=past, optimizer=states)
-        return params, combinators.update_counters(state, value, info, seen), info
+        return params, combinators.update_counters(state, value, info, any_kept), info
 
     return InPlace(init, step)
 
 
 def _unknown(params: core.Params) -> Any:
-    """Stands for a function that is evaluated elsewhere."""
+    """Fail: the function is evaluated elsewhere."""
     del params
     hint = "Use `forward`, `central` or `one_point`, whose points are known."
     validation.fail("in_place(...).step", "value_fn", "be a function", "None", hint)
@@ -201,7 +197,7 @@ def _unknown(params: core.Params) -> Any:
 def _checked(
     api_name: str, optimizer: Any, b1: Any, num_steps: Any, moment_dtype: Any
 ) -> int:
-    """Say what is wrong with these; how many steps are remembered."""
+    """Check the arguments; return the number of remembered steps."""
     hint = "Pass `optax.sgd(1e-6)`, say, or a chain with `radazo.scale_by_radazo()`."
     validation.transformation(api_name, optimizer, hint)
     validation.decay(api_name, "b1", b1)
@@ -253,7 +249,7 @@ def _scale(step: core.Step, options: mean.Options, k: jax.Array) -> jax.Array:
 def _evaluated(
     function: core.Function, step: core.Step, options: mean.Options
 ) -> tuple[core.Readings, jax.Array]:
-    """The readings of a step that is evaluated in place, and the scale of each u."""
+    """Evaluate in place; return the readings and the scale of each direction."""
     sampler, layout, params = options.sampler, step.layout, step.params
     difference = options.difference
     base = function(params)[0] if difference.at_params else None
@@ -280,7 +276,7 @@ def _evaluated(
 
 
 def _queries(step: core.Step, options: mean.Options) -> core.Queries:
-    """The queries of a step, for values that are evaluated elsewhere."""
+    """Return the queries of a step, for values that are evaluated elsewhere."""
     sampler, layout = options.sampler, step.layout
     whole = sampler._replace(
         prepare=lambda key, *_: key,
@@ -310,7 +306,7 @@ def _weights(
     readings: core.Readings,
     scales: jax.Array,
 ) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
-    """The value, the factor of each direction in the gradient, and the info."""
+    """Return the value, the weight of each direction in the gradient, and the info."""
     slopes, valid = mean.valid_slope(
         jnp.where(readings.valid, readings.slopes, jnp.nan), options, layout
     )
@@ -321,7 +317,7 @@ def _weights(
 
 
 def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
-    """Warn if `size` elements at once are a large leaf that could be sliced."""
+    """Warn if a large leaf that could be sliced is perturbed as a whole."""
     path, leaf = jax.tree_util.tree_flatten_with_path(params)[0][index]
     stacked = leaf.ndim > 2 and leaf.shape[0] > 1
     if stacked and size == leaf.size > lazy.BLOCK:
@@ -335,20 +331,20 @@ def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
 
 
 def _remembered(
-    past: PastSlopes, count: jax.Array, weights: jax.Array, seen: jax.Array
+    past: PastSlopes, count: jax.Array, weights: jax.Array, any_kept: jax.Array
 ) -> PastSlopes:
-    """The past with this step in front, unless nothing was seen in it."""
+    """Return the past with this step in front; unchanged unless `any_kept`."""
     new = PastSlopes(
         jnp.roll(past.counts, 1).at[0].set(count),
         jnp.roll(past.weights, 1, axis=0).at[0].set(weights),
     )
-    return jax.tree.map(lambda new, old: jnp.where(seen, new, old), new, past)
+    return jax.tree.map(lambda new, old: jnp.where(any_kept, new, old), new, past)
 
 
 def _mean(
     key: jax.Array, past: PastSlopes, sampler: directions.DirectionSampler, b1: Any
 ) -> partwise.WeightedSum:
-    """The first moment of the remembered estimates, still to be drawn."""
+    """Return the first moment of the remembered estimates as a `WeightedSum`."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
     decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
     num_steps, num_directions = past.weights.shape

@@ -1,9 +1,8 @@
-"""Accelerated random search with a guess of the gradient: History-PARS.
+"""Prior-guided accelerated random search (PARS), with past estimates as the prior.
 
-Two points make an accelerated step: slopes are taken at y, between the parameters x and
-a point v that runs ahead of them. PARS is written as an estimator, whose "gradient" is
-how far x moves, under gradient descent with a rate of one: keys, counters and what
-happens where no value is finite are those of every optimizer.
+An accelerated step uses two points: slopes are taken at y, between the parameters x and
+a point v ahead of them. PARS is an estimator whose "gradient" is the negated move of x,
+so keys, counters and non-finite values are handled as in every optimizer.
 """
 
 import functools
@@ -24,10 +23,10 @@ class ParsState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps so far; the schedule of `smoothing` reads it.
-      memory: A `Memory` of one flat vector, in float32 at least, whatever the prior.
-      ahead: (dim,) v − x, by how much v is ahead of the parameters.
-      inertia: Scalar γ in (0, 1]: 1 at a start, less the longer the run goes well.
-      trust: Scalar θ in (0, 1]: 1 where the directions hold the whole gradient.
+      memory: A `Memory` of one flat vector, in at least float32, for any prior.
+      ahead: (dim,) v − x.
+      inertia: Scalar γ in (0, 1]: 1 at a restart, decreasing until the next.
+      trust: Scalar θ in (0, 1]: 1 if the directions span the gradient.
       previous_value: Float scalar, f(y) of the last step with a finite value.
     """
 
@@ -52,11 +51,11 @@ def pars(
     mask: core.Mask = None,
     sharding: NamedSharding | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Prior-guided accelerated random search (PARS), restarted where values rise.
+    """Minimize by prior-guided accelerated random search, restarted when values rise.
 
-    A complete optimizer with a rule of its own. The parameters are x; slopes are taken
-    at y, whose value is the value of the step. With u₀ the guess, q = K − 1 random
-    directions, and v = x, γ = 1, θ = (q / (d − 1))² in the beginning:
+    The parameters are x; slopes are taken at y, and f(y) is the value of the step. With
+    u₀ the guess, q = K − 1 random directions, and v = x, γ = 1, θ = (q / (d − 1))²
+    initially:
 
       α  = (−θγ + √((θγ)² + 4θγ)) / 2
       y  = x + α · (v − x)
@@ -68,37 +67,35 @@ def pars(
       D  = slope₀² / (slope₀² + (d − 1) · mean slopeₖ²)
       θ ← (D + (1 − D) · q / (d − 1)) / (D + (1 − D) · (d − 1) / q)
 
-    In g₂ and D, q and the mean are over random directions whose values are finite.
-    Where f(y) is larger than it was in the step before, or no value is finite, the next
-    step starts from v = x and γ = 1; a new batch each step does that by chance. Bounds
-    of `minimize` hold for x, not for y.
+    In g₂ and D, q and the mean are over the valid random directions. If f(y) rises from
+    one step to the next, or no value is finite, v = x and γ = 1 again; a new batch each
+    step causes restarts by chance. Bounds of `minimize` hold for x, not for y.
 
-    Too small a `smoothness` diverges, and no restart undoes a step: on quadratics of
-    condition 100 and 1000 (d = 128, K = 11) a third of L was as good as L, a tenth of
-    it diverged, and ten times L was slow. D is read from q slopes. From one, at K = 2,
-    it is so noisy that values rise again and again: take `prior=None` there.
+    A `smoothness` that is too small diverges, in spite of restarts: on quadratics of
+    condition 100 and 1000 (d = 128, K = 11), L/3 was as good as L, L/10 diverged, and
+    10 L was slow. D is estimated from q slopes; at K = 2 it is so
+    noisy that restarts dominate: use `prior=None` there.
 
-    Its rate is 1 / L, and y is between points that its own steps make, so that the rule
-    of R-AdaZO has no place in it: what R-AdaZO can take of it is its estimator,
-    `radazo(..., prior_guided_estimator())`.
+    The step size is 1 / L and y depends on previous steps, so other update rules do not
+    apply. R-AdaZO can use its estimator: `radazo(..., prior_guided_estimator())`.
 
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.
       key: Typed key or integer seed of the run.
-      num_directions: K, the guess among them: at least 2 and at most d.
-      prior: As in `prior_guided_estimator`. None is accelerated random search without a
-        guess (ARS): all K directions are random, q = K, and d − 1 becomes d.
+      num_directions: K, including the guess: at least 2 and at most d.
+      prior: As in `prior_guided_estimator`. None is accelerated random search (ARS):
+        all K directions are random, q = K, and d − 1 becomes d.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:
       A `GradientTransformationExtraArgs`, used as
       `optimizer.update(None, state, params, value_fn=f)`; its state is a
-      `WithEstimatorState` with a `ParsState` in it.
+      `WithEstimatorState` around a `ParsState`.
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
     Cost:
       K + 1 function values (`forward`) or 2K (`central`) per step. Two copies of the
-      parameters in the state, and about 3K copies at work.
+      parameters in the state, and about 3K during a step.
     Example:
       >>> optimizer = pars(2.0, key=0)
       >>> value_fn = lambda x: jnp.sum((x - 1) ** 2)
@@ -178,7 +175,7 @@ def _at_y(
     step: core.Step,
     state: ParsState,
 ) -> tuple[core.Step, mean.Options]:
-    """The step at y, and the options with its orthonormal directions."""
+    """Return the step at y, and the options with its orthonormal directions."""
     one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
     ahead = _pull(state) * state.ahead
     here = step._replace(
@@ -188,7 +185,7 @@ def _at_y(
     return here, own
 
 
-# A link that takes integers, too, and leaves them integers.
+# A link that also accepts integers and keeps their dtype.
 _AGAINST = optax.stateless_with_tree_map(lambda gradient, _: jnp.negative(gradient))
 _NO_GUESS = prior_guided.Prior(
     lambda memory, point: jnp.zeros_like(memory), lambda memory, point, gradient: memory
@@ -196,7 +193,7 @@ _NO_GUESS = prior_guided.Prior(
 
 
 class _Constants(NamedTuple):
-    """The constants of a run: L, K, and how many of the K directions are guesses."""
+    """The constants of a run: L, K and the number of guesses among the K directions."""
 
     smoothness: Any
     num_directions: int
@@ -204,14 +201,14 @@ class _Constants(NamedTuple):
 
 
 def _share(constants: _Constants, dim: int) -> float:
-    """q / (d − 1): the random directions among all that are orthogonal to the guess."""
+    """Return q / (d − 1), the share of random directions among all orthogonal to u₀."""
     return (constants.num_directions - constants.guesses) / max(
         dim - constants.guesses, 1
     )
 
 
 def _pull(state: ParsState) -> jax.Array:
-    """α, which solves α² = (1 − α) · θγ."""
+    """Return α, which solves α² = (1 − α) · θγ."""
     product = state.trust * state.inertia
     return (jnp.sqrt(product * product + 4 * product) - product) / 2
 
@@ -222,7 +219,7 @@ def _moved(
     first: jax.Array,
     estimate: core.Estimate,
 ) -> tuple[jax.Array, ParsState]:
-    """The move of x, negated, and the state after it."""
+    """Return the negated move of x, and the state after it."""
     info, gradient = estimate.info, estimate.gradient
     dim, dtype = state.ahead.size, state.ahead.dtype
     pull, rate = _pull(state), 1 / jnp.asarray(constants.smoothness, dtype)
@@ -239,7 +236,7 @@ def _moved(
     restart = risen | ~informed
     trust = _trust(slopes, scale, constants.guesses, _share(constants, dim))
     state = state._replace(
-        # An element beyond the largest number starts anew as well.
+        # An element that overflows restarts as well.
         ahead=jnp.where(restart | ~jnp.isfinite(ahead), jnp.zeros_like(ahead), ahead),
         inertia=jnp.where(restart, jnp.ones_like(pull), (1 - pull) * state.inertia),
         trust=jnp.where(jnp.any(random), trust, state.trust),
@@ -251,9 +248,9 @@ def _moved(
 def _trust(
     slopes: jax.Array, scale: jax.Array, guesses: int, share: float
 ) -> jax.Array:
-    """θ, from D, the share of ‖∇f‖² that lies along the guess."""
+    """Return θ from D, the share of ‖∇f‖² along the guess."""
     largest = jnp.max(jnp.abs(slopes))
-    # The largest becomes 1, so that no square is lost.
+    # Scale the largest to 1, so that squares neither overflow nor vanish.
     squares = jnp.square(slopes / jnp.maximum(largest, jnp.finfo(slopes.dtype).tiny))
     along, others = jnp.sum(squares[:guesses]), scale * jnp.sum(squares[guesses:])
     total = along + others

@@ -113,15 +113,15 @@ def move(
     params: core.Params,
     states: tuple[Any, ...],
     layout: flat.Layout,
-    seen: jax.Array,
+    any_kept: jax.Array,
 ) -> tuple[core.Params, tuple[Any, ...]]:
-    """Return the parameters and the states after a step; unchanged unless `seen`."""
+    """Return parameters and states after a step; unchanged unless `any_kept`."""
 
     def step(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
         # A branch reads all of its inputs before its outputs are written. If XLA fused
         # a read of one array into the write of another, it would copy the first.
         return lax.cond(
-            seen,
+            any_kept,
             lambda x, state: _moved(rule, gradient, keys, x, state, offset),
             lambda x, state: (x, state),
             x,
@@ -129,7 +129,6 @@ def move(
         )
 
     # One key for each state array of a part, and one for the part itself.
-
     num_keys = 1 + max((len(jax.tree.leaves(state)) for state in states), default=0)
     numbers = jnp.arange(num_keys, dtype=jnp.uint32) + jnp.uint32(_ROUNDING)
     keys = jax.vmap(lambda number: random.fold_in(key, number))(numbers)
@@ -151,7 +150,7 @@ def _in_parts(
     lazy.check_size(shape)
     size = math.prod(shape)
 
-    def turn(i: Any, whole: Any) -> Any:
+    def body(i: Any, whole: Any) -> Any:
         part = jax.tree.map(
             lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), whole
         )
@@ -163,7 +162,7 @@ def _in_parts(
         )
 
     whole = jnp.asarray(leaf).reshape(num, *shape), state
-    moved, state = turn(0, whole) if num == 1 else lax.fori_loop(0, num, turn, whole)
+    moved, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
     return moved.reshape(leaf.shape), state
 
 
