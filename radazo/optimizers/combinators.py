@@ -51,9 +51,8 @@ def value_and_grad(
     """Return a counterpart of `jax.value_and_grad` that takes a key first.
 
     It fits loops that compute a gradient and pass it on: flax `TrainState`, equinox,
-    `optax.MultiSteps`, `optax.lookahead`, `optax.contrib.sam`. It keeps no state
-    between
-    calls: use a new key at each step.
+    `optax.MultiSteps`, `optax.lookahead`, `optax.contrib.sam`. It is stateless:
+    use a new key at each step.
 
       value, g = estimate(key, f, x)        in place of       value, g = f(x), ∇f(x)
 
@@ -114,8 +113,7 @@ def estimate_gradient(
     """Return the estimator as the first link of an `optax.chain`.
 
     `update(updates, state, params, *, value_fn, **extra)` ignores `updates`, which may
-    be None, and so the links before it. It passes `value_fn` the keywords that it
-    names.
+    be None, and so the links before it. Keywords that `value_fn` names go to it.
 
       updates ← estimate(fold_in(key, count), value_fn, params)
 
@@ -157,11 +155,9 @@ def with_estimator(
 ) -> optax.GradientTransformationExtraArgs:
     """Estimate the gradient, then update with `optimizer`.
 
-    Every optax optimizer and wrapper works inside this form: `MultiSteps`,
-    `apply_if_finite`, `mechanize`, `masked`, `partition`, `lookahead` and `sam` get an
-    estimated gradient; line searches, `polyak_sgd` and `reduce_on_plateau` also get
-    `value`, `grad` and `value_fn`. If no direction of a step is valid, the updates are
-    zero and the optimizer's state does not change.
+    Every optax optimizer and wrapper works inside this form, line searches,
+    `polyak_sgd` and `reduce_on_plateau` included. If no direction of a step is valid,
+    the updates are zero and the optimizer's state does not change.
 
       value, g = estimate(fold_in(key, count), value_fn, params)
       updates  = optimizer.update(

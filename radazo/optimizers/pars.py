@@ -53,9 +53,8 @@ def pars(
 ) -> optax.GradientTransformationExtraArgs:
     """Minimize by prior-guided accelerated random search, restarted when values rise.
 
-    The parameters are x; slopes are taken at y, and f(y) is the value of the step. With
-    u₀ the guess, q = K − 1 random directions, and v = x, γ = 1, θ = (q / (d − 1))²
-    initially:
+    The parameters are x; slopes are taken at y, and f(y) is the value of the step. u₀
+    is the guess and q = K − 1; initially v = x, γ = 1 and θ = (q / (d − 1))²:
 
       α  = (−θγ + √((θγ)² + 4θγ)) / 2
       y  = x + α · (v − x)
@@ -73,11 +72,8 @@ def pars(
 
     A `smoothness` that is too small diverges, in spite of restarts: on quadratics of
     condition 100 and 1000 (d = 128, K = 11), L/3 was as good as L, L/10 diverged, and
-    10 L was slow. D is estimated from q slopes; at K = 2 it is so
-    noisy that restarts dominate: use `prior=None` there.
-
-    The step size is 1 / L and y depends on previous steps, so other update rules do not
-    apply. R-AdaZO can use its estimator: `radazo(..., prior_guided_estimator())`.
+    10 L was slow. At K = 2, D is so noisy that restarts dominate: use `prior=None`.
+    Other update rules do not apply, since y depends on the steps of this one.
 
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.
