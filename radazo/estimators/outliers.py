@@ -50,7 +50,7 @@ def skip_outliers(
     corrupt batch. With s = the largest |slope| of the step:
 
       bound = factor · quantile of s over the last `window` steps with a nonzero slope
-      s > bound   gradient zero, all directions dropped; the state of the estimator is
+      s > bound   gradient zero and all directions dropped; the estimator state is
                   unchanged, and with `with_estimator` that of the optimizer too
 
     The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers are stored

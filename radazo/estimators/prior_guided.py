@@ -123,7 +123,7 @@ def prior_guided_estimator(
     is zero and the memory is unchanged.
 
     On quadratics with condition number 10 or more, `last_estimate` was faster than
-    `orthogonal_estimator`; with equal curvature in all directions it was slower.
+    `orthogonal_estimator`; with equal curvature everywhere, random ones are better.
 
     Args:
       num_directions: K, including the guess: at least 2 and at most d.
