@@ -12,8 +12,7 @@ the workers of a pool, `ask` and `tell`, a journal, or a model evaluated in plac
 *update rule* is an ordinary `optax.GradientTransformation`, which does not know that
 its gradient was estimated.
 
-A direction is a pure function of its key and is never stored if it can be redrawn. The
-same key gives the same estimate.
+A direction is a pure function of its key; the same key gives the same estimate.
 """
 
 import math

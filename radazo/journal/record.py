@@ -3,9 +3,8 @@
   entry         = the readings that the estimator makes of the values
   params, state = the step from this entry
 
-A replay runs the same second program. XLA may fuse a product into a sum in one program
-and not in another, so a step compiled together with a function can differ in the last
-bits from one compiled without it.
+A replay runs the same second program: a step compiled together with a function can
+differ from it in the last bits.
 """
 
 import functools

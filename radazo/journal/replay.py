@@ -26,14 +26,12 @@ def replay(
     """Return the parameters and the state after any step of a journal.
 
     Each step is repeated from its readings along redrawn directions, bit for bit on the
-    same kind of machine. The run can then go on, or branch off with other constants,
-    another function and its own journal.
+    same kind of machine. The run can then go on or branch off.
 
     A different key, start, model, box or optimizer state is refused before the first
-    step. The journal holds a fingerprint of the parameters before each step; the first
-    step at which they differ is reported, e.g. for another learning rate or sampler, or
-    a machine that rounds otherwise. Differences in the last step, and hash collisions
-    (1 in 65,536), go undetected.
+    step. Fingerprints of the parameters before each step detect e.g. another learning
+    rate or sampler, or a machine that rounds otherwise. Differences in the last step,
+    and hash collisions (1 in 65,536), go undetected.
 
     Args:
       path: The journal.

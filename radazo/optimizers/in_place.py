@@ -77,9 +77,8 @@ def in_place(
       x ← x + optimizer(mu)
 
     The optimizer gets one part at a time: a leaf; of a leaf with three or more axes, a
-    slice along the first; of a matrix of more than 2²⁰ elements, a block of rows if
-    their number is divisible. Elementwise rules are unaffected. Shared moments
-    (`factored`, `per_leaf`) and norms are those of a part.
+    slice along the first; of a matrix of more than 2²⁰ elements, a block of rows
+    if divisible. Moments shared by `factored` or `per_leaf`, and norms, are per part.
 
     Directions, slopes and keys are those of `with_estimator` with the same key. Updates
     of bfloat16 or float16 parameters are rounded stochastically, so that the mean keeps
@@ -98,8 +97,7 @@ def in_place(
       optimizer: Any `optax.GradientTransformation` that takes a gradient, its learning
         rate included.
       key: Typed key or integer seed of the run.
-      sampler: `gaussian`, `sphere` or `rademacher`, whose directions can be drawn in
-        parts.
+      sampler: `gaussian`, `sphere` or `rademacher`, which can be drawn in parts.
       num_directions: K, at least 1.
       smoothing: Distance moved along a direction, greater than 0, or a schedule of the
         number of steps so far; in units of ‖u‖, which is √d except for `sphere`.

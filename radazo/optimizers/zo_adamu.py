@@ -1,8 +1,6 @@
 """ZO-AdaMU: momentum in the direction instead of the gradient.
 
-Its directions depend on past steps, and each element of a direction is divided by its
-own root. It is therefore an estimator whose gradient is the update, and does not
-combine with other rules.
+It is an estimator whose gradient is the update, and does not combine with other rules.
 """
 
 import functools
@@ -75,9 +73,8 @@ def zo_adamu(
       m ← u if slope ≥ 0 else −u
 
     Up to T1 the step is slope · sign(u). The sign of m follows the authors' code, not
-    algorithm 1; the distribution of an update is the same for m and −m. The cosine ends
-    at the constants of the last phase; the authors' has another period for each share
-    and jumps.
+    algorithm 1; the distribution of an update is the same for m and −m. The authors'
+    cosine has another period for each share and jumps.
 
     Args:
       learning_rate: Step size, at least 0, or a schedule.

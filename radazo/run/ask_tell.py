@@ -46,9 +46,7 @@ class Queries(NamedTuple):
 def ask(optimizer: Any, params: Any, state: Any) -> Queries:
     """Return the points whose values the next step of an optimizer needs.
 
-    Use it for functions that run in other processes, on other machines or in a
-    laboratory. Each point is computed on demand from (state, params) and its `QueryId`
-    alone; no two need be held at once.
+    Each point is computed on demand, from (state, params) and its `QueryId` alone.
 
     Args:
       optimizer: A complete ZO optimizer, e.g. `radazo`, whose points are known
@@ -123,7 +121,7 @@ def tell(
       The parameters and the state after the step. If no direction has its values (with
       `forward` all need f(x)), the parameters do not change and `num_skipped` rises.
     Raises:
-      TypeError: If the values are not real numbers; bools are not.
+      TypeError: If the values are not real numbers, or are bools.
       ValueError: If there are too many or too few values, or one is of a later step.
     Cost:
       No function values; K directions are redrawn.

@@ -41,38 +41,30 @@ def minimize(
       updates, state = optimizer.update(None, state, x, value_fn=value_fn)
       x ← clip(x + updates, lower, upper)
 
-    It returns the last point, not the best. It runs on the host, not within `jit` or
-    `vmap`: for many seeds map a `lax.scan` of `optimizer.update`.
-
-    Ctrl-C ends the run after the current call and returns the result so far; a second
-    Ctrl-C is raised at once. `params` and `state` are not modified.
+    It runs on the host, not within `jit` or `vmap`, and returns the last point, not the
+    best. Ctrl-C ends the run and returns the result so far; a second one is raised.
 
     With `checkpoints` the run is saved once a minute. Repeating the call resumes from
     the last checkpoint, bit for bit as without the interruption; a finished run returns
     at once. SIGTERM then ends the run as Ctrl-C does, with a last checkpoint.
-    `num_steps` is the total and may be raised. A checkpoint with another key, start,
-    structure, dtype, rule or box is refused, as is a folder in use by another process.
-    Another function, other batches or another constant learning rate go undetected: use
-    one folder per run.
+    `num_steps` is the total and may be raised. A checkpoint of another run is refused;
+    another function, other batches or another constant learning rate go undetected.
 
     Args:
       value_fn: `value_fn(params)`, or `value_fn(params, batch)` with `batches`;
         traceable by JAX (wrap others in `jax.pure_callback`).
       params: Pytree to start from.
-      optimizer: A complete ZO optimizer, e.g. `radazo`, or any `optax` optimizer with
-        an estimator in it.
+      optimizer: A complete ZO optimizer, e.g. `radazo`, or any with an estimator in it.
       num_steps: Number of steps, at least 0.
       state: State of an earlier result to continue from; None for a new one.
       batches: A function of the step count in the optimizer's state, compiled into the
         steps, or an iterable with one item per step. Each batch is a pytree.
       bounds: `(lower, upper)`, each a number or a pytree like `params`: the box that
-        parameters are clipped to, including the start. Evaluations may lie outside it,
-        by `smoothing` times a direction.
+        parameters are clipped to, including the start. Evaluations may lie outside it.
       stop: `stop(value, params) -> bool`, compiled into the steps. If it holds for a
         value and the parameters before the step, the run ends with those parameters.
-      callback: Called with the result so far, as copies, every `callback_every` steps;
-        by default after each call of a fraction of a second of steps, or of one step of
-        an iterable of batches. The run ends if it returns True.
+      callback: Called with a copy of the result so far, every `callback_every` steps,
+        by default after each compiled call. The run ends if it returns True.
       callback_every: Steps between two calls of `callback`.
       progress: Whether to show a progress bar (needs tqdm); None shows it on a
         terminal where tqdm is installed.
@@ -84,7 +76,7 @@ def minimize(
         steps it already holds are compared. Each step is then two programs, redraws its
         directions, and may differ in the last bits from one without a journal.
     Returns:
-      A `MinimizeResult`.
+      A `MinimizeResult`. `params` and `state` are not modified.
     Raises:
       TypeError: If an argument is of the wrong kind.
       ValueError: If an argument is out of its range, `optimizer` has no estimator,
