@@ -155,7 +155,7 @@ class _Run:
         )
 
     def tree(self) -> dict[str, Any]:
-        """What a checkpoint keeps; how many steps it has is the number of it."""
+        """Return the tree to save; the checkpoint is numbered by its steps."""
         return {
             "params": self.rest.join(self.arrays),
             "state": self.state,
