@@ -1,79 +1,60 @@
-"""The recipe in `radazo.steps`, followed: an estimator that is new keeps every contract
-and can be compared with all others.
+"""The recipe in `radazo.estimators.build`: a new estimator keeps every contract, is
+told, replayed and shared by a mesh, and can be compared with all others.
 
 The contracts are those of `test_contracts` and `test_contracts_memory`, which find here
 a `row` and a `kind` that are the new estimator's."""
 
-from typing import NamedTuple
-
 import contracts
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import test_contracts
 import test_contracts_memory
+import test_seam
 from conftest import Mistake, explained, half_sum_of_squares
 from jax import lax
 
 import radazo
 from benchmarks import estimators, estimators_rows, estimators_tasks, records
-from radazo import core, validation
+from radazo import core, differences, directions, validation
 from radazo.estimators import build, mean
 
-# 1  The state
+# 1  The estimator, one function
 
 
-class TurnsState(NamedTuple):
-    """State of `turns_estimator`."""
-
-    count: jax.Array
-
-
-def fresh(layout, params):
-    del layout, params
-    return TurnsState(jnp.zeros((), jnp.int32))
-
-
-# 2  The step
-
-
-def next_coordinates(step, state, num_directions):
-    """K slopes along the coordinates whose turn it is."""
-    dim, dtype, turn = step.layout.dim, step.layout.dtype, step.key[0]
-    start, aux = step.evaluate(step.params)
-
-    def look(k):
-        index = (state.count % max(dim, 1) * num_directions + k) % max(dim, 1)
-        unit = (lax.iota(jnp.int32, dim) == index).astype(dtype)
-        terms, _ = step.evaluate(step.moved(step.smoothing * unit, turn))
-        slope = jnp.sum(terms - start).astype(dtype) / step.smoothing
-        kept = jnp.abs(slope) < jnp.finfo(dtype).max / (2 * num_directions * (dim + 1))
-        return jnp.where(kept, slope, jnp.zeros_like(slope)), kept, index
-
-    slopes, kept, indices = lax.map(look, jnp.arange(num_directions, dtype=jnp.int32))
-    total = jnp.zeros(dim, dtype).at[indices].add(slopes)
-    gradient = dim / mean.num_kept(kept, dtype) * total
-    num_values = jnp.asarray(num_directions + 1, jnp.int32)
-    info = core.EstimateInfo(slopes, kept, num_values, aux)
-    value = jnp.sum(start).astype(dtype)
-    return build.Estimated(value, gradient, state, info, turn)
-
-
-# 3  The name
-
-
-def turns_estimator(*, num_directions=10, smoothing=5e-3, terms=False, mask=None):
+def turns_estimator(
+    *, num_directions=10, smoothing=5e-3, terms=False, mask=None, sharding=None
+):
     """Finite differences along K coordinates, then along the next K."""
-    api_name, hint = "turns_estimator", "So many coordinates have their turn in a step."
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
-    settings = build.Settings(smoothing, terms, mask)
-    estimate = lambda step, state: next_coordinates(step, state, num_directions)
-    return build.estimator(api_name, settings, fresh, estimate)
+    api_name = "turns_estimator"
+    validation.check(api_name, num_directions=num_directions)
+    options = mean.Options(directions.coordinate, num_directions, differences.forward)
+
+    def indices(step, state):
+        start = state.count % max(step.layout.dim, 1) * num_directions
+        return (start + jnp.arange(num_directions)) % max(step.layout.dim, 1)
+
+    def queries(step, state):
+        elements = lax.iota(jnp.int32, step.layout.dim)
+        turns, dtype = indices(step, state), step.layout.dtype
+        draw = lambda k: (elements == turns[k]).astype(dtype)
+        return mean.queries(step, options, draw)
+
+    def estimate(step, state, queries, readings):
+        gradient = jnp.zeros(step.layout.dim, step.layout.dtype)
+        slopes = readings.slopes.astype(gradient.dtype)
+        gradient = gradient.at[indices(step, state)].add(slopes)
+        gradient *= mean.mean_scale(options, step.layout, readings.valid)
+        info = mean.make_info(step.layout, options, readings)
+        return core.Estimate(readings.value, gradient, state, info, step.key[0])
+
+    init = lambda layout, params: mean.EstimatorState(jnp.zeros((), jnp.int32))
+    settings = build.Settings(smoothing, terms, mask, sharding=sharding)
+    return build.estimator(api_name, init, queries, estimate, settings)
 
 
-# 4  The rows
+# 2  Its rows
 
 ROW = contracts.Row(turns_estimator, chunks=False, random=False, memoryless=False)
 COMPARED = estimators_rows.Row(
@@ -114,6 +95,11 @@ def test_it_is_compared_with_the_others(tmp_path, monkeypatch):
         assert line["numbers"]["counts"][0][-1] >= 0.02 * task.budget
 
 
+def test_every_evaluator_gives_its_step(monkeypatch, tmp_path):
+    monkeypatch.setitem(test_seam.ESTIMATORS, "turns", ROW)
+    test_seam.test_a_step_does_not_depend_on_who_evaluates_it("turns", tmp_path)
+
+
 def test_it_is_that_method():
     x = jnp.arange(1.0, 7.0)
     estimator = turns_estimator(num_directions=4, smoothing=1e-3)
@@ -138,6 +124,6 @@ def test_a_mistake_is_explained():
             "turns_estimator(num_directions",
             "be at least 1",
             "0.",
-            "So many coordinates have their turn in a step.",
+            "The variance of the estimate falls as one over it",
         )
     )
