@@ -18,6 +18,7 @@ from contracts import ESTIMATORS, KINDS
 from language import toy_files
 
 import radazo
+from radazo import core, flat
 
 # Tracing makes objects by the million and few cycles: an eighth of the time of a test.
 gc.set_threshold(100_000, 50, 100)
@@ -205,3 +206,21 @@ quick_jit = functools.partial(
         "xla_llvm_disable_expensive_passes": True,
     },
 )
+
+
+def estimator_of(init, estimate):
+    """The estimator of `estimate(value_fn, params, state)`, which returns all four."""
+
+    def step(key_data, params, state):
+        del state
+        layout = flat.layout("estimator_of", params)
+        return core.Step(key_data, layout, params, jnp.float32(1))
+
+    def fused(function, step, state):
+        value, gradient, state, info = estimate(
+            lambda params: jnp.sum(function(params)[0]), step.params, state
+        )
+        vector = flat.ravel(step.layout, gradient)
+        return core.Estimate(value, vector, state, info, jnp.uint32(0))
+
+    return core.Estimator("estimator_of", init, step, None, None, fused)

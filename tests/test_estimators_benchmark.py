@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import quick_jit
+from conftest import estimator_of, quick_jit
 
 import radazo
 from benchmarks import (
@@ -65,7 +65,7 @@ def command(folder, *more):
 def uneven_estimator(num_values):
     """The exact gradient, at num_values(count) function values a step."""
 
-    def estimate(key, value_fn, params, state, *, has_aux=False):
+    def estimate(value_fn, params, state):
         value, gradient = jax.value_and_grad(value_fn)(params)
         info = radazo.estimators.EstimateInfo(
             jnp.ones(1), jnp.ones(1, bool), num_values(state.count)
@@ -76,7 +76,7 @@ def uneven_estimator(num_values):
     def init(params):
         return radazo.estimators.EstimatorState(jnp.int32(0))
 
-    return radazo.Estimator(init, estimate)
+    return estimator_of(init, estimate)
 
 
 def one_run(estimator, rule="zo_sgd", rate=0.1, budget=60):

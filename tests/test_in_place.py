@@ -11,6 +11,8 @@ from conftest import half_sum_of_squares, quick_jit
 from jax import lax
 
 import radazo
+from radazo.evaluate import lazy
+from radazo.optimizers import partwise
 
 RATE = 0.01
 
@@ -180,8 +182,8 @@ def test_slopes_are_those_of_the_estimator(law, difference):
 def test_large_matrices_are_updated_in_blocks_of_rows(monkeypatch):
     params = make_params()
     expected, *_ = run(radazo.in_place(RULES["R-AdaZO"], key=3), 4, params)
-    monkeypatch.setattr(radazo.streaming, "BLOCK", 5)
-    assert radazo.parts._shape_of_part((3, 4)) == (3, (1, 4))
+    monkeypatch.setattr(lazy, "BLOCK", 5)
+    assert partwise._shape_of_part((3, 4)) == (3, (1, 4))
     found, *_ = run(radazo.in_place(RULES["R-AdaZO"], key=3), 4, params)
     assert_near(found, expected)
 
@@ -200,7 +202,7 @@ def test_large_matrices_are_updated_in_blocks_of_rows(monkeypatch):
     ],
 )
 def test_how_a_leaf_is_cut_into_parts(shape, num, part):
-    assert radazo.parts._shape_of_part(shape) == (num, part)
+    assert partwise._shape_of_part(shape) == (num, part)
 
 
 def test_a_momentum_that_is_drawn_again_is_the_momentum():
@@ -357,7 +359,7 @@ def test_several_runs_in_one_program_are_those_runs():
 
 
 def test_a_stacked_leaf_that_is_used_as_a_whole_is_warned_of(monkeypatch):
-    monkeypatch.setattr(radazo.streaming, "BLOCK", 10)
+    monkeypatch.setattr(lazy, "BLOCK", 10)
     params = make_params()
     optimizer = radazo.in_place(optax.sgd(RATE), key=0)
 

@@ -371,7 +371,7 @@ MISTAKES = {
         "zo_psgd(estimator",
         "be an Estimator",
         "<function sphere_estimator",
-        "a call, not the function.",
+        "Pass an estimator, e.g. `radazo.sphere_estimator()`",
     ),
 }
 

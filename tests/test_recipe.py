@@ -33,7 +33,9 @@ def turns_estimator(
 
     def indices(step, state):
         start = state.count % max(step.layout.dim, 1) * num_directions
-        return (start + jnp.arange(num_directions)) % max(step.layout.dim, 1)
+        return (start + jnp.arange(num_directions, dtype=jnp.int32)) % max(
+            step.layout.dim, 1
+        )
 
     def queries(step, state):
         elements = lax.iota(jnp.int32, step.layout.dim)

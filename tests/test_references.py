@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import quick_jit
+from conftest import estimator_of, quick_jit
 
 import radazo
 
@@ -179,14 +179,14 @@ def test_the_estimator_of_an_optimizer_is_the_paper_s_if_none_is_given():
 def replay(gradients):
     """An estimator whose estimates are the rows of `gradients`, one after the other."""
 
-    def estimate(key, value_fn, params, state, *, has_aux=False):
+    def estimate(value_fn, params, state):
         gradient = jax.tree.map(lambda x: x[state], gradients)
         info = radazo.estimators.EstimateInfo(
             jnp.zeros(1), jnp.ones(1, bool), jnp.int32(1)
         )
         return jnp.float32(0), gradient, state + 1, info
 
-    return radazo.Estimator(lambda params: jnp.int32(0), estimate)
+    return estimator_of(lambda params: jnp.int32(0), estimate)
 
 
 def some_gradients(num_steps=NUM_STEPS):

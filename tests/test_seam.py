@@ -121,7 +121,7 @@ def test_a_difference_of_ones_own_finds_its_values_by_their_index():
         optimizer = radazo.with_estimator(estimator, optax.sgd(0.05), key=0)
         found += [local(optimizer), told(optimizer)]
     for other in found[1:]:
-        assert_close(other, found[0], 1e-5)
+        assert_close(other, found[0], 1e-3)
     assert found[0][1].num_values == NUM_STEPS * 7
     assert np.any(np.asarray(found[0][0]["a"]) != np.asarray(PARAMS["a"]))
 

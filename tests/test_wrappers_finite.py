@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from conftest import half_sum_of_squares, quick_jit
+from conftest import estimator_of, half_sum_of_squares, quick_jit
 from test_wrappers import ESTIMATOR, ROWS, SEED, start
 
 import radazo
@@ -111,7 +111,7 @@ def test_a_step_without_a_finite_value_is_for_the_rule_no_step(name):
 def of_ones_own(bad):
     """An estimator that knows of no NaN: a derivative, NaN in the `bad` steps."""
 
-    def estimate(key, value_fn, params, state, *, has_aux=False):
+    def estimate(value_fn, params, state):
         value, gradient = jax.value_and_grad(value_fn)(params)
         factor = jnp.where(jnp.isin(state, jnp.asarray(bad)), jnp.nan, 1.0)
         gradient = jax.tree.map(lambda g: factor * g, gradient)
@@ -119,7 +119,7 @@ def of_ones_own(bad):
         info = radazo.estimators.EstimateInfo(ones, ones > 0, jnp.int32(1))
         return value, gradient, state + 1, info
 
-    return radazo.Estimator(lambda params: jnp.zeros((), jnp.int32), estimate)
+    return estimator_of(lambda params: jnp.zeros((), jnp.int32), estimate)
 
 
 def run_of_ones_own(rule, bad, num_steps=12):

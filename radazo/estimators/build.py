@@ -183,8 +183,8 @@ def estimate(
 def check_estimator(api_name: str, estimator: Any) -> None:
     """Check that `estimator` is an `Estimator`, not the function that returns one."""
     hint = (
-        "Pass an estimator, e.g. `radazo.sphere_estimator()`; did you forget the "
-        "parentheses?"
+        "Did you forget the parentheses? Pass an estimator, e.g. "
+        "`radazo.sphere_estimator()`."
     )
     validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
 

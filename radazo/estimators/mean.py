@@ -251,6 +251,8 @@ def fused(function: core.Function, step: core.Step, options: Options) -> core.Es
             difference, function, line, base, step.smoothing
         )
         slope, valid = valid_slope(slope, options, layout)
+        # The aux of f(x) is that of the step where f(x) is taken: no other is held.
+        aux = aux if base is None else None
         return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
 
     draw = _drawer(sampler, prepared, layout)

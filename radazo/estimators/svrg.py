@@ -108,18 +108,6 @@ def svrg_estimator(
     api_name = "svrg_estimator"
     _check(api_name, estimator, full_value_fn, num_inner_steps, share_directions)
 
-    def init(params: core.Params) -> SvrgState:
-        estimator.init(params)  # Check that the parameters can be perturbed.
-        snapshot = jax.tree.map(
-            lambda x: jnp.array(x, copy=True) if core.is_floating(x) else None, params
-        )
-        return SvrgState(
-            count=jnp.zeros((), jnp.int32),
-            age=jnp.full((), -1, jnp.int32),
-            snapshot=snapshot,
-            full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
-        )
-
     there = _HERE if share_directions else _THERE
 
     def due(state: SvrgState) -> jax.Array:
@@ -168,7 +156,25 @@ def svrg_estimator(
         return _combined(step, state, at_x, at_x0, num_full, never)
 
     return core.Estimator(
-        api_name, init, estimator.step, queries, estimate, fused=fused
+        api_name,
+        functools.partial(_init, estimator),
+        estimator.step,
+        queries,
+        estimate,
+        fused=fused,
+    )
+
+
+def _init(estimator: core.Estimator, params: core.Params) -> SvrgState:
+    estimator.init(params)  # It says what in them cannot be perturbed.
+    snapshot = jax.tree.map(
+        lambda x: jnp.array(x, copy=True) if core.is_floating(x) else None, params
+    )
+    return SvrgState(
+        count=jnp.zeros((), jnp.int32),
+        age=jnp.full((), -1, jnp.int32),
+        snapshot=snapshot,
+        full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
     )
 
 

@@ -71,8 +71,8 @@ class OtherFunction(NamedTuple):
 def split(point: Any) -> tuple[Callable[[Any], Any] | None, Any]:
     """Return the function of a point, None for `value_fn`, and the point in NumPy."""
     if isinstance(point, OtherFunction):
-        return point.function, to_numpy(point.point)
-    return None, to_numpy(point)
+        return point.function, _to_numpy(point.point)
+    return None, _to_numpy(point)
 
 
 def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
@@ -83,7 +83,7 @@ def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
     # As text: some exceptions cannot be pickled, and others keep resources open.
     failures: list[str] = []
     with validation.Caught(lambda error: failures.append(_text(error))):
-        returned = value_fn(to_numpy(point))  # A copy, which `value_fn` may modify.
+        returned = value_fn(_to_numpy(point))  # A copy, which `value_fn` may modify.
         value = validation.real(returned)
         if math.isnan(value):
             return Outcome("invalid", failure=f"returned {returned!r}"[:200])
@@ -95,7 +95,7 @@ def _text(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()[:1000]
 
 
-def to_numpy(point: Any) -> Any:
+def _to_numpy(point: Any) -> Any:
     """Copy a point; JAX arrays become NumPy arrays, which any process can read."""
 
     def copy(leaf: Any) -> Any:
