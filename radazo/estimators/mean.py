@@ -150,8 +150,11 @@ def queries(
     def read(values: jax.Array, aux: Any) -> core.Readings:
         base = values[0] if num_base else None
         along = values[num_base:].reshape(-1, num_steps, *values.shape[1:])
+        # Direction by direction, as in `fused`: the order of a sum of terms depends on
+        # the layout of the array from which they are read.
         slopes, means = lax.map(
-            lambda along: difference.slope(base, along, step.smoothing), along
+            lambda k: difference.slope(base, along[k], step.smoothing),
+            jnp.arange(along.shape[0], dtype=jnp.uint32),
         )
         slopes, valid = valid_slope(slopes, options, layout)
         value = mean_of_valid(means, valid) if base is None else jnp.sum(base)
