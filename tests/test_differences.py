@@ -209,7 +209,7 @@ def test_a_function_without_a_derivative_is_told_so(fn, got):
         Mistake(
             exact_slope(fn),
             TypeError,
-            "exact(value_fn",
+            "forward_mode(value_fn",
             "have a derivative in forward mode",
             got,
             "Only functions written in JAX have one.",
