@@ -130,7 +130,7 @@ plt.show()
 # the optimizer state, so a worker that has both computes its points itself.
 
 # %%
-ids, point = radazo.ask(optimizer, result.params, result.state)
+ids, point, _ = radazo.ask(optimizer, result.params, result.state)
 some = [query for query in ids if query.index != 3]
 values = {query: margin(point(query)) for query in some}
 params, state = radazo.tell(optimizer, result.params, result.state, values)

@@ -44,7 +44,7 @@ def by_hand(tried, num_steps, value_fn=value_of):
     """The run of ask and tell, one point after the other."""
     params, state = START, tried.init(START)
     for _ in range(num_steps):
-        ids, point = radazo.ask(tried, params, state)
+        ids, point, _ = radazo.ask(tried, params, state)
         values = {id_: value_fn(np.asarray(point(id_))) for id_ in ids}
         params, state = radazo.tell(tried, params, state, values)
     return params, state
@@ -125,7 +125,7 @@ def test_bounds_keep_the_parameters_of_a_run():
     params = np.clip(START, *bounds)
     state = optimizer(5).init(params)
     for _ in range(9):
-        ids, point = radazo.ask(optimizer(5), params, state)
+        ids, point, _ = radazo.ask(optimizer(5), params, state)
         values = {id_: value_of(np.asarray(point(id_))) for id_ in ids}
         params, state = radazo.tell(optimizer(5), params, state, values)
         params = np.clip(params, *bounds)
