@@ -393,7 +393,7 @@ MISTAKES = {
     ),
     "a difference of one's own": Mistake(
         lambda: radazo.diagnostics.slope_errors(
-            0, linear, SLOPE, difference=radazo.forward._replace(num_values=len)
+            0, linear, SLOPE, difference=radazo.forward._replace(slope=len)
         ),
         ValueError,
         "slope_errors(difference",

@@ -115,7 +115,7 @@ def test_of_the_basis_there_are_d(num_directions):
             "basis(num_directions",
             "be the number of perturbed elements, 4",
             f"{num_directions}.",
-            "None takes every coordinate once",
+            "None takes each coordinate once",
         )
     )
 

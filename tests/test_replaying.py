@@ -110,7 +110,7 @@ def test_bounds_and_a_stop_are_part_of_the_run(path):
     assert bits(before) == bits(result.params)
     free = dict(PARAMS, w=jnp.clip(PARAMS["w"], -0.5, 0.7))
     for params, bounds in ((PARAMS, (-0.5, 0.8)), (free, None)):
-        with raises(ValueError, "of other `bounds`", "Each run has a journal"):
+        with raises(ValueError, "of other `bounds`", "Use one journal for each run"):
             replayed(path, params, how=how, bounds=bounds)
 
 
@@ -162,7 +162,7 @@ def test_a_branch_has_a_journal_that_begins_where_it_leaves(run, path):
     assert radazo.journal.read_journal(path).header.first == 20
     again = replayed(path, half, state, how=other)
     assert bits(again) == bits((result.params, result.state))
-    with raises(ValueError, "be of step 20 to 35", "one of step 0", "an earlier"):
+    with raises(ValueError, "be of a step from 20 to 35", "one of step 0", "an earlier"):
         replayed(path)
 
 
@@ -244,7 +244,7 @@ def test_other_parameters_in_the_middle_are_refused_before_the_first_step(run):
                 replayed(path, other, state, count=count)
     _, earlier = replayed(path, count=5)
     # A skipped step moves nothing, whatever the moments. The next kept one does.
-    skipped = np.isnan(radazo.read_journal(path).entries.slopes).all(axis=1)
+    skipped = np.isnan(radazo.journal.read_journal(path).entries.slopes).all(axis=1)
     at = int(np.flatnonzero(skipped[6:])[0]) + 6
     moves = int(np.flatnonzero(~skipped[at:])[0]) + at
     params, state = replayed(path, count=at)
