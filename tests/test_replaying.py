@@ -162,7 +162,7 @@ def test_a_branch_has_a_journal_that_begins_where_it_leaves(run, path):
     assert radazo.journal.read_journal(path).header.first == 20
     again = replayed(path, half, state, how=other)
     assert bits(again) == bits((result.params, result.state))
-    with raises(ValueError, "be of a step from 20 to 35", "one of step 0", "an earlier"):
+    with raises(ValueError, "a step from 20 to 35", "one of step 0", "an earlier"):
         replayed(path)
 
 
