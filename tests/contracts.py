@@ -38,8 +38,8 @@ class Row(NamedTuple):
     moves: bool = True
 
 
-# Estimators that differ by the law of their directions alone.
-LAWS = {
+# Estimators that differ in their sampler alone.
+PRESETS = {
     "sphere": radazo.sphere_estimator,
     "gaussian": radazo.gaussian_estimator,
     "rademacher": radazo.rademacher_estimator,
@@ -90,7 +90,7 @@ PRIORS = {
     "last step": radazo.estimators.last_step,
     "momentum": radazo.estimators.momentum_prior(0.9),
 }
-ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
+ESTIMATORS = {name: Row(make) for name, make in PRESETS.items()} | {
     "two-point": Row(
         with_options(radazo.gaussian_estimator, difference=radazo.central),
         lambda k: 2 * k,
@@ -111,7 +111,7 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
         in_all_dimensions,
         random=False,
     ),
-    "law of one's own": Row(
+    "own sampler": Row(
         with_options(
             radazo.finite_difference_estimator,
             sampler=radazo.directions.sampler_from(
@@ -159,8 +159,8 @@ ESTIMATORS = {name: Row(make) for name, make in LAWS.items()} | {
     ),
 }
 
-# One of each kind of program: the others differ from these by a law, by the guess of a
-# gradient or by what a guard answers, which have tests of their own.
+# One of each kind of program. The others differ from these in the sampler, the prior or
+# the treatment of outliers, which have tests of their own.
 KINDS = {
     name: ESTIMATORS[name]
     for name in (

@@ -65,8 +65,8 @@ def test_the_spread_of_second_differences_is_the_norm_of_the_hessian(x64):
     dim, num = 12, 40
     root = np.random.default_rng(0).normal(size=(dim, dim))
     hessian = root + root.T
-    law, words = directions.sphere, random.key_data("test", 5)
-    draw = jax.jit(jax.vmap(lambda k: law.draw(words, k, dim, jnp.float64)))
+    sampler, words = directions.sphere, random.key_data("test", 5)
+    draw = jax.jit(jax.vmap(lambda k: sampler.draw(words, k, dim, jnp.float64)))
     u = np.asarray(draw(jnp.arange(400 * num, dtype=jnp.uint32)))
     u = u / np.linalg.norm(u, axis=1, keepdims=True)
     up = 0.5 * np.einsum("ni,ij,nj->n", u, hessian, u).reshape(400, num)
@@ -123,10 +123,10 @@ def test_rates_and_distances_follow_the_units(x64):
 
 
 @pytest.mark.parametrize(
-    "law", [radazo.directions.gaussian, radazo.directions.rademacher]
+    "sampler", [radazo.directions.gaussian, radazo.directions.rademacher]
 )
-def test_smoothing_is_in_units_of_the_law(law):
-    one, other = calibrated(), calibrated(sampler=law)
+def test_smoothing_is_in_units_of_the_sampler(sampler):
+    one, other = calibrated(), calibrated(sampler=sampler)
     np.testing.assert_allclose(one.smoothing, 10 * other.smoothing, 1e-6)
     assert one.learning_rate == other.learning_rate
     assert one.distance == other.distance == one.smoothing
@@ -251,7 +251,7 @@ def test_printed_it_says_what_was_chosen_and_why():
 T, V = TypeError, ValueError
 OF_CALLS = {
     "no function": ({"value_fn": 3}, T, "value_fn", "be a function", "3.", "It takes"),
-    "not the law": (
+    "not the sampler": (
         {"sampler": "sphere"},
         T,
         "sampler",

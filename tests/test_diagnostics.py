@@ -11,7 +11,7 @@ import radazo
 
 NUM = 4000
 SLOPE = jnp.array([3.0, -1.0, 0.5, 2.0, 0.0, -2.0])
-LAWS = {
+SAMPLERS = {
     "sphere": (radazo.directions.sphere, lambda d, k: (d - 1) / k),
     "gaussian": (radazo.directions.gaussian, lambda d, k: (d + 1) / k),
     "rademacher": (radazo.directions.rademacher, lambda d, k: (d - 1) / k),
@@ -34,9 +34,9 @@ def noisy(scale):
     return value_fn
 
 
-def statistics_of_many(law, value_fn, num_directions=5, smoothing=1.0):
+def statistics_of_many(sampler, value_fn, num_directions=5, smoothing=1.0):
     estimator = radazo.finite_difference_estimator(
-        law, num_directions=num_directions, smoothing=smoothing
+        sampler, num_directions=num_directions, smoothing=smoothing
     )
     x = jnp.full(6, 0.25)
 
@@ -58,11 +58,11 @@ def assert_mean(found, expected, bias=0.0):
     return error
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_statistics_are_unbiased_for_exact_values(name):
-    law, variance_of = LAWS[name]
+    sampler, variance_of = SAMPLERS[name]
     squared = float(SLOPE @ SLOPE)
-    norms, variances, signals = statistics_of_many(law, linear)
+    norms, variances, signals = statistics_of_many(sampler, linear)
     assert assert_mean(norms, squared) < 0.05 * squared
     # E‖u‖² in place of ‖u‖²: for Gaussian directions off by 2 ‖a‖² / (K − 1) in all.
     known = 2 * squared / 4 if name == "gaussian" else 0.0
@@ -85,11 +85,11 @@ def test_noise_in_the_values_raises_the_norm_and_the_variance_but_not_the_signal
 
 
 def test_statistics_of_one_direction_and_of_orthogonal_ones_know_no_variance():
-    for law, num_directions in (
+    for sampler, num_directions in (
         (radazo.directions.sphere, 1),
         (radazo.directions.orthogonal, 4),
     ):
-        norms, variances, signals = statistics_of_many(law, linear, num_directions)
+        norms, variances, signals = statistics_of_many(sampler, linear, num_directions)
         assert_mean(norms, float(SLOPE @ SLOPE))
         assert np.isnan(variances).all()
         assert np.isnan(signals).all()

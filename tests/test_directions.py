@@ -1,4 +1,4 @@
-"""directions: the laws, their golden values, and one vector over all leaves."""
+"""directions: the samplers, their golden values, and one vector over all leaves."""
 
 import functools
 
@@ -277,18 +277,18 @@ def test_the_mean_outer_product_is_the_identity_over_the_factor(sampler, seed):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_gaussian_directions_follow_the_normal_law(seed):
+def test_gaussian_directions_are_standard_normal(seed):
     rows = flat(seed, 20_000, radazo.directions.gaussian, 2)
     assert scipy.stats.kstest(rows.ravel(), "norm").pvalue > FIVE_SIGMA
 
 
 @pytest.mark.parametrize("name", ["sphere", "orthogonal"])
-def test_squares_of_a_unit_direction_follow_the_beta_law(name):
+def test_squares_of_a_unit_direction_have_a_beta_distribution(name):
     d = 5
     squares = many(SAMPLERS[name], d, 20_000) ** 2
-    law = scipy.stats.beta(0.5, (d - 1) / 2)
+    distribution = scipy.stats.beta(0.5, (d - 1) / 2)
     for i in range(d):
-        assert scipy.stats.kstest(squares[:, i], law.cdf).pvalue > FIVE_SIGMA
+        assert scipy.stats.kstest(squares[:, i], distribution.cdf).pvalue > FIVE_SIGMA
 
 
 def test_coordinates_are_chosen_uniformly():

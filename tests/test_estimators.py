@@ -10,13 +10,13 @@ import numpy as np
 import optax
 import pytest
 from conftest import quick_jit
-from contracts import LAWS
+from contracts import PRESETS
 from optax import perturbations
 
 import radazo
 
 D = 11
-SAMPLERS = {name: getattr(radazo.directions, name) for name in LAWS}
+SAMPLERS = {name: getattr(radazo.directions, name) for name in PRESETS}
 DIFFERENCES = {"forward": radazo.forward, "central": radazo.central}
 EPS = np.finfo(np.float32).eps
 # Rounding of a slope in float64: values of order ten over a smoothing of a third, and
@@ -76,11 +76,11 @@ def slopes_in_numpy(x, us, smoothing, difference):
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES)
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.usefixtures("x64")
 def test_an_estimate_is_the_mean_of_slope_times_direction(name, difference):
     params, num_directions, smoothing = make_params(), 4, 0.3
-    estimator = LAWS[name](
+    estimator = PRESETS[name](
         num_directions=num_directions,
         smoothing=smoothing,
         difference=DIFFERENCES[difference],
@@ -150,10 +150,12 @@ def test_the_aux_of_a_central_difference_is_that_of_the_first_point(chunk_size):
 # Where the answer is known without the directions.
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_central_estimate_of_a_linear_function_is_unbiased(name):
     a = np.linspace(-2, 3, D)
-    estimator = LAWS[name](num_directions=2, smoothing=0.5, difference=radazo.central)
+    estimator = PRESETS[name](
+        num_directions=2, smoothing=0.5, difference=radazo.central
+    )
     value_and_grad = radazo.value_and_grad(
         lambda p: jnp.sum(ravel(p) * jnp.asarray(a, jnp.float32)), estimator
     )
@@ -186,7 +188,7 @@ def test_a_central_slope_of_a_quadratic_is_exact_at_any_smoothing(name, smoothin
     h = np.random.default_rng(0).normal(size=(D, D))
     h = h + h.T
     quadratic = lambda p: ravel(p) @ jnp.asarray(h) @ ravel(p) / 2
-    estimator = LAWS[name](
+    estimator = PRESETS[name](
         num_directions=3, smoothing=smoothing, difference=radazo.central
     )
     _, _, info = estimate(estimator, quadratic, params)
@@ -341,7 +343,7 @@ def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
     params = jax.tree.map(jnp.zeros_like, make_params(jnp.float32))
 
     def coordinates(size):
-        estimator = LAWS[name](num_directions=7, smoothing=0.5, chunk_size=size)
+        estimator = PRESETS[name](num_directions=7, smoothing=0.5, chunk_size=size)
 
         def of(i):
             pick = lambda p: jnp.sum(

@@ -10,7 +10,7 @@ from conftest import half_sum_of_squares, quick_jit
 import radazo
 
 D, K, N, STEPS, RATE = 6, 3, 2, 9, 0.05
-LAWS = {"gaussian": radazo.directions.gaussian, "sphere": radazo.directions.sphere}
+SAMPLERS = {"gaussian": radazo.directions.gaussian, "sphere": radazo.directions.sphere}
 FACTORS = {"gaussian": 1, "sphere": D}
 MAKERS = {
     "reuse": radazo.history_reuse_estimator,
@@ -62,13 +62,13 @@ def run(estimator, params, num_steps=STEPS, value_fn=lambda p, t: f(ravel(p))):
     return quick_jit(lambda: jax.lax.scan(step, carry, ts)[1])()
 
 
-def directions(law, num_steps=STEPS, num_directions=K):
+def directions(sampler, num_steps=STEPS, num_directions=K):
     """(T, K, d): the directions of the steps of `run`."""
 
     def of_step(t):
         key = jax.random.fold_in(jax.random.key(5), t)
         drawn = radazo.directions.sample_directions(
-            key, start(), law, num_directions=num_directions
+            key, start(), sampler, num_directions=num_directions
         )
         return jax.vmap(ravel)(drawn)
 
@@ -111,30 +111,32 @@ def zohs(us, factor, num_past, central):
 
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
-    ("law", "num_past", "chunk_size"),
+    ("sampler", "num_past", "chunk_size"),
     [("gaussian", N, 1), ("sphere", N, 2), ("gaussian", 20, 5)],
 )
 @pytest.mark.usefixtures("x64")
-def test_values_used_again_are_those_of_stored_directions(law, num_past, chunk_size):
+def test_values_used_again_are_those_of_stored_directions(
+    sampler, num_past, chunk_size
+):
     estimator = radazo.history_reuse_estimator(
-        sampler=LAWS[law],
+        sampler=SAMPLERS[sampler],
         num_directions=K,
         num_past=num_past,
         smoothing=smoothing_of,
         chunk_size=chunk_size,
     )
     _, gradients, _, _ = run(estimator, start())
-    expected = zoar(directions(LAWS[law]), FACTORS[law], num_past)
+    expected = zoar(directions(SAMPLERS[sampler]), FACTORS[sampler], num_past)
     np.testing.assert_allclose(gradients, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize(("law", "chunk_size"), [("gaussian", 1), ("sphere", 2)])
+@pytest.mark.parametrize(("sampler", "chunk_size"), [("gaussian", 1), ("sphere", 2)])
 @pytest.mark.usefixtures("x64")
-def test_the_mean_of_estimates_is_that_of_stored_ones(law, chunk_size):
+def test_the_mean_of_estimates_is_that_of_stored_ones(sampler, chunk_size):
     difference = {1: radazo.forward, 2: radazo.central}[chunk_size]
     estimator = radazo.history_mean_estimator(
-        sampler=LAWS[law],
+        sampler=SAMPLERS[sampler],
         num_directions=K,
         num_past=N,
         smoothing=smoothing_of,
@@ -143,7 +145,7 @@ def test_the_mean_of_estimates_is_that_of_stored_ones(law, chunk_size):
     )
     _, gradients, _, _ = run(estimator, start())
     central = difference is radazo.central
-    expected = zohs(directions(LAWS[law]), FACTORS[law], N, central)
+    expected = zohs(directions(SAMPLERS[sampler]), FACTORS[sampler], N, central)
     np.testing.assert_allclose(gradients, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
@@ -162,10 +164,10 @@ def test_without_a_past_each_value_is_compared_with_the_mean_of_the_others():
 
 
 def test_without_a_past_the_mean_of_estimates_is_the_estimate():
-    law = radazo.directions.orthogonal
+    sampler = radazo.directions.orthogonal
     options = {"num_directions": 3, "smoothing": 0.2}
-    history = radazo.history_mean_estimator(sampler=law, num_past=0, **options)
-    plain = radazo.finite_difference_estimator(law, **options)
+    history = radazo.history_mean_estimator(sampler=sampler, num_past=0, **options)
+    plain = radazo.finite_difference_estimator(sampler, **options)
     value, gradient, _, info = run(history, start(), num_steps=3)
     expected = run(plain, start(), num_steps=3)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)

@@ -94,7 +94,7 @@ RULES = {
         optax.scale_by_learning_rate(optax.linear_schedule(RATE, 0.0, 10)),
     ),
 }
-LAWS = {
+SAMPLERS = {
     "gaussian": (radazo.directions.gaussian, radazo.gaussian_estimator),
     "sphere": (radazo.directions.sphere, radazo.sphere_estimator),
     "rademacher": (radazo.directions.rademacher, radazo.rademacher_estimator),
@@ -125,9 +125,11 @@ def half_of_the_time_a_number(params):
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("law", ["sphere", "rademacher"])
-def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law):
-    sampler, make = LAWS[law]
+@pytest.mark.parametrize("sampler", ["sphere", "rademacher"])
+def test_directions_of_any_sampler_that_are_dropped_leave_the_mean_of_the_others(
+    sampler,
+):
+    sampler, make = SAMPLERS[sampler]
     params, rule = make_params(), optax.sgd(RATE)
     options = {"num_directions": 16, "smoothing": 0.01, "difference": radazo.forward}
     (expected, state), _ = reference(
@@ -147,7 +149,7 @@ def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law
 
 @pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
-    ("law", "difference"),
+    ("sampler", "difference"),
     [
         ("gaussian", radazo.forward),
         ("gaussian", radazo.central),
@@ -157,8 +159,8 @@ def test_directions_of_any_law_that_are_dropped_leave_the_mean_of_the_others(law
         ("rademacher", radazo.central),
     ],
 )
-def test_slopes_are_those_of_the_estimator(law, difference):
-    sampler, make = LAWS[law]
+def test_slopes_are_those_of_the_estimator(sampler, difference):
+    sampler, make = SAMPLERS[sampler]
     params = make_params()
     options = {"num_directions": 6, "smoothing": 0.01, "difference": difference}
     estimator = make(**options)

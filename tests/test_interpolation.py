@@ -102,16 +102,16 @@ def test_ten_steps_are_those_of_the_pseudocode(x64, max_reuse):
 
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
-    "law",
+    "sampler",
     [
         radazo.directions.sphere,
         radazo.directions.gaussian,
         radazo.directions.orthogonal,
     ],
 )
-def test_it_is_exact_for_linear_functions_once_the_directions_span(law):
+def test_it_is_exact_for_linear_functions_once_the_directions_span(sampler):
     """With reused points among the rows, too."""
-    estimator = radazo.interpolation_estimator(num_directions=5, sampler=law)
+    estimator = radazo.interpolation_estimator(num_directions=5, sampler=sampler)
 
     def run(key):
         def step(carry, key):
@@ -250,14 +250,14 @@ def test_a_centre_without_a_finite_value_leaves_the_memory_as_good_as_it_was():
 
 def test_terms_are_subtracted_one_by_one_where_they_are_new():
     """Beside a constant of 1e4 the sum has a digit and a half of a difference."""
-    law = radazo.directions.orthogonal
+    sampler = radazo.directions.orthogonal
 
     def value_fn(x):
         return jnp.append(jnp.asarray(A, jnp.float32) * x, jnp.float32(1e4))
 
     def error(value_fn, *, terms):
         estimator = radazo.interpolation_estimator(
-            num_directions=5, terms=terms, sampler=law
+            num_directions=5, terms=terms, sampler=sampler
         )
         x = jnp.zeros(5)
         _, gradient, state, _ = quick_jit(
@@ -368,7 +368,7 @@ MISTAKES = {
     "a distance in words": ("reuse_distance", "near", T, "be a number", NEAR),
     "more than all": ("max_reuse", 1.5, V, "be at most 1", SHARE),
     "less than none": ("max_reuse", -0.5, V, NOT_BELOW, SHARE),
-    "a law by name": (
+    "a sampler by name": (
         "sampler",
         "sphere",
         T,

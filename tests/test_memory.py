@@ -141,7 +141,7 @@ def compiled(work):
 
 
 @pytest.mark.parametrize(
-    "law",
+    "sampler",
     [
         radazo.directions.gaussian,
         radazo.directions.sphere,
@@ -149,13 +149,15 @@ def compiled(work):
     ],
     ids=["gaussian", "sphere", "rademacher"],
 )
-def test_values_along_a_direction_are_those_of_the_moved_point(law):
+def test_values_along_a_direction_are_those_of_the_moved_point(sampler):
     params = opt.random(TINY, jax.random.key(0))
     ids = jnp.array([[1, 1, 5, 6, 7], [3, 4, 5, 6, 8]])
     work = memory.Work(TINY, jnp.float32, 2, 5)
-    direction = radazo.directions.sample_directions(4, params, law, num_directions=1)
+    direction = radazo.directions.sample_directions(
+        4, params, sampler, num_directions=1
+    )
     moved = jax.tree.map(lambda x, u: x + jnp.float32(0.02) * u[0], params, direction)
-    value = quick_jit(radazo.evaluate.perturbed_value_fn(work.value, law))(
+    value = quick_jit(radazo.evaluate.perturbed_value_fn(work.value, sampler))(
         4, params, 0.02, ids
     )
     plain = compiled(work)

@@ -188,7 +188,7 @@ def test_directions_may_be_shared_over_two_axes_at_once():
     assert_same_bits(run(both, num_steps=3), run(over(8), num_steps=3))
 
 
-LAWS = {
+SAMPLERS = {
     "gaussian": radazo.directions.gaussian,
     "rademacher": radazo.directions.rademacher,
     "own": radazo.directions.sampler_from(
@@ -198,12 +198,14 @@ LAWS = {
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_directions_of_sharded_parameters_are_those_of_parameters_on_one_device(law):
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_directions_of_sharded_parameters_are_those_of_parameters_on_one_device(
+    sampler,
+):
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("directions", "model"))
     params = {"a": jnp.zeros((24, 3)), "b": jnp.zeros(40)}
     draw = functools.partial(
-        radazo.directions.sample_directions, sampler=law, num_directions=3
+        radazo.directions.sample_directions, sampler=sampler, num_directions=3
     )
     cut = NamedSharding(mesh, PartitionSpec(None, "model"))
     kept = jax.jit(draw)(0, params)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import OPTIMIZERS, as_a_user
-from contracts import LAWS
+from contracts import PRESETS
 
 import radazo
 from radazo import replicas
@@ -205,7 +205,7 @@ def test_a_wrong_call_gets_its_message(example, tmp_path):
     assert message(example.source, tmp_path) == example.want
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("smoothing", ["0.0", "-1", "NAN", "INF"])
 def test_every_estimator_needs_a_smoothing_above_zero(name, smoothing, tmp_path):
     call = f"sphere_estimator(smoothing={smoothing})"

@@ -168,7 +168,7 @@ SLOPE_ROUNDING = 8 * D * EPS * float(np.sum(np.abs(A)))
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_p5_an_estimate_has_the_mean_and_the_variance_of_its_law(name):
+def test_p5_an_estimate_has_the_mean_and_the_variance_of_its_sampler(name):
     samples = estimates_of(name, 20_000)
     within_standard_errors(samples, A, SLOPE_ROUNDING)
     squares = (samples - A) ** 2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import quick_jit
-from contracts import LAWS
+from contracts import PRESETS
 from hypothesis import Phase, given, settings
 
 import radazo
@@ -33,7 +33,7 @@ properties = settings(
 )
 costly = settings(properties, max_examples=4)
 seeds = st.integers(0, 2**31 - 1)
-names = st.sampled_from(list(LAWS))
+names = st.sampled_from(list(PRESETS))
 
 
 @st.composite
@@ -79,7 +79,7 @@ def value_fn(params, scale=1.0, tilt=0.0):
 @functools.cache
 def estimated(name, **options):
     """One compiled function for all examples that agree on the estimator."""
-    estimator = LAWS[name](**{"num_directions": 3, "smoothing": 0.125} | options)
+    estimator = PRESETS[name](**{"num_directions": 3, "smoothing": 0.125} | options)
     return quick_jit(radazo.value_and_grad(value_fn, estimator))
 
 
@@ -141,7 +141,7 @@ def test_leaves_outside_of_the_mask_get_a_gradient_of_zero(
 ):
     mask = {"first": True, "others": False}
     given_mask = (lambda params: mask) if callable_ else mask
-    estimator = LAWS[name](num_directions=3, mask=given_mask)
+    estimator = PRESETS[name](num_directions=3, mask=given_mask)
     estimate = quick_jit(radazo.value_and_grad(value_fn, estimator))
     _, gradient = estimate(seed, params)
     assert np.any(gradient["first"])
@@ -189,7 +189,7 @@ def test_the_chunk_size_changes_no_more_than_rounding(params, name, seed, chunk_
 @costly
 @given(any_trees, names, seeds)
 def test_an_estimator_made_again_gives_the_same_estimate(params, name, seed):
-    estimator = LAWS[name](num_directions=3, smoothing=0.125)
+    estimator = PRESETS[name](num_directions=3, smoothing=0.125)
     again = quick_jit(radazo.value_and_grad(value_fn, estimator))
     assert_equal(again(seed, params), estimated(name)(seed, params))
 
@@ -225,7 +225,7 @@ def test_leaves_that_are_not_perturbed_change_no_direction_of_the_others(
 def test_an_estimate_takes_the_function_values_that_it_promises(
     params, name, options, seed
 ):
-    estimator = LAWS[name](**options)
+    estimator = PRESETS[name](**options)
     calls = []
 
     def counted(params):
@@ -250,7 +250,7 @@ def test_an_estimate_takes_the_function_values_that_it_promises(
 @pytest.mark.parametrize("name", ["sphere", "gaussian", "rademacher", "coordinate"])
 def test_parameters_without_an_element_get_a_gradient_without_an_element(name):
     params = {"a": jnp.zeros((0, 2), jnp.bfloat16)}
-    value_and_grad = radazo.value_and_grad(lambda p: 3.0, LAWS[name]())
+    value_and_grad = radazo.value_and_grad(lambda p: 3.0, PRESETS[name]())
     value, gradient = quick_jit(value_and_grad)(0, params)
     assert value == 3
     assert described(gradient) == described(params)

@@ -198,8 +198,8 @@ def test_an_optimizer_in_place_is_replayed_with_its_moments(path):
     assert bits(radazo.journal.replay(path, how, params)) == bits(here)
 
 
-def other_law(law):
-    return radazo.radazo(0.02, law(num_directions=3), key=0)
+def other_sampler(preset):
+    return radazo.radazo(0.02, preset(num_directions=3), key=0)
 
 
 def other_rule(b1):
@@ -210,8 +210,8 @@ def other_rule(b1):
 OTHERS = {
     "another learning rate": optimizer(learning_rate=0.0201),
     "another decay": other_rule(0.8),
-    "signs": other_law(radazo.rademacher_estimator),
-    "normal draws": other_law(radazo.gaussian_estimator),
+    "signs": other_sampler(radazo.rademacher_estimator),
+    "normal draws": other_sampler(radazo.gaussian_estimator),
 }
 
 

@@ -12,7 +12,7 @@ import radazo
 D, K, SMOOTHING = 5, 7, 0.1
 SLOPE = np.array([1.0, -2.0, 0.5, 3.0, 0.0])
 START = {"a": np.array([1.0, -2.0, 0.5]), "b": np.array([[0.3, -0.7]])}
-LAWS = {
+SAMPLERS = {
     name: getattr(radazo.directions, name)
     for name in ("sphere", "gaussian", "rademacher", "coordinate", "orthogonal")
 }
@@ -39,15 +39,17 @@ def estimated(estimator, params, fn=value_fn):
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.usefixtures("x64")
-def test_a_vote_is_counted_as_written(law):
-    num = 4 if law is radazo.directions.orthogonal else K
+def test_a_vote_is_counted_as_written(sampler):
+    num = 4 if sampler is radazo.directions.orthogonal else K
     estimator = radazo.majority_vote_estimator(
-        law, num_directions=num, smoothing=SMOOTHING, chunk_size=3
+        sampler, num_directions=num, smoothing=SMOOTHING, chunk_size=3
     )
     value, gradient, state, info = estimated(estimator, start())
-    us = radazo.directions.sample_directions(4, jnp.zeros(D), law, num_directions=num)
+    us = radazo.directions.sample_directions(
+        4, jnp.zeros(D), sampler, num_directions=num
+    )
     x, lead = flat_of(START), np.zeros(D)
     for u in np.asarray(us):
         difference = value_fn(x + SMOOTHING * u) - value_fn(x)
@@ -60,11 +62,15 @@ def test_a_vote_is_counted_as_written(law):
     assert int(state.count) == 1
 
 
-@pytest.mark.parametrize("law", [radazo.directions.sphere, radazo.directions.gaussian])
-def test_the_mean_vote_is_an_arcsine(law):
+@pytest.mark.parametrize(
+    "sampler", [radazo.directions.sphere, radazo.directions.gaussian]
+)
+def test_the_mean_vote_is_an_arcsine(sampler):
     # Of two normals correlated as aᵢ / ‖a‖, the mean product of signs.
     num = 20_000
-    estimator = radazo.majority_vote_estimator(law, num_directions=num, chunk_size=2000)
+    estimator = radazo.majority_vote_estimator(
+        sampler, num_directions=num, chunk_size=2000
+    )
     slope = SLOPE.astype(np.float32)
     _, gradient, _, _ = estimated(estimator, jnp.zeros(D), lambda x: jnp.dot(slope, x))
     expected = 2 / np.pi * np.arcsin(SLOPE / np.linalg.norm(SLOPE))

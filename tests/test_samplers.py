@@ -1,4 +1,4 @@
-"""Each coordinate once, and laws of one's own."""
+"""Each coordinate once, and samplers of users."""
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ def test_of_the_basis_there_are_d(num_directions):
     )
 
 
-# Laws of one's own.
+# Samplers of users.
 
 
 def uniform(key, dim):
@@ -146,8 +146,8 @@ OWN = {
 
 @pytest.mark.parametrize(("draw", "factor"), OWN.values(), ids=OWN)
 def test_directions_are_those_that_were_drawn(draw, factor):
-    law = radazo.directions.sampler_from(draw, factor=factor)
-    us = radazo.directions.sample_directions(3, jnp.zeros(4), law, num_directions=2)
+    sampler = radazo.directions.sampler_from(draw, factor=factor)
+    us = radazo.directions.sample_directions(3, jnp.zeros(4), sampler, num_directions=2)
     for k in range(2):
         expected = draw(jax.random.fold_in(jax.random.key(3), k), 4)
         np.testing.assert_array_equal(us[k], expected.astype(jnp.float32))
@@ -156,15 +156,15 @@ def test_directions_are_those_that_were_drawn(draw, factor):
 @pytest.mark.parametrize("chunk_size", [1, 3])
 @pytest.mark.parametrize(("draw", "factor"), OWN.values(), ids=OWN)
 def test_an_estimate_has_no_bias(draw, factor, chunk_size):
-    law = radazo.directions.sampler_from(draw, factor=factor)
+    sampler = radazo.directions.sampler_from(draw, factor=factor)
     estimator = radazo.finite_difference_estimator(
-        law, num_directions=20_000, chunk_size=2_000 * chunk_size
+        sampler, num_directions=20_000, chunk_size=2_000 * chunk_size
     )
     slope = SLOPE.astype(np.float32)
     _, gradient, _, info = estimated(
         estimator, jnp.zeros(4), lambda x: jnp.dot(slope, x)
     )
-    # The mean square of factor · slope · uᵢ is at most 3 ‖a‖² in all three laws.
+    # The mean square of factor · slope · uᵢ is at most 3 ‖a‖² in all three samplers.
     error = np.sqrt(3 * SLOPE @ SLOPE / 20_000)
     assert np.all(np.abs(np.asarray(gradient) - SLOPE) < 4 * error)
     number = factor(4) if callable(factor) else factor
@@ -173,8 +173,8 @@ def test_an_estimate_has_no_bias(draw, factor, chunk_size):
 
 
 def test_the_sphere_of_one_s_own_is_the_sphere():
-    law = radazo.directions.sampler_from(unit, factor=float)
-    own = radazo.finite_difference_estimator(law, num_directions=3)
+    sampler = radazo.directions.sampler_from(unit, factor=float)
+    own = radazo.finite_difference_estimator(sampler, num_directions=3)
     theirs = radazo.sphere_estimator(num_directions=3)
     ours, theirs = (estimated(x, start())[1] for x in (own, theirs))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), ours, theirs)
@@ -184,22 +184,24 @@ def test_elements_that_are_not_finite_are_zero():
     def broken(key, dim):
         return jnp.array([1.0, jnp.nan, -jnp.inf, -1.0])
 
-    law = radazo.directions.sampler_from(broken)
-    us = radazo.directions.sample_directions(0, jnp.zeros(4), law, num_directions=1)
+    sampler = radazo.directions.sampler_from(broken)
+    us = radazo.directions.sample_directions(0, jnp.zeros(4), sampler, num_directions=1)
     np.testing.assert_array_equal(us, [[1, 0, 0, -1]])
 
 
 @pytest.mark.usefixtures("x64")
 def test_directions_have_the_type_of_the_parameters():
-    law = radazo.directions.sampler_from(lambda key, dim: jnp.ones(dim, jnp.float32))
-    us = radazo.directions.sample_directions(0, jnp.zeros(4), law, num_directions=1)
+    sampler = radazo.directions.sampler_from(
+        lambda key, dim: jnp.ones(dim, jnp.float32)
+    )
+    us = radazo.directions.sample_directions(0, jnp.zeros(4), sampler, num_directions=1)
     assert us.dtype == jnp.float64
 
 
 def drawing(draw):
-    law = radazo.directions.sampler_from(draw)
+    sampler = radazo.directions.sampler_from(draw)
     return lambda: radazo.directions.sample_directions(
-        0, jnp.zeros(4), law, num_directions=1
+        0, jnp.zeros(4), sampler, num_directions=1
     )
 
 
