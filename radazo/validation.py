@@ -121,7 +121,7 @@ def share(api_name: str, argument: str, value: Any, hint: str) -> None:
     _number(api_name, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, hint)
 
 
-def floating(api_name: str, argument: str, value: Any) -> None:
+def _floating(api_name: str, argument: str, value: Any) -> None:
     """Check that `value` is None or a floating-point dtype."""
     try:
         fits = value is None or jnp.issubdtype(value, jnp.floating)
@@ -277,4 +277,4 @@ declare(
 declare(function, "value_fn", hint="It takes the parameters first.")
 declare(decay, "b1", "b2")
 declare(non_negative, "eps", "eps_root", hint="It keeps the division from overflowing.")
-declare(floating, "mu_dtype", "moment_dtype")
+declare(_floating, "mu_dtype", "moment_dtype")

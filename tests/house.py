@@ -150,9 +150,10 @@ def fields(cls):
 
 
 def sections(docstring):
-    """Text by section, in the order in which they stand."""
-    parts = re.split(r"^(\w+):$", docstring, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    """Text by section, in the order in which they stand; one text may be of several."""
+    parts = re.split(r"^(\w+(?:, \w+)*):$", docstring, flags=re.MULTILINE)
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return {name: text for names, text in pairs for name in names.split(", ")}
 
 
 def imports_go_down(module):

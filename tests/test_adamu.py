@@ -227,8 +227,8 @@ def adamu(*args, **options):
     return lambda: radazo.zo_adamu(0.1, *args, key=0, **options)
 
 
-RANGE, NEW = "be in [0, 1]", "It is that of the new in what is mixed."
-PAIR = "Pass (1024, 16000) for 20000 steps, say, or None."
+RANGE, NEW = "be in [0, 1]", "It is the share of the new part in the last phase."
+PAIR = "Pass None, or e.g. (1024, 16000) for 20000 steps."
 MISTAKES = {
     "no steps": ((0,), {}, ValueError, "num_steps", "be at least 1", "0."),
     "half a step": ((0.5,), {}, TypeError, "num_steps", "be an integer", "0.5."),

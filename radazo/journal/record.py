@@ -90,7 +90,7 @@ def read_entry(
     **extra: Any,
 ) -> file_format.JournalEntry:
     """First program: evaluate the function and return the journal entry."""
-    function, step, queries = combinators.first_evaluation(
+    function, step, queries = stepping.first_evaluation(
         optimizer, params, state, value_fn=value_fn, **extra
     )
     readings = queries.evaluate(function, step, queries)
@@ -139,7 +139,7 @@ def num_readings(optimizer: Any, params: core.Params, state: Any) -> int:
     arrays, rest = partition.split(params)
 
     def numbers(arrays: Any, state: Any) -> jax.Array:
-        evaluation = combinators.first_evaluation(optimizer, rest.join(arrays), state)
+        evaluation = stepping.first_evaluation(optimizer, rest.join(arrays), state)
         return jnp.zeros(evaluation[-1].num_readings, jnp.bool_)
 
     return jax.eval_shape(numbers, arrays, state).size

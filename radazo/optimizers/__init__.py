@@ -6,7 +6,7 @@ from radazo.optimizers.combinators import (
     value_and_grad,
     with_estimator,
 )
-from radazo.optimizers.in_place import InPlace, PastSlopes, in_place
+from radazo.optimizers.in_place import PastSlopes, in_place
 from radazo.optimizers.pars import ParsState, pars
 from radazo.optimizers.presets import (
     meazo,
@@ -26,6 +26,7 @@ from radazo.optimizers.second_moments import (
     per_leaf,
     scalar,
 )
+from radazo.optimizers.stepping import InPlace
 from radazo.optimizers.transforms import (
     ScaleByRadazoState,
     ScaleBySecondMomentState,

@@ -1,12 +1,4 @@
-"""Three forms of an estimator, for three kinds of training loop.
-
-  value_and_grad      a function of a key, for loops that take a gradient
-  with_estimator      wraps an optimizer, which also gets `value` and `value_fn`
-  estimate_gradient   the first link of an `optax.chain`
-
-`estimate_gradient` is `with_estimator` around the identity. In both, the key of a step
-is fold_in(key, count).
-"""
+"""Three forms of an estimator: a function, a link of a chain, around an optimizer."""
 
 import functools
 import inspect
@@ -31,8 +23,7 @@ class WithEstimatorState(NamedTuple):
       num_values: int32 scalar, function values so far.
       num_dropped: int32 scalar, directions dropped so far for a non-finite value.
       num_skipped: int32 scalar, steps so far without a valid direction.
-      estimator: State of the estimator.
-      optimizer: State of the optimizer.
+      estimator, optimizer: States of the estimator and of the optimizer.
     """
 
     count: jax.Array
@@ -77,30 +68,25 @@ def value_and_grad(
       6.0 (3,)
     """
     api_name = "value_and_grad"
-    validation.function(
-        api_name, "value_fn", value_fn, "It takes the parameters first."
-    )
+    validation.check(api_name, value_fn=value_fn)
     build.check_estimator(api_name, estimator)
     if not estimator.memoryless:
-        validation.fail(
-            api_name,
-            "estimator",
-            "be memoryless",
-            "one whose `memoryless` is False (a `smoothing` schedule reads the step)",
+        got = "one whose `memoryless` is False (a `smoothing` schedule reads the step)"
+        hint = (
             "Use `with_estimator` or `estimate_gradient`, which carry its state, or "
-            "give `smoothing` as a number.",
+            "give `smoothing` as a number."
         )
+        validation.fail(api_name, "estimator", "be memoryless", got, hint)
 
     def estimated_value_and_grad(
         key: core.Key, params: core.Params, *args: Any, **kwargs: Any
     ) -> tuple[Any, core.Params]:
+        def bound(params: core.Params) -> Any:
+            return value_fn(params, *args, **kwargs)
+
+        state = estimator.init(params)
         value, gradient, _, info = build.estimate(
-            estimator,
-            key,
-            lambda p: value_fn(p, *args, **kwargs),
-            params,
-            estimator.init(params),
-            has_aux=has_aux,
+            estimator, key, bound, params, state, has_aux=has_aux
         )
         return ((value, info.aux) if has_aux else value), gradient
 
@@ -112,23 +98,15 @@ def estimate_gradient(
 ) -> optax.GradientTransformationExtraArgs:
     """Return the estimator as the first link of an `optax.chain`.
 
-    `update(updates, state, params, *, value_fn, **extra)` ignores `updates`, which may
-    be None, and so the links before it. Keywords that `value_fn` names go to it.
-
       updates ← estimate(fold_in(key, count), value_fn, params)
 
-    If no direction of a step is valid, later links get a gradient of zero;
-    `with_estimator` keeps their state unchanged instead.
+    This is `with_estimator` around the identity: links before it have no effect, and if
+    no direction of a step is valid, later links get a gradient of zero.
 
     Args:
-      estimator: An `Estimator`.
-      key: Typed key or integer seed of the run.
-    Returns:
-      A `GradientTransformationExtraArgs` whose state is a `WithEstimatorState`.
-    Raises:
-      TypeError: If `key` is not a threefry key or a seed, or `estimator` is not an
-        `Estimator`.
-      ValueError: In `update`, if `value_fn` or `params` is missing.
+      estimator, key: As in `with_estimator`.
+    Returns, Raises:
+      As `with_estimator`.
     Cost:
       That of the estimator; the state is a few scalars.
     Example:
@@ -137,11 +115,8 @@ def estimate_gradient(
       ...     radazo.scale_by_radazo(),
       ...     optax.scale_by_learning_rate(0.01),
       ... )
-      >>> params = jnp.array([3.0, -4.0])
-      >>> state = optimizer.init(params)
-      >>> updates, state = optimizer.update(
-      ...     None, state, params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
+      >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, -4.0])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))  # learning_rate / √(1 − b2), against the slope
       [-0.1  0.1]
     """
@@ -149,9 +124,7 @@ def estimate_gradient(
 
 
 def with_estimator(
-    estimator: core.Estimator,
-    optimizer: optax.GradientTransformation,
-    key: core.Key,
+    estimator: core.Estimator, optimizer: optax.GradientTransformation, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
     """Estimate the gradient, then update with `optimizer`.
 
@@ -166,9 +139,9 @@ def with_estimator(
     Args:
       estimator: An `Estimator`.
       optimizer: Any `optax.GradientTransformation`.
-      key: As in `estimate_gradient`.
+      key: Typed key or integer seed of the run.
     Returns:
-      A `GradientTransformationExtraArgs`; its
+      A `GradientTransformationExtraArgs` with a `WithEstimatorState`; its
       `update(updates, state, params, *, value_fn, **extra)` ignores `updates`, which
       may be None. Keywords that `value_fn` names go to it, others to the optimizer.
     Raises:
@@ -179,55 +152,13 @@ def with_estimator(
       the optimizer (a line search). Outside `jax.jit` a step takes hundreds of
       milliseconds.
     Example:
-      >>> optimizer = with_estimator(
-      ...     radazo.sphere_estimator(), optax.MultiSteps(optax.sgd(0.1), 2), key=0
-      ... )
-      >>> params = jnp.ones(3)
-      >>> state = optimizer.init(params)
-      >>> updates, state = optimizer.update(None, state, params, value_fn=jnp.sum)
+      >>> f, x, rule = jnp.sum, jnp.ones(3), optax.MultiSteps(optax.sgd(0.1), 2)
+      >>> optimizer = with_estimator(radazo.sphere_estimator(), rule, key=0)
+      >>> updates, state = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(updates, state.num_values)  # the first of two estimates is held back
       [0. 0. 0.] 11
     """
     return attached("with_estimator", estimator, optimizer, key)
-
-
-class _ReachedError(Exception):
-    """Leave an update at its first evaluation, with the inputs of the evaluator."""
-
-    def __init__(self, *inputs: Any) -> None:
-        super().__init__("an update has reached its evaluation")
-        self.inputs = inputs
-
-
-def first_evaluation(
-    optimizer: Any, params: core.Params, state: Any, **extra: Any
-) -> tuple[core.Function, core.Step, core.Queries]:
-    """Return (function, step, queries) of the first evaluation of an update.
-
-    It runs the update up to its first evaluation, through any wrappers.
-    """
-
-    def leave(*inputs: Any) -> Any:
-        raise _ReachedError(*inputs)
-
-    take_step = getattr(optimizer, "step", None)
-    try:
-        if take_step is None:
-            optimizer.update(None, state, params, evaluate=leave, **extra)
-        else:
-            take_step(
-                extra.pop("value_fn", None), params, state, evaluate=leave, **extra
-            )
-    except _ReachedError as reached:
-        return reached.inputs
-    return validation.fail(
-        "ask",
-        "optimizer",
-        "have an estimator in it",
-        repr(optimizer)[:200],
-        "Use `radazo.radazo(...)`, or "
-        "`radazo.with_estimator(estimator, optimizer, key)`.",
-    )
 
 
 def attached(
@@ -235,11 +166,8 @@ def attached(
 ) -> optax.GradientTransformationExtraArgs:
     """Return `with_estimator` whose messages name `api_name`."""
     build.check_estimator(api_name, estimator)
-    hint = (
-        "Pass an optimizer, e.g. `optax.sgd(0.1)`, or a chain with "
-        "`radazo.scale_by_radazo()`."
-    )
-    validation.transformation(api_name, optimizer, hint)
+    example = "e.g. `optax.sgd(0.1)`, or a chain with `radazo.scale_by_radazo()`."
+    validation.transformation(api_name, optimizer, f"Pass an optimizer, {example}")
     words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> WithEstimatorState:
@@ -256,7 +184,7 @@ def attached(
     ) -> tuple[Any, Any]:
         del updates
         value_fn = _required(api_name, value_fn, params, evaluate)
-        named, rest = _split_by_name(value_fn, extra)
+        named = _accepted(value_fn, extra)
         bound = functools.partial(value_fn, **named)
         key = random.typed(random.fold_in(state.key_data, state.count))
         value, gradient, estimator_state, info = build.estimate(
@@ -268,13 +196,20 @@ def attached(
             # Line searches forward unknown keywords.
             "value_fn": lambda p, estimate_info=None: jnp.sum(bound(p)),
             "estimate_info": info,
-            **rest,
+            **{name: x for name, x in extra.items() if name not in named},
         }
-        any_kept = jnp.any(info.kept)
-        updates, optimizer_state = _updated(
-            optimizer, gradient, state.optimizer, params, offered, any_kept
-        )
-        state = state._replace(estimator=estimator_state, optimizer=optimizer_state)
+        any_kept, old = jnp.any(info.kept), state.optimizer
+
+        def chosen(new: Any, old: Any) -> Any:
+            return jnp.where(any_kept, new, old) if isinstance(new, jax.Array) else new
+
+        keywords = _accepted(optimizer.update, offered)
+        updates, new = optimizer.update(gradient, old, params, **keywords)
+        updates = jax.tree.map(lambda u: chosen(u, jnp.zeros_like(u)), updates)
+        # The state of some optimizers grows once, e.g. that of `optax.monitor`.
+        if jax.tree.structure(new) == jax.tree.structure(old):
+            new = jax.tree.map(chosen, new, old)
+        state = state._replace(estimator=estimator_state, optimizer=new)
         return updates, update_counters(state, value, info, any_kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -294,28 +229,6 @@ def init_state(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimato
         estimator=estimator,
         optimizer=optimizer,
     )
-
-
-def _updated(
-    optimizer: Any,
-    updates: core.Params,
-    state: Any,
-    params: Any,
-    offered: dict[str, Any],
-    any_kept: jax.Array,
-) -> tuple[Any, Any]:
-    """Return the optimizer's update; zero and the old state unless `any_kept`."""
-    updates, new = optimizer.update(
-        updates, state, params, **_accepted(optimizer.update, offered)
-    )
-
-    def chosen(new: Any, old: Any) -> Any:
-        return jnp.where(any_kept, new, old) if isinstance(new, jax.Array) else new
-
-    updates = jax.tree.map(lambda u: chosen(u, jnp.zeros_like(u)), updates)
-    if jax.tree.structure(new) != jax.tree.structure(state):
-        return updates, new  # E.g. of `optax.monitor`, whose state grows once.
-    return updates, jax.tree.map(chosen, new, state)
 
 
 def update_counters(
@@ -380,14 +293,6 @@ def _fast(params: Any) -> Any:
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
-def _split_by_name(
-    value_fn: core.ValueFn, extra: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the keywords that `value_fn` takes, and the others."""
-    named = _accepted(value_fn, extra)
-    return named, {name: x for name, x in extra.items() if name not in named}
-
-
 def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
     """Return those of `keywords` that `fn` takes by name, or all if it takes any."""
     try:
@@ -396,11 +301,8 @@ def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any
         return keywords
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return keywords
-    by_name = {
-        p.name
-        for p in parameters
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
+    kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    by_name = {p.name for p in parameters if p.kind in kinds}
     return {name: x for name, x in keywords.items() if name in by_name}
 
 
@@ -411,21 +313,15 @@ def is_estimator_state(node: Any) -> bool:
 
 def find_estimator_state(api_name: str, state: Any) -> WithEstimatorState:
     """Return the state of the estimator within that of an optimizer."""
-
-    nodes = [
-        x
-        for x in jax.tree.leaves(state, is_leaf=is_estimator_state)
-        if is_estimator_state(x)
-    ]
+    leaves = jax.tree.leaves(state, is_leaf=is_estimator_state)
+    nodes = [x for x in leaves if is_estimator_state(x)]
     if len(nodes) != 1:
-        validation.fail(
-            api_name,
-            "optimizer",
-            "have one estimator in it",
-            f"one whose state has {len(nodes)}",
+        got = f"one whose state has {len(nodes)}"
+        hint = (
             "Take `radazo.radazo(...)`, or "
-            "`radazo.with_estimator(estimator, optimizer, key)`.",
+            "`radazo.with_estimator(estimator, optimizer, key)`."
         )
+        validation.fail(api_name, "optimizer", "have one estimator in it", got, hint)
     return nodes[0]
 
 

@@ -1,14 +1,12 @@
 """Optimize a model that fits into memory only once, without copying it.
 
-An `optax` gradient or update has the size of the parameters. Here `lazy` evaluates
-along a direction without forming the perturbed point, and `partwise` redraws the
-directions and updates the parameters in place.
+`lazy` evaluates along a direction without forming the perturbed point, and `partwise`
+redraws the directions to update the parameters in place.
 """
 
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +17,9 @@ from jax import lax
 from radazo import core, differences, directions, flat, random, validation
 from radazo.estimators import build, mean
 from radazo.evaluate import lazy, perturbed
-from radazo.optimizers import combinators, partwise
+from radazo.optimizers import combinators, partwise, stepping
 
 _MISSING = 0.01  # Share of a first moment that is truncated.
-
-
-class InPlace(NamedTuple):
-    """An optimizer that updates parameters in place.
-
-    Attributes:
-      init: `init(params) -> state`, a `WithEstimatorState`.
-      step: `step(value_fn, params, state, **extra) -> (params, state, info)`. Keywords
-        go to `value_fn`; `info` is an `EstimateInfo`.
-    """
-
-    init: Callable[[core.Params], combinators.WithEstimatorState]
-    step: Callable[..., tuple[core.Params, combinators.WithEstimatorState, Any]]
 
 
 class PastSlopes(NamedTuple):
@@ -42,8 +27,8 @@ class PastSlopes(NamedTuple):
 
     Attributes:
       counts: (num_steps,) int32, the step counts, latest first.
-      weights: (num_steps, num_directions), the weight of each direction in the estimate
-        of its step; 0 before the first.
+      weights: (num_steps, num_directions), the weights in the estimates; 0 before the
+        first step.
     """
 
     counts: jax.Array
@@ -63,13 +48,13 @@ def in_place(
     moment_dtype: Any = None,
     terms: bool = False,
     mask: core.Mask = None,
-) -> InPlace:
+) -> stepping.InPlace:
     """Take zeroth-order steps in the memory that an evaluation of the function needs.
 
-    An interpreter runs the program of `value_fn`, unmodified. It perturbs the layers of
-    a `jax.lax.scan` one at a time, only the looked-up rows of a table, large matrices
-    in blocks of a product, and any other leaf just before its use. Noise is not kept:
-    each part of the parameters is then updated from redrawn directions.
+    An interpreter runs the program of `value_fn`. It perturbs the layers of a
+    `jax.lax.scan` one at a time, only the looked-up rows of a table, large matrices in
+    blocks of a product, and any other leaf just before its use. Directions are redrawn
+    for the update.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
@@ -81,8 +66,7 @@ def in_place(
     if divisible. Moments shared by `factored` or `per_leaf`, and norms, are per part.
 
     Directions, slopes and keys are those of `with_estimator` with the same key. Updates
-    of bfloat16 or float16 parameters are rounded stochastically, so that the mean keeps
-    updates far below their precision; a zero update leaves them unchanged.
+    of bfloat16 and float16 parameters are rounded stochastically.
 
     Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
     tokens, in multiples of inference (`python -m benchmarks memory` for other shapes):
@@ -99,8 +83,7 @@ def in_place(
       key: Typed key or integer seed of the run.
       sampler: `gaussian`, `sphere` or `rademacher`, which can be drawn in parts.
       num_directions: K, at least 1.
-      smoothing: Distance moved along a direction, greater than 0, or a schedule of the
-        number of steps so far; in units of ‖u‖, which is √d except for `sphere`.
+      smoothing: As in `finite_difference_estimator`; ‖u‖ is √d except for `sphere`.
       difference: `forward`, `central`, `one_point` or `forward_mode`.
       b1: Decay rate of a first moment that is redrawn instead of stored, in [0, 1).
       num_steps: Steps in the first moment; None for the least with b1^num_steps ≤ 0.01,
@@ -110,7 +93,7 @@ def in_place(
       terms, mask: As in `finite_difference_estimator`.
     Returns:
       An `InPlace`. Wrap `step` in `jax.jit` and donate parameters and state, as in the
-      example, to keep them in place. A step without a finite value changes neither.
+      example. A step without a finite value changes neither.
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
       UserWarning: If a large leaf with three axes is perturbed as a whole, because
@@ -120,24 +103,30 @@ def in_place(
       again for the update (`num_steps` times in all with b1) and again for the norm of
       `sphere`. No copy of the parameters beside the optimizer state.
     Example:
-      >>> optimizer = in_place(optax.sgd(0.05), key=0)
-      >>> def step(params, state):
-      ...     return optimizer.step(lambda x: jnp.sum(x**2), params, state)
-      >>> step = jax.jit(step, donate_argnums=(0, 1))
+      >>> optimizer, value_fn = in_place(optax.sgd(0.05), key=0), lambda x: x @ x
+      >>> step = jax.jit(optimizer.step, static_argnums=0, donate_argnums=(1, 2))
       >>> params, state = jnp.array([3.0, -4.0]), optimizer.init(jnp.zeros(2))
       >>> for _ in range(100):
-      ...     params, state, info = step(params, state)
+      ...     params, state, info = step(value_fn, params, state)
       >>> print(state.last_value < 1e-3, state.num_values)
       True 200
     References:
       Malladi et al., Fine-tuning language models with just forward passes, 2023.
-      arXiv:2305.17333 (the same, its parameters moved there and back).
+      arXiv:2305.17333.
     """
     api_name = "in_place"
-    num_steps = _checked(api_name, optimizer, b1, num_steps, moment_dtype)
+    hint = "Pass e.g. `optax.sgd(1e-6)`, or a chain with `radazo.scale_by_radazo()`."
+    validation.transformation(api_name, optimizer, hint)
+    validation.check(api_name, sampler=sampler, smoothing=smoothing, terms=terms, b1=b1)
+    validation.check(api_name, difference=difference, moment_dtype=moment_dtype)
+    directions.check_parts(api_name, sampler)
+    hint = "Each is drawn again for the update; 1 is a good start."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    if num_steps is None:
+        num_steps = math.ceil(math.log(_MISSING) / math.log(b1)) if b1 > 0 else 1
+    hint = "It says how many steps are remembered; None takes what `b1` needs."
+    validation.integer(api_name, "num_steps", num_steps, 1, hint)
     options = mean.Options(sampler, num_directions, difference)
-    settings = build.Settings(smoothing, terms, mask)
-    _check_options(api_name, options, settings)
     rule = partwise.Rule(optimizer, moment_dtype)
     words = random.key_data(api_name, key)
 
@@ -171,7 +160,7 @@ def in_place(
             readings, scales = _evaluated(function, here, options)
         else:
             readings = evaluate(function, here, _queries(here, options))
-            scales = lax.map(lambda k: _scale(here, options, k), _ks(options))
+            scales = lax.map(lambda k: _scale(here, options, k), _ks(num_directions))
         value, weights, info = _weights(options, layout, readings, scales)
         any_kept = jnp.any(info.kept)
         past = _remembered(state.estimator, state.count, weights, any_kept)
@@ -182,7 +171,7 @@ def in_place(
         state = state._replace(estimator=past, optimizer=states)
         return params, combinators.update_counters(state, value, info, any_kept), info
 
-    return InPlace(init, step)
+    return stepping.InPlace(init, step)
 
 
 def _unknown(params: core.Params) -> Any:
@@ -192,56 +181,19 @@ def _unknown(params: core.Params) -> Any:
     validation.fail("in_place(...).step", "value_fn", "be a function", "None", hint)
 
 
-def _checked(
-    api_name: str, optimizer: Any, b1: Any, num_steps: Any, moment_dtype: Any
-) -> int:
-    """Check the arguments; return the number of remembered steps."""
-    hint = "Pass `optax.sgd(1e-6)`, say, or a chain with `radazo.scale_by_radazo()`."
-    validation.transformation(api_name, optimizer, hint)
-    validation.decay(api_name, "b1", b1)
-    validation.floating(api_name, "moment_dtype", moment_dtype)
-    if num_steps is None:
-        return math.ceil(math.log(_MISSING) / math.log(b1)) if b1 > 0 else 1
-    hint = "It says how many steps are remembered; None takes what `b1` needs."
-    validation.integer(api_name, "num_steps", num_steps, 1, hint)
-    return num_steps
-
-
 def _check_takes_a_gradient(api_name: str, states: Any) -> None:
     found = jax.tree.leaves(states, is_leaf=combinators.is_estimator_state)
     if any(combinators.is_estimator_state(x) for x in found):
-        validation.fail(
-            api_name,
-            "optimizer",
-            "take a gradient",
-            "one with an estimator in it",
-            "Pass the rule alone: `optax.chain(radazo.scale_by_radazo(), "
-            "optax.scale(-1e-6))`, say.",
-        )
+        got, hint = "one with an estimator", "Pass the rule alone: `optax.sgd(1e-6)`."
+        validation.fail(api_name, "optimizer", "take a gradient", got, hint)
 
 
-def _check_options(
-    api_name: str, options: mean.Options, settings: build.Settings
-) -> None:
-    validation.check(
-        api_name,
-        sampler=options.sampler,
-        smoothing=settings.smoothing,
-        terms=settings.terms,
-    )
-    directions.check_parts(api_name, options.sampler)
-    hint = "Each is drawn again for the update; 1 is a good start."
-    validation.integer(api_name, "num_directions", options.num_directions, 1, hint)
-    mean.check(api_name, options, settings)
-
-
-def _ks(options: mean.Options) -> jax.Array:
-    return jnp.arange(options.num_directions, dtype=jnp.uint32)
+def _ks(num_directions: int) -> jax.Array:
+    return jnp.arange(num_directions, dtype=jnp.uint32)
 
 
 def _scale(step: core.Step, options: mean.Options, k: jax.Array) -> jax.Array:
-    own = random.fold_in(step.key, k)
-    return perturbed.scale_of(options.sampler, own, step.layout)
+    return perturbed.scale_of(options.sampler, random.fold_in(step.key, k), step.layout)
 
 
 def _evaluated(
@@ -268,7 +220,7 @@ def _evaluated(
         slope, valid = mean.valid_slope(slope, options, layout)
         return (slope, valid, value), scale
 
-    (slopes, valid, values), scales = lax.map(one, _ks(options))
+    (slopes, valid, values), scales = lax.map(one, _ks(options.resolved(layout)))
     value = mean.mean_of_valid(values, valid) if base is None else jnp.sum(base)
     return core.Readings(value, slopes, valid), scales
 
@@ -276,16 +228,10 @@ def _evaluated(
 def _queries(step: core.Step, options: mean.Options) -> core.Queries:
     """Return the queries of a step, for values that are evaluated elsewhere."""
     sampler, layout = options.sampler, step.layout
-    whole = sampler._replace(
-        prepare=lambda key, *_: key,
-        draw=lambda key, k, dim, dtype: sampler.part(
-            random.fold_in(key, k), dim, dtype, 0
-        ),
-        scale=None,
-    )
 
     def draw(k: jax.Array) -> jax.Array:
-        drawn = whole.draw(step.key, k, layout.dim, layout.dtype)
+        own = random.fold_in(step.key, k)
+        drawn = sampler.part(own, layout.dim, layout.dtype, 0)
         return drawn * _scale(step, options, k)
 
     def evaluate(
@@ -294,8 +240,8 @@ def _queries(step: core.Step, options: mean.Options) -> core.Queries:
         del queries
         return _evaluated(function, step, options)[0]
 
-    dense = mean.queries(step, options._replace(sampler=whole), draw)
-    return dense._replace(evaluate=evaluate)
+    scaled = options._replace(sampler=sampler._replace(scale=None))
+    return mean.queries(step, scaled, draw)._replace(evaluate=evaluate)
 
 
 def _weights(
@@ -317,13 +263,12 @@ def _weights(
 def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
     """Warn if a large leaf that could be sliced is perturbed as a whole."""
     path, leaf = jax.tree_util.tree_flatten_with_path(params)[0][index]
-    stacked = leaf.ndim > 2 and leaf.shape[0] > 1
-    if stacked and size == leaf.size > lazy.BLOCK:
-        name = jax.tree_util.keystr(path)
+    if leaf.ndim > 2 and leaf.shape[0] > 1 and size == leaf.size > lazy.BLOCK:
         warnings.warn(
-            f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} "
-            "as a whole, since `value_fn` takes no slices of it: run over its "
-            "first axis by `jax.lax.scan`, and one slice is perturbed at a time.",
+            f"`in_place(...).step` perturbs the leaf {jax.tree_util.keystr(path)} of "
+            f"shape {leaf.shape} as a whole, since `value_fn` takes no slices of it: "
+            "run over its first axis by `jax.lax.scan`, and one slice is perturbed at "
+            "a time.",
             stacklevel=2,
         )
 
@@ -347,7 +292,7 @@ def _mean(
     decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
     num_steps, num_directions = past.weights.shape
     counts = jnp.repeat(past.counts, num_directions)
-    ks = jnp.tile(jnp.arange(num_directions, dtype=jnp.uint32), num_steps)
+    ks = jnp.tile(_ks(num_directions), num_steps)
     keys = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
     return partwise.WeightedSum(
         sampler, keys(counts, ks), (decays[:, None] * past.weights).ravel()

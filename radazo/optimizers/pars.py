@@ -1,11 +1,9 @@
-"""Prior-guided accelerated random search (PARS), with past estimates as the prior.
+"""Prior-guided accelerated random search (PARS).
 
-An accelerated step uses two points: slopes are taken at y, between the parameters x and
-a point v ahead of them. PARS is an estimator whose "gradient" is the negated move of x,
-so keys, counters and non-finite values are handled as in every optimizer.
+It is an estimator whose "gradient" is the negated move of the parameters, so that keys,
+counters and non-finite values are handled as in every optimizer.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -70,10 +68,9 @@ def pars(
     one step to the next, or no value is finite, v = x and γ = 1 again; a new batch each
     step causes restarts by chance. Bounds of `minimize` hold for x, not for y.
 
-    A `smoothness` that is too small diverges, in spite of restarts: on quadratics of
-    condition 100 and 1000 (d = 128, K = 11), L/3 was as good as L, L/10 diverged, and
-    10 L was slow. At K = 2, D is so noisy that restarts dominate: use `prior=None`.
-    Other update rules do not apply, since y depends on the steps of this one.
+    A `smoothness` that is too small diverges: on quadratics of condition 100 and 1000
+    (d = 128, K = 11), L/3 was as good as L, L/10 diverged, and 10 L was slow. At K = 2,
+    D is so noisy that restarts dominate: use `prior=None`.
 
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.
@@ -83,12 +80,8 @@ def pars(
         all K directions are random, q = K, and d − 1 becomes d.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
-    Returns:
-      A `GradientTransformationExtraArgs`, used as
-      `optimizer.update(None, state, params, value_fn=f)`; its state is a
-      `WithEstimatorState` around a `ParsState`.
-    Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+    Returns, Raises:
+      As `radazo`; the `WithEstimatorState` holds a `ParsState`.
     Cost:
       K + 1 function values (`forward`) or 2K (`central`) per step. Two copies of the
       parameters in the state, and about 3K during a step.
@@ -106,18 +99,15 @@ def pars(
     api_name = "pars"
     hint = "It is the Lipschitz constant of the gradient: steps are one over it."
     validation.positive(api_name, "smoothness", smoothness, hint)
-    if prior is not None:
-        prior_guided.check_prior(api_name, prior)
-    guesses = 0 if prior is None else 1
+    guess, guesses = (_NO_GUESS, 0) if prior is None else (prior, 1)
+    prior_guided.check_prior(api_name, guess)
     hint = "One random direction, and one more for the guess; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1 + guesses, hint)
-    options = mean.Options(
-        directions.orthogonal, num_directions, difference, chunk_size
-    )
+    sampler = directions.orthogonal
+    options = mean.Options(sampler, num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     mean.check(api_name, options, settings)
     constants = _Constants(smoothness, num_directions, guesses)
-    guess = prior or _NO_GUESS
 
     def init(layout: flat.Layout, params: core.Params) -> ParsState:
         del params
@@ -130,7 +120,13 @@ def pars(
             previous_value=jnp.zeros((), jnp.result_type(float)),
         )
 
-    at_y = functools.partial(_at_y, api_name, options, guess)
+    def at_y(step: core.Step, state: ParsState) -> tuple[core.Step, mean.Options]:
+        one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
+        ahead = _pull(state) * state.ahead
+        y = flat.perturb(step.layout, step.params, ahead, one, index)
+        here = step._replace(params=y)
+        own = prior_guided.guided_options(api_name, options, guess, here, state.memory)
+        return here, own  # The options have the orthonormal directions at y.
 
     def queries(step: core.Step, state: ParsState) -> core.Queries:
         return mean.queries(*at_y(step, state))
@@ -158,27 +154,8 @@ def pars(
         own = own._replace(sampler=own.sampler._replace(prepare=lambda *_: rows))
         return moved(here, state, rows[0], mean.fused(function, here, own))
 
-    estimator = build.estimator(
-        api_name, init, queries, estimate, settings, fused=fused
-    )
-    return combinators.attached(api_name, estimator, _AGAINST, key)
-
-
-def _at_y(
-    api_name: str,
-    options: mean.Options,
-    guess: prior_guided.Prior,
-    step: core.Step,
-    state: ParsState,
-) -> tuple[core.Step, mean.Options]:
-    """Return the step at y, and the options with its orthonormal directions."""
-    one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
-    ahead = _pull(state) * state.ahead
-    here = step._replace(
-        params=flat.perturb(step.layout, step.params, ahead, one, index)
-    )
-    own = prior_guided.guided_options(api_name, options, guess, here, state.memory)
-    return here, own
+    built = build.estimator(api_name, init, queries, estimate, settings, fused=fused)
+    return combinators.attached(api_name, built, _AGAINST, key)
 
 
 # A link that also accepts integers and keeps their dtype.
@@ -189,7 +166,7 @@ _NO_GUESS = prior_guided.Prior(
 
 
 class _Constants(NamedTuple):
-    """The constants of a run: L, K and the number of guesses among the K directions."""
+    """L, K and the number of guesses among the K directions."""
 
     smoothness: Any
     num_directions: int
@@ -198,9 +175,8 @@ class _Constants(NamedTuple):
 
 def _share(constants: _Constants, dim: int) -> float:
     """Return q / (d − 1), the share of random directions among all orthogonal to u₀."""
-    return (constants.num_directions - constants.guesses) / max(
-        dim - constants.guesses, 1
-    )
+    _, num_directions, guesses = constants
+    return (num_directions - guesses) / max(dim - guesses, 1)
 
 
 def _pull(state: ParsState) -> jax.Array:
@@ -210,10 +186,7 @@ def _pull(state: ParsState) -> jax.Array:
 
 
 def _moved(
-    constants: _Constants,
-    state: ParsState,
-    first: jax.Array,
-    estimate: core.Estimate,
+    constants: _Constants, state: ParsState, first: jax.Array, estimate: core.Estimate
 ) -> tuple[jax.Array, ParsState]:
     """Return the negated move of x, and the state after it."""
     info, gradient = estimate.info, estimate.gradient

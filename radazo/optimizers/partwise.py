@@ -1,12 +1,5 @@
 """Update parameters in place, part by part, from redrawn directions.
 
-No gradient or update of the size of the parameters is formed:
-
-  for each part x, with its optimizer state
-    g = Σⱼ weightⱼ · uⱼ                            the elements of this part alone
-    update, state ← optimizer.update(g, state, x)
-    x ← x + update
-
 A part is a leaf; of a leaf with three or more axes a slice along the first, such as one
 of stacked layers; of a matrix of more than 2²⁰ elements a block of rows.
 """
@@ -22,7 +15,7 @@ from jax import lax
 
 from radazo import core, directions, flat, offsets, random
 from radazo.evaluate import lazy
-from radazo.optimizers import stochastic_rounding
+from radazo.optimizers.stochastic_rounding import stochastic
 
 _UNROLLED = 4  # Directions drawn within one loop over the elements.
 _ROUNDING = 1 << 31  # First rounding key; direction keys are smaller.
@@ -68,11 +61,14 @@ class Rule(NamedTuple):
     optimizer: Any
     moment_dtype: Any
 
-    def is_narrow(self, array: Any, x: Any) -> bool:
-        """Return whether a state array of part x is stored in `moment_dtype`."""
-        if self.moment_dtype is None or not core.is_floating(array):
-            return False
-        return array.ndim > 0 and array.shape == x.shape
+    def cast(self, state: Any, x: jax.Array, dtype: Any) -> Any:
+        """Cast the arrays in the state of part x that `moment_dtype` applies to."""
+
+        def cast(array: Any) -> Any:
+            elementwise = core.is_floating(array) and array.shape == x.shape != ()
+            return array.astype(dtype) if elementwise else array
+
+        return state if self.moment_dtype is None else jax.tree.map(cast, state)
 
 
 def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -93,10 +89,8 @@ def init(rule: Rule, params: core.Params, layout: flat.Layout) -> tuple[Any, ...
     """Return the optimizer states of the parts of each perturbed leaf, stacked."""
 
     def of_part(x: jax.Array) -> Any:
-        return jax.tree.map(
-            lambda a: a.astype(rule.moment_dtype) if rule.is_narrow(a, x) else a,
-            rule.optimizer.init(x.astype(core.wide(x.dtype))),
-        )
+        state = rule.optimizer.init(x.astype(core.wide(x.dtype)))
+        return rule.cast(state, x, rule.moment_dtype)
 
     def start(leaf: Any) -> Any:
         num, shape = _shape_of_part(leaf.shape)
@@ -116,22 +110,29 @@ def move(
     any_kept: jax.Array,
 ) -> tuple[core.Params, tuple[Any, ...]]:
     """Return parameters and states after a step; unchanged unless `any_kept`."""
+    # One key for each state array of a part, and one for the part itself.
+    num_keys = 1 + max((len(jax.tree.leaves(state)) for state in states), default=0)
+    numbers = jnp.arange(num_keys, dtype=jnp.uint32) + jnp.uint32(_ROUNDING)
+    keys = jax.vmap(lambda number: random.fold_in(key, number))(numbers)
+
+    def moved(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
+        wide = core.wide(x.dtype)
+        kept = rule.cast(state, x, wide)
+        g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)
+        updates, new = rule.optimizer.update(g, kept, x.astype(wide))
+        arrays, treedef = jax.tree.flatten((x.astype(wide) + updates.astype(wide), new))
+        for i, old in enumerate(jax.tree.leaves((x, state))):
+            if arrays[i].dtype != old.dtype:
+                arrays[i] = stochastic(keys[i], arrays[i], old.dtype, offset)
+        return treedef.unflatten(arrays)
 
     def step(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
         # A branch reads all of its inputs before its outputs are written. If XLA fused
         # a read of one array into the write of another, it would copy the first.
         return lax.cond(
-            any_kept,
-            lambda x, state: _moved(rule, gradient, keys, x, state, offset),
-            lambda x, state: (x, state),
-            x,
-            state,
+            any_kept, lambda x, s: moved(x, s, offset), lambda *old: old, x, state
         )
 
-    # One key for each state array of a part, and one for the part itself.
-    num_keys = 1 + max((len(jax.tree.leaves(state)) for state in states), default=0)
-    numbers = jnp.arange(num_keys, dtype=jnp.uint32) + jnp.uint32(_ROUNDING)
-    keys = jax.vmap(lambda number: random.fold_in(key, number))(numbers)
     arrays, treedef = jax.tree.flatten(params)
     starts = np.cumsum([0, *layout.sizes]).tolist()
     rest = iter(states)
@@ -164,33 +165,3 @@ def _in_parts(
     whole = jnp.asarray(leaf).reshape(num, *shape), state
     moved, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
     return moved.reshape(leaf.shape), state
-
-
-def _moved(
-    rule: Rule,
-    gradient: WeightedSum,
-    keys: jax.Array,
-    x: jax.Array,
-    state: Any,
-    offset: Any,
-) -> tuple[jax.Array, Any]:
-    """Return a part and its state after a step."""
-    wide = core.wide(x.dtype)
-    kept = jax.tree.map(lambda a: a.astype(wide) if rule.is_narrow(a, x) else a, state)
-    g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)
-    updates, new = rule.optimizer.update(g, kept, x.astype(wide))
-    moved = x.astype(wide) + updates.astype(wide)
-    arrays, treedef = jax.tree.flatten((moved, new))
-    stored = [
-        _stored(keys[i], a, old.dtype, offset)
-        for i, (a, old) in enumerate(
-            zip(arrays, jax.tree.leaves((x, state)), strict=True)
-        )
-    ]
-    return treedef.unflatten(stored)
-
-
-def _stored(key: jax.Array, array: jax.Array, dtype: Any, offset: Any) -> jax.Array:
-    if array.dtype == dtype:
-        return array
-    return stochastic_rounding.stochastic(key, array, dtype, offset)

@@ -1,15 +1,45 @@
-"""Complete optimizers: an estimator, an update rule, weight decay, a learning rate.
+"""Complete optimizers, which differ in the update rule alone.
 
-Each is `with_estimator(estimator, optax.chain(rule, decay, learning rate), key)`, and
-they differ in the rule alone.
+with_estimator(estimator, optax.chain(rule, weight decay, learning rate), key)
 """
 
 from typing import Any
 
+import jax
 import optax
 
-from radazo import core, validation
-from radazo.optimizers import assembly, second_moments, transforms
+from radazo import core, flat, validation
+from radazo.estimators import finite_difference
+from radazo.optimizers import combinators, second_moments, transforms
+
+
+def optimizer(
+    api_name: str,
+    estimator: core.Estimator | None,
+    rule: optax.GradientTransformation,
+    key: core.Key,
+    learning_rate: core.Schedule | float,
+    weight_decay: float = 0.0,
+    weight_decay_mask: core.Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the complete optimizer with `rule`; error messages name `api_name`."""
+    validation.check(api_name, learning_rate=learning_rate, weight_decay=weight_decay)
+    if weight_decay_mask is not None and not callable(weight_decay_mask):
+        for choice in jax.tree.leaves(weight_decay_mask):
+            validation.check(api_name, weight_decay_mask=choice)
+    if estimator is None:
+        estimator = finite_difference.sphere_estimator()
+
+    def decaying(params: core.Params) -> Any:
+        mask = flat.resolve_mask(weight_decay_mask, params)
+        chosen = jax.tree.broadcast(mask, params)
+        return jax.tree.map(lambda on, x: on and core.is_floating(x), chosen, params)
+
+    decay = optax.identity()
+    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        decay = optax.add_decayed_weights(weight_decay, decaying)
+    chain = optax.chain(rule, decay, optax.scale_by_learning_rate(learning_rate))
+    return combinators.attached(api_name, estimator, chain, key)
 
 
 def radazo(
@@ -35,7 +65,7 @@ def radazo(
     Where estimates are mostly noise, its steps are √((1 + b1) / (1 − b1)) times (4.36
     times at b1 = 0.9) as long as those of `zo_adamm` at the same learning rate: divide
     a learning rate tuned for `zo_adamm` by that factor. The first steps move each
-    parameter by up to learning_rate / √(1 − b2), ten times the learning rate.
+    parameter by up to learning_rate / √(1 − b2).
 
     Args:
       learning_rate: Step size, at least 0, or a schedule.
@@ -51,20 +81,17 @@ def radazo(
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      K + 1 function values per step by default; two copies of the parameters, or one if
-      the granularity is not `per_coordinate`.
+      K + 1 function values per step by default; the memory of `scale_by_radazo`.
     Example:
-      >>> optimizer = radazo(0.03, key=0)
-      >>> params = jnp.array([3.0, -4.0])
+      >>> f, optimizer, params = lambda x: x @ x, radazo(0.03, key=0), jnp.ones(2)
       >>> state = optimizer.init(params)
       >>> @jax.jit
       ... def step(params, state):
-      ...     value_fn = lambda x: jnp.sum(x**2)
-      ...     updates, state = optimizer.update(None, state, params, value_fn=value_fn)
+      ...     updates, state = optimizer.update(None, state, params, value_fn=f)
       ...     return optax.apply_updates(params, updates), state
       >>> for _ in range(100):
       ...     params, state = step(params, state)
-      >>> print(bool(jnp.sum(params**2) < 0.25), state.num_values)
+      >>> print(f(params) < 0.01, state.num_values)
       True 1100
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, algorithm 2.
@@ -75,7 +102,7 @@ def radazo(
     rule = transforms.scale_by_radazo(
         b1, b2, eps, eps_root, mu_dtype, granularity=granularity
     )
-    return assembly.optimizer(
+    return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
@@ -101,19 +128,14 @@ def zo_adamm(
       nu ← b2 · nu + (1 − b2) · g²
       update = − learning_rate · (mu / (√(nu + eps_root) + eps) + weight_decay · x)
 
-    The rule published in 2019 has `amsgrad=True`, a learning rate that falls as 1/√t
-    and a projection (`projected_zo_adamm`).
+    The published rule has `amsgrad=True`, a learning rate that falls as 1/√t and a
+    projection (`projected_zo_adamm`).
 
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
       b1, b2, eps, eps_root, mu_dtype, amsgrad, granularity: As in `scale_by_zo_adamm`.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; two copies of the parameters, three
-      with `amsgrad`, or one if the granularity is not `per_coordinate`.
+    Returns, Raises, Cost:
+      As `radazo`, with the memory of `scale_by_zo_adamm`.
     Example:
       >>> f, optimizer = lambda x: jnp.sum(x**2), zo_adamm(0.01, key=0)
       >>> x = jnp.array([3.0, -4.0])
@@ -129,7 +151,7 @@ def zo_adamm(
     rule = transforms.scale_by_zo_adamm(
         b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad, granularity=granularity
     )
-    return assembly.optimizer(
+    return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
@@ -154,13 +176,8 @@ def zo_rmsprop(
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
       b2, eps, eps_root, granularity: As in `scale_by_second_moment`.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; one copy of the parameters, or none if
-      the granularity is not `per_coordinate`.
+    Returns, Raises, Cost:
+      As `radazo`, with the memory of `scale_by_second_moment`.
     Example:
       >>> f, optimizer = lambda x: jnp.sum(x**2), zo_rmsprop(0.01, key=0)
       >>> x = jnp.array([3.0, -4.0])
@@ -171,11 +188,10 @@ def zo_rmsprop(
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, section 6.
     """
     api_name = "zo_rmsprop"
-    validation.check(
-        api_name, b2=b2, eps=eps, eps_root=eps_root, granularity=granularity
-    )
+    validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
+    validation.check(api_name, granularity=granularity)
     rule = transforms.scale_by_second_moment(b2, eps, eps_root, granularity=granularity)
-    return assembly.optimizer(
+    return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
@@ -193,24 +209,19 @@ def meazo(
 ) -> optax.GradientTransformationExtraArgs:
     """Memory-efficient adaptive zeroth-order optimization (MEAZO).
 
-      nu ← b2 · nu + (1 − b2) · mean gᵢ²                             over all elements
+      nu ← b2 · nu + (1 − b2) · mean gᵢ²                           over all elements
       update = − learning_rate · (g / (√(nu + eps_root) + eps) + weight_decay · x)
 
-    This is `zo_rmsprop` with `granularity=scalar`. The published rule squares the mean
-    slope instead: the same for one Rademacher direction, otherwise noisier with the
-    same mean for large d. It also corrects nu for its start at zero. For the second
-    moment of the momentum, use `radazo(..., granularity=scalar)`.
+    This is `zo_rmsprop` with `granularity=scalar`. The published rule corrects nu for
+    its start at zero, and squares the mean slope instead: the same for one Rademacher
+    direction, otherwise noisier with the same mean for large d.
 
     Args:
       learning_rate: As in `radazo`; the root mean square of the move of an element.
       estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
       b2, eps, eps_root: As in `scale_by_second_moment`.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; no copy of the parameters.
+    Returns, Raises, Cost:
+      As `radazo`, without a copy of the parameters.
     Example:
       >>> optimizer = meazo(0.01, radazo.rademacher_estimator(num_directions=1), key=0)
       >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, -4.0])
@@ -223,7 +234,7 @@ def meazo(
     api_name, scalar = "meazo", second_moments.scalar
     validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
     rule = transforms.scale_by_second_moment(b2, eps, eps_root, granularity=scalar)
-    return assembly.optimizer(
+    return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
@@ -243,20 +254,15 @@ def zo_sgd(
       mu ← momentum · mu + g                                    with momentum, else g
       update = − learning_rate · (mu + weight_decay · x)
 
-    When tuned it is a strong baseline. Its learning rate has the unit of x² / f and
-    must fall as 1/d, whereas that of the adaptive rules need not.
+    A strong baseline when tuned. Its learning rate has the unit of x² / f and must fall
+    as 1/d, whereas that of the adaptive rules need not.
 
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
       momentum: Decay rate in [0, 1), or None for no momentum.
       mu_dtype: Type of mu; None keeps the types of the parameters.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; no copy of the parameters, or one with
-      `momentum`.
+    Returns, Raises, Cost:
+      As `radazo`, with one copy of the parameters, or none without `momentum`.
     Example:
       >>> optimizer = zo_sgd(0.1, radazo.orthogonal_estimator(num_directions=2), key=0)
       >>> f, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
@@ -270,7 +276,7 @@ def zo_sgd(
     if momentum is not None:
         validation.check(api_name, momentum=momentum, mu_dtype=mu_dtype)
         rule = optax.trace(momentum, accumulator_dtype=mu_dtype)
-    return assembly.optimizer(
+    return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
@@ -293,12 +299,8 @@ def zo_signsgd(
 
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; no copy of the parameters.
+    Returns, Raises, Cost:
+      As `radazo`, without a copy of the parameters.
     Example:
       >>> f, optimizer = lambda x: jnp.sum(x**2), zo_signsgd(0.1, key=0)
       >>> x = jnp.array([3.0, -4.0])
@@ -309,9 +311,25 @@ def zo_signsgd(
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
     api_name, rule = "zo_signsgd", optax.scale_by_sign()
-    return assembly.optimizer(
+    return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
 
 validation.declare(validation.decay, "momentum")
+validation.declare(
+    validation.non_negative,
+    "learning_rate",
+    hint="It is the size of a step or a schedule of it; to maximize, negate "
+    "`value_fn`.",
+    schedule=True,
+)
+validation.declare(
+    validation.non_negative, "weight_decay", hint="It pulls the parameters towards 0."
+)
+validation.declare(
+    validation.instance,
+    "weight_decay_mask",
+    of=bool,
+    hint="It says which leaves decay: bools, or a function of the parameters.",
+)

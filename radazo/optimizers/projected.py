@@ -1,10 +1,4 @@
-"""Optimizers that keep the parameters in a set, by projection after each step.
-
-`projected` wraps a whole optimizer, so momentum and moments are those of the
-unprojected rule. Only the parameters stay in the set: an estimator evaluates at
-x + smoothing · u, which may lie outside. If the function has no values there, project
-inside the function.
-"""
+"""Optimizers that keep the parameters in a set, by projection after each step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +9,9 @@ import optax
 from jax import lax
 
 from radazo import core, projections, validation
-from radazo.optimizers import assembly, combinators, transforms
+from radazo.optimizers import combinators, presets, transforms
 
-# metric(state) -> weights like the parameters
-Metric = Callable[[Any], core.Params]
+Metric = Callable[[Any], core.Params]  # metric(state) -> weights like the parameters
 
 
 def projected(
@@ -34,17 +27,18 @@ def projected(
     Wrap everything that changes the updates, including the learning rate; an estimator
     may be inside or outside. From a start in the set, e.g. `projection(params)`, every
     step stays in a box exactly, and in other sets up to the rounding of x + updates.
+    The points of an estimator may lie outside: if the function has no values there,
+    project inside it.
 
     Args:
       optimizer: Any `optax.GradientTransformation`.
       projection: A projection such as `radazo.projections.box(-1.0, 1.0)`, or any
         function `project(params)`, as in `optax.projections`.
       metric: None for the Euclidean projection, or a function from the new state of
-        the optimizer to weights like the parameters, which are passed as
-        `projection(params, weights)`.
+        the optimizer to weights, which are passed as `projection(params, weights)`.
     Returns:
       A `GradientTransformationExtraArgs` with the state of `optimizer`, which passes
-      keywords such as `value_fn=` to `optimizer`.
+      keywords such as `value_fn=` to it.
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: In `update`, if `params` is missing.
@@ -72,12 +66,9 @@ def projected(
     def update(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        validation.current_params(
-            f"{api_name}(...).update",
-            params,
-            "The end of a step is projected: call "
-            "`optimizer.update(updates, state, params)`.",
-        )
+        call = "call `optimizer.update(updates, state, params)`."
+        hint = f"The end of a step is projected: {call}"
+        validation.current_params(f"{api_name}(...).update", params, hint)
         updates, state = inner.update(updates, state, params, **extra)
         free = jax.tree.map(_add, params, updates)
         weights = () if metric is None else (metric(state),)
@@ -98,19 +89,13 @@ def zo_psgd(
 
       update = project(x − learning_rate · g) − x
 
-    The authors use a `smoothing` near 1 / √(d T) for T steps, and batches: pass a batch
-    as a keyword of `value_fn`, so that all points of a step share it.
+    The authors use a `smoothing` near 1 / √(d T) for T steps, and batches.
 
     Args:
       learning_rate, estimator, key: As in `radazo`.
       projection: As in `projected`.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; no copy of the parameters in the state,
-      and during a step one more than `zo_sgd`.
+    Returns, Raises, Cost:
+      As `zo_sgd`, with one more copy of the parameters during a step.
     Example:
       >>> optimizer = zo_psgd(0.5, radazo.projections.simplex(), key=0)
       >>> f, x = lambda x: 9 * x[0], jnp.array([0.5, 0.5])
@@ -122,7 +107,7 @@ def zo_psgd(
     """
     api_name, rule = "zo_psgd", optax.identity()
     validation.check(api_name, projection=projection)
-    optimizer = assembly.optimizer(api_name, estimator, rule, key, learning_rate)
+    optimizer = presets.optimizer(api_name, estimator, rule, key, learning_rate)
     return projected(optimizer, projection)
 
 
@@ -146,21 +131,15 @@ def projected_zo_adamm(
       h = √(nu_max + eps_root) + eps
       update = project(x − learning_rate · mu / h, metric h) − x
 
-    The projection moves a parameter with a large second moment less. With the Euclidean
-    projection the method may not converge; in a box the two agree. The published method
-    has a learning rate that falls as 1/√t.
+    With the Euclidean projection the method may not converge; in a box the two agree.
+    The published method has a learning rate that falls as 1/√t.
 
     Args:
       learning_rate, estimator, key: As in `radazo`.
-      projection: As in `projected`; takes two arguments.
+      projection: As in `projected`; takes weights.
       b1, b2, eps, eps_root, mu_dtype: As in `scale_by_zo_adamm`.
-    Returns:
-      As `radazo`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      K + 1 function values per step by default; three copies of the parameters in the
-      state, and during a step those of the projection.
+    Returns, Raises, Cost:
+      As `zo_adamm` with `amsgrad`, and during a step the copies of the projection.
     Example:
       >>> optimizer = projected_zo_adamm(0.5, radazo.projections.l2_ball(1.0), key=0)
       >>> f, x = lambda x: -9 * x[1], jnp.array([0.6, 0.8])
@@ -174,7 +153,7 @@ def projected_zo_adamm(
     validation.check(api_name, projection=projection, b1=b1, b2=b2, eps=eps)
     validation.check(api_name, eps_root=eps_root, mu_dtype=mu_dtype)
     rule = transforms.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=True)
-    optimizer = assembly.optimizer(api_name, estimator, rule, key, learning_rate)
+    optimizer = presets.optimizer(api_name, estimator, rule, key, learning_rate)
 
     def metric(state: combinators.WithEstimatorState) -> core.Params:
         nu_max = state.optimizer[0].nu_max

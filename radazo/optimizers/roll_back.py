@@ -1,11 +1,5 @@
-"""Return to the last good parameters when a run diverges.
+"""Return to the last good parameters when a run diverges."""
 
-A wrapper around a complete optimizer, which reads the value of each step from its
-state. Parameters, moments and the memory of the estimator are restored together. The
-counters of the run, and with them the key of the next step, are not restored.
-"""
-
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -65,29 +59,26 @@ def roll_back(
 
       updates = kept parameters − parameters,   state = kept state
 
-    for the states of the rule and of the estimator. Counters and keys continue, so the
-    run then takes another path. The first copy is taken at the start.
+    for the states of the rule (with its schedules) and of the estimator. Counters and
+    keys continue, so the run then takes another path. The first copy is taken at the
+    start. x + (kept − x) equals kept bit for bit if the two are within a factor of two
+    of each other, and otherwise up to 2 ε · max(|x|, |kept|).
 
-    x + (kept − x) equals kept bit for bit if the two are within a factor of two of each
-    other, and otherwise up to 2 ε · max(|x|, |kept|). Schedules are restored with the
-    state.
-
-    Rises slower than `window` steps go undetected. A learning rate that is too large
-    stays too large: `num_rolled_back` keeps growing. If the objective itself shifts
-    upward, it rolls back forever. To limit single outliers, use `skip_outliers`.
+    Rises slower than `window` steps go undetected. If the learning rate is too large,
+    or the objective itself shifts upward, it rolls back forever. To limit single
+    outliers, use `skip_outliers`.
 
     Args:
       optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
-      every: Steps between copies, at least 1. A smaller number loses less progress, but
-        a fresh copy may be bad already.
+      every: Steps between copies, at least 1. With a smaller number less progress is
+        lost, but a fresh copy may be bad already.
       patience: Consecutive bad values that trigger a return, at least 1.
       window: Number of good values to compare with, at least 2.
       factor: How far above the median a value is bad, in units of s; greater than 0.
         For normal noise, s is two thirds of the standard deviation.
     Returns:
       A `GradientTransformationExtraArgs`, used like `optimizer`. The number of returns
-      is `optax.tree.get(state, "num_rolled_back")`, for a state or `minimize`'s
-      `result.state`.
+      is `optax.tree.get(state, "num_rolled_back")`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
       ValueError: In `init`, if the optimizer does not have exactly one estimator; in
@@ -99,17 +90,15 @@ def roll_back(
       >>> def value_fn(x, step):  # An outlier in step 50; no values far away.
       ...     value = jnp.sum(x**2) * jnp.where(step == 50, 1e6, 1.0)
       ...     return jnp.where(value < 1e9, value, jnp.nan)
-      >>> optimizer, batches = roll_back(radazo.zo_sgd(0.05, key=0)), lambda step: step
-      >>> result = radazo.minimize(
-      ...     value_fn, jnp.ones(3), optimizer, 200, batches=batches
-      ... )
-      >>> print(optax.tree.get(result.state, "num_rolled_back"))
-      1
-      >>> print(value_fn(result.params, 200) < 1e-3)
-      True
+      >>> x, optimizer = jnp.ones(3), roll_back(radazo.zo_sgd(0.05, key=0))
+      >>> result = radazo.minimize(value_fn, x, optimizer, 200, batches=lambda i: i)
+      >>> print(result.state.num_rolled_back, result.values[-1] < 1e-3)
+      1 True
     """
     api_name = "roll_back"
-    _check(api_name, optimizer, every, patience, window, factor)
+    hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
+    validation.transformation(api_name, optimizer, hint)
+    _check_numbers(api_name, every, patience, window, factor)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: core.Params) -> RollBackState:
@@ -131,25 +120,25 @@ def roll_back(
     def update(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        validation.current_params(
-            f"{api_name}(...).update",
-            params,
-            "They are copied and restored: call "
-            "`optimizer.update(None, state, params, value_fn=f)`.",
-        )
+        call = "call `optimizer.update(None, state, params, value_fn=f)`."
+        hint = f"They are copied and restored: {call}"
+        validation.current_params(f"{api_name}(...).update", params, hint)
         updates, new = inner.update(updates, state.inner_state, params, **extra)
-        value = combinators.find_estimator_state(api_name, new).last_value.astype(
-            state.recent.dtype
-        )
+        value = combinators.find_estimator_state(api_name, new).last_value
+        value = value.astype(state.recent.dtype)
         good = jnp.isfinite(value) & ~_risen(value, state, factor)
         due = (state.age < 0) | (good & (state.age >= every))
         kept_params = _either(due, params, state.kept_params)
         kept_state = _either(due, _memory(state.inner_state), state.kept_state)
         num_bad = jnp.where(good, 0, state.num_bad + 1)
         back = (num_bad >= patience) | ~_all_finite(core.moved(updates, params))
-        updates = jax.tree.map(
-            functools.partial(_towards, back), params, updates, kept_params
-        )
+
+        def towards_kept(leaf: Any, update: Any, kept: Any) -> Any:
+            if kept is None:
+                return update
+            return jnp.where(back, (kept - leaf).astype(update.dtype), update)
+
+        updates = jax.tree.map(towards_kept, params, updates, kept_params)
         new = _with_memory(new, _either(back, kept_state, _memory(new)))
         recent = jnp.concatenate([value[None], state.recent[:-1]])
         count = jnp.asarray(optax.safe_increment(state.num_rolled_back))
@@ -167,11 +156,9 @@ def roll_back(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(
-    api_name: str, optimizer: Any, every: Any, patience: Any, window: Any, factor: Any
+def _check_numbers(
+    api_name: str, every: Any, patience: Any, window: Any, factor: Any
 ) -> None:
-    hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
-    validation.transformation(api_name, optimizer, hint)
     hint = "It is the number of steps between copies."
     validation.integer(api_name, "every", every, 1, hint)
     hint = "It is the number of consecutive bad values that trigger a return."
@@ -233,13 +220,6 @@ def _either(first: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _all_finite(params: core.Params) -> jax.Array:
-    leaves = [leaf for leaf in jax.tree.leaves(params) if core.is_floating(leaf)]
+    leaves = filter(core.is_floating, jax.tree.leaves(params))
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     return jnp.all(jnp.stack([jnp.asarray(True), *finite]))
-
-
-def _towards(back: jax.Array, leaf: Any, update: Any, kept: Any) -> Any:
-    """Return the update, or the one that leads back to `kept`."""
-    if kept is None:
-        return update
-    return jnp.where(back, (kept - leaf).astype(update.dtype), update)

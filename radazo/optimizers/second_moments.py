@@ -1,12 +1,7 @@
 """Granularities of a second moment: which elements share one.
 
-  per_coordinate   nuᵢ = mean over time of gᵢ²
-  factored         nuᵢⱼ = rᵢ · cⱼ / mean r, with row means r and column means c of g²
-  per_leaf         one number per leaf: the mean of its gᵢ²
-  scalar           one number: the mean of gᵢ² over all leaves
-
-g is the input: a gradient or, in R-AdaZO, the momentum. Sharing saves memory and noise,
-and costs little in high dimension, where noise of one size dominates all elements.
+Sharing saves memory and noise, and costs little in high dimension, where noise of one
+size dominates all elements.
 """
 
 from collections.abc import Callable
@@ -53,30 +48,24 @@ def _leaf_by_leaf(
 ) -> Granularity:
     """Build a granularity from functions that reduce and expand a single leaf."""
 
-    def zeros(params: core.Params) -> Any:
-        def start(leaf: Any) -> Any:
-            if not core.is_floating(leaf):
-                return jnp.zeros((), jnp.float32)  # Placeholder.
-            shape = jax.ShapeDtypeStruct(leaf.shape, core.wide(leaf.dtype))
-            kept = jax.eval_shape(reduce, shape)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+    def zeros(leaf: Any) -> Any:
+        if not core.is_floating(leaf):
+            return jnp.zeros((), jnp.float32)  # Placeholder.
+        shape = jax.ShapeDtypeStruct(leaf.shape, core.wide(leaf.dtype))
+        kept = jax.eval_shape(reduce, shape)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
 
-        return jax.tree.map(start, params)
+    def squares(leaf: Any, nu: Any) -> Any:
+        return reduce(_square(leaf, nu)) if core.is_floating(leaf) else nu
 
-    def squares(tree: core.Params, nu: Any) -> Any:
-        def mean(leaf: Any, old: Any) -> Any:
-            return reduce(_square(leaf, old)) if core.is_floating(leaf) else old
+    def each(leaf: Any, nu: Any) -> Any:
+        return expand(nu) if core.is_floating(leaf) else nu
 
-        return jax.tree.map(mean, tree, nu)
-
-    def each(nu: Any, tree: core.Params) -> Any:
-        return jax.tree.map(
-            lambda leaf, kept: expand(kept) if core.is_floating(leaf) else kept,
-            tree,
-            nu,
-        )
-
-    return Granularity(zeros, squares, each)
+    return Granularity(
+        lambda params: jax.tree.map(zeros, params),
+        lambda tree, nu: jax.tree.map(squares, tree, nu),
+        lambda nu, tree: jax.tree.map(each, tree, nu),
+    )
 
 
 def _square(leaf: jax.Array, old: Any) -> jax.Array:
@@ -117,9 +106,9 @@ per_coordinate = _leaf_by_leaf(lambda square: square, lambda nu: nu)
 """One second moment per element, as in Adam: one copy of the parameters."""
 
 factored = _leaf_by_leaf(_factor, _product)
-"""Row and column means over the last two axes, as in Adafactor (Shazeer and Stern,
-2018): n + m numbers for n · m elements, exact if the squares have rank one. Vectors and
-matrices with one row or column keep one second moment per element."""
+"""nuᵢⱼ = rᵢ · cⱼ / mean r, with means r and c of the squares over the last axis and the
+one before, as in Adafactor (Shazeer and Stern, 2018): n + m numbers for n · m elements.
+Vectors and matrices with one row or column keep one second moment per element."""
 
 per_leaf = _leaf_by_leaf(_mean, lambda nu: nu)
 """One second moment per leaf: one number each."""

@@ -1,11 +1,32 @@
 """One step of a complete optimizer, by updates or in place."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import optax
 
 from radazo import core, validation
-from radazo.optimizers.in_place import InPlace
+from radazo.optimizers.combinators import WithEstimatorState
+
+
+class InPlace(NamedTuple):
+    """An optimizer that updates parameters in place.
+
+    Attributes:
+      init: `init(params) -> state`, a `WithEstimatorState`.
+      step: `step(value_fn, params, state, **extra) -> (params, state, info)`. Keywords
+        go to `value_fn`; `info` is an `EstimateInfo`.
+    """
+
+    init: Callable[[core.Params], WithEstimatorState]
+    step: Callable[..., tuple[core.Params, WithEstimatorState, core.EstimateInfo]]
+
+
+def check_optimizer(api_name: str, optimizer: Any) -> None:
+    """Check that `optimizer` is a transformation or an `InPlace`."""
+    if not isinstance(optimizer, InPlace):
+        hint = "Pass `radazo.radazo(0.01, key=0)`, or another complete optimizer."
+        validation.transformation(api_name, optimizer, hint)
 
 
 def take_step(
@@ -21,8 +42,7 @@ def take_step(
     if evaluate is not None:
         extra["evaluate"] = evaluate
     if isinstance(optimizer, InPlace):
-        params, state, _ = optimizer.step(value_fn, params, state, **extra)
-        return params, state
+        return optimizer.step(value_fn, params, state, **extra)[:2]
     if value_fn is not None:
         extra["value_fn"] = value_fn
     update: Any = optimizer.update
@@ -30,8 +50,27 @@ def take_step(
     return core.moved(updates, params), state
 
 
-def check_optimizer(api_name: str, optimizer: Any) -> None:
-    """Check that `optimizer` is a transformation or an `InPlace`."""
-    if not isinstance(optimizer, InPlace):
-        hint = "Pass `radazo.radazo(0.01, key=0)`, or another complete optimizer."
-        validation.transformation(api_name, optimizer, hint)
+class _ReachedError(Exception):
+    """Leave a step at its first evaluation."""
+
+
+def first_evaluation(
+    optimizer: Any, params: core.Params, state: Any, **extra: Any
+) -> tuple[core.Function, core.Step, core.Queries]:
+    """Return (function, step, queries) of the first evaluation, behind any wrapper."""
+
+    def leave(*inputs: Any) -> Any:
+        raise _ReachedError(*inputs)
+
+    value_fn = extra.pop("value_fn", None)
+    try:
+        take_step(optimizer, value_fn, params, state, evaluate=leave, **extra)
+    except _ReachedError as reached:
+        function, step, queries = reached.args
+        return function, step, queries
+    hint = (
+        "Use `radazo.radazo(...)`, or "
+        "`radazo.with_estimator(estimator, optimizer, key)`."
+    )
+    got = repr(optimizer)[:200]
+    return validation.fail("ask", "optimizer", "have an estimator in it", got, hint)

@@ -1,8 +1,6 @@
 """Stochastic rounding, which keeps small updates of low-precision weights on average.
 
-An update smaller than 1/512 of a bfloat16 weight is lost when the sum is rounded to
-nearest. Stochastic rounding rounds up with a probability equal to the distance from the
-lower neighbor, in units of the spacing, so the expected stored value is exact.
+An update below 1/512 of a bfloat16 weight is lost when the sum is rounded to nearest.
 """
 
 from typing import Any

@@ -1,14 +1,7 @@
 """Update rules made of moments, as `optax` transformations of a gradient.
 
-  first_moment             mu ← b1 · mu + (1 − b1) · g
-  scale_by_second_moment   nu ← b2 · nu + (1 − b2) · g²     update g / √nu (RMSProp)
-  scale_by_zo_adamm        both moments of g                update mu / √nu
-  scale_by_radazo          nu of mu instead of g            update mu / √nu
-
-so that R-AdaZO is `chain(first_moment(b1), scale_by_second_moment(b2))`. No moment is
-corrected for its start at zero: in the first steps, which are mostly noise, the
-correction would undo the averaging. Early steps are therefore long, up to 1 / √(1 − b2)
-per parameter; warm up the learning rate if that matters.
+No moment is corrected for its start at zero: in the first steps, which are mostly
+noise, that would undo the averaging.
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +33,7 @@ class ScaleByRadazoState(NamedTuple):
     Attributes:
       count: int32 scalar, number of steps.
       mu: Mean of the gradients, like the parameters.
-      nu: Mean square of `mu`, at least float32, in the form of the granularity.
+      nu: Mean square of `mu`, as in `ScaleBySecondMomentState`.
     """
 
     count: jax.Array
@@ -52,9 +45,8 @@ class ScaleByZoAdammState(NamedTuple):
     """State of `scale_by_zo_adamm`.
 
     Attributes:
-      count: int32 scalar, number of steps.
-      mu: Mean of the gradients, like the parameters.
-      nu: Mean square of the gradients, like that of `ScaleByRadazoState`.
+      count, mu: As in `ScaleByRadazoState`.
+      nu: Mean square of the gradients, as in `ScaleBySecondMomentState`.
       nu_max: Largest `nu` so far if `amsgrad`, else None.
     """
 
@@ -106,14 +98,14 @@ def scale_by_second_moment(
       nu ← b2 · nu + (1 − b2) · g²
       update = g / (√(nu + eps_root) + eps)
 
-    After `first_moment` the input is the momentum, and the two form R-AdaZO; applied
-    to the gradient this is RMSProp. Unlike in `optax.scale_by_rms`, nu is float32 for
-    half-precision parameters, in which 1e-8 would be zero.
+    After `first_moment` this is R-AdaZO; applied to the gradient it is RMSProp. Unlike
+    in `optax.scale_by_rms`, nu is float32 for half-precision parameters, in which 1e-8
+    would be zero.
 
     Args:
       b2, eps, eps_root: As in `scale_by_radazo`.
-      granularity: Which elements share a second moment, and so a scale:
-        `per_coordinate`, `factored`, `per_leaf` or `scalar`.
+      granularity: Which elements share a second moment: `per_coordinate`, `factored`,
+        `per_leaf` or `scalar`.
     Returns:
       A `GradientTransformation` with a `ScaleBySecondMomentState`.
     Raises:
@@ -130,9 +122,8 @@ def scale_by_second_moment(
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, equations 5 and 6.
     """
     api_name = "scale_by_second_moment"
-    validation.check(
-        api_name, b2=b2, eps=eps, eps_root=eps_root, granularity=granularity
-    )
+    validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
+    validation.check(api_name, granularity=granularity)
 
     def init(params: core.Params) -> Any:
         return ScaleBySecondMomentState(granularity.zeros(params))
@@ -140,8 +131,7 @@ def scale_by_second_moment(
     def update(updates: core.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         nu = _mean_square(updates, state.nu, b2, granularity)
-        each = granularity.each(nu, updates)
-        scaled = _ratio(updates, each, eps, eps_root, updates)
+        scaled = _ratio(updates, granularity.each(nu, updates), eps, eps_root, updates)
         return scaled, ScaleBySecondMomentState(nu)
 
     return optax.GradientTransformation(init, update)
@@ -162,13 +152,12 @@ def scale_by_radazo(
       nu ← b2 · nu + (1 − b2) · mu²
       update = mu / (√(nu + eps_root) + eps)
 
-    In contrast to `scale_by_zo_adamm`, nu is the second moment of the momentum, not of
-    the gradient, so that the noise of single estimates does not shorten the step. No
-    element of a step exceeds 1 / √(1 − b2).
+    Unlike in `scale_by_zo_adamm`, nu is the second moment of the momentum, so the noise
+    of single estimates does not shorten the step. No element of a step exceeds
+    1 / √(1 − b2); the first are that long, unless the learning rate warms up.
 
     Args:
-      b1: Decay rate of mu in [0, 1); larger values average over more steps.
-      b2: Decay rate of nu in [0, 1).
+      b1, b2: Decay rates of mu and nu in [0, 1); larger values average over more steps.
       eps: Constant added to the root, at least 0, as in the code of the authors.
       eps_root: Constant added inside the root, at least 0, as in the paper (ζ).
       mu_dtype: Type of mu; None keeps the types of the parameters, but at least
@@ -232,17 +221,15 @@ def scale_by_zo_adamm(
     This is Adam without bias correction; `amsgrad` is the rule published in 2019.
 
     Args:
-      b1, b2, eps, eps_root, mu_dtype: As in `scale_by_radazo`.
+      b1, b2, eps, eps_root, mu_dtype, granularity: As in `scale_by_radazo`.
       amsgrad: Whether to divide by the largest second moment so far; if `factored`,
         rows and columns have separate maxima.
-      granularity: As in `scale_by_second_moment`.
     Returns:
       A `GradientTransformation` with a `ScaleByZoAdammState`.
     Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
+      As `scale_by_radazo`.
     Cost:
-      No function values; two float32 copies of the parameters, three with `amsgrad`,
-      one if the granularity is not `per_coordinate`.
+      As `scale_by_radazo`, one float32 copy of the parameters more with `amsgrad`.
     Example:
       >>> link = scale_by_zo_adamm(b1=0.9, b2=0.99)
       >>> g = jnp.array([3.0, -0.5])
@@ -250,22 +237,17 @@ def scale_by_zo_adamm(
       >>> print(jnp.round(updates, 3))  # (1 − b1) / √(1 − b2)
       [ 1. -1.]
     References:
-      Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513. Shu et al., R-AdaZO, 2025.
-      arXiv:2502.01014, algorithm 1.
+      Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513.
     """
     api_name = "scale_by_zo_adamm"
     validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(
-        api_name, mu_dtype=mu_dtype, amsgrad=amsgrad, granularity=granularity
-    )
+    validation.check(api_name, mu_dtype=mu_dtype, amsgrad=amsgrad)
+    validation.check(api_name, granularity=granularity)
 
     def init(params: core.Params) -> Any:
-        return ScaleByZoAdammState(
-            jnp.zeros((), jnp.int32),
-            _zeros(params, mu_dtype),
-            granularity.zeros(params),
-            granularity.zeros(params) if amsgrad else None,
-        )
+        count, mu = jnp.zeros((), jnp.int32), _zeros(params, mu_dtype)
+        nu_max = granularity.zeros(params) if amsgrad else None
+        return ScaleByZoAdammState(count, mu, granularity.zeros(params), nu_max)
 
     def update(updates: core.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -275,9 +257,8 @@ def scale_by_zo_adamm(
         each = granularity.each(nu_max if amsgrad else nu, updates)
         scaled = _ratio(mu, each, eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return scaled, ScaleByZoAdammState(
-            count, optax.tree.cast_like(mu, state.mu), nu, nu_max
-        )
+        mu = optax.tree.cast_like(mu, state.mu)
+        return scaled, ScaleByZoAdammState(count, mu, nu, nu_max)
 
     return optax.GradientTransformation(init, update)
 

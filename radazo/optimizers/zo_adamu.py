@@ -1,7 +1,4 @@
-"""ZO-AdaMU: momentum in the direction instead of the gradient.
-
-It is an estimator whose gradient is the update, and does not combine with other rules.
-"""
+"""ZO-AdaMU: momentum in the direction instead of the gradient."""
 
 import functools
 import math
@@ -14,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from radazo import core, differences, flat, random, validation
 from radazo.estimators import build
-from radazo.optimizers import assembly
+from radazo.optimizers import presets
 
 
 class ZoAdamuState(NamedTuple):
@@ -27,14 +24,6 @@ class ZoAdamuState(NamedTuple):
 
     count: jax.Array
     momentum: jax.Array
-
-
-class _Shares(NamedTuple):
-    """The shares of the new part in the last phase; each starts at 1."""
-
-    variance: Any
-    direction: Any
-    square: Any
 
 
 def zo_adamu(
@@ -56,15 +45,12 @@ def zo_adamu(
 ) -> optax.GradientTransformationExtraArgs:
     """Minimize by ZO-AdaMU, which draws directions around the last one.
 
-    A direction mixes a new part with one around the momentum, the last direction. The
-    momentum is phased in between the boundaries T1 and T2:
+    A direction mixes a new part with one around the momentum m, the last direction,
+    which is phased in between the steps T1 and T2. n and n′ are standard normals; the
+    shares a, β₁ and β₂ are share(`new_variance`), share(`b1`) and share(`b2`):
 
       share(last) = 1 − (1 − last) · (1 − cos(π · p)) / 2
       p = 0 before T1, (t − T1) / (T2 − T1) between, 1 after T2
-
-    Let a, β₁ and β₂ be the shares that end at `new_variance`, `b1` and `b2`; n and n′
-    are standard normals.
-
       new = √a · n,  old = m + √(1 − a) · n′
       u = β₁ · new + (1 − β₁) · old
       slope = (f(x + smoothing · u) − f(x − smoothing · u)) / (2 smoothing)
@@ -73,54 +59,42 @@ def zo_adamu(
       m ← u if slope ≥ 0 else −u
 
     Up to T1 the step is slope · sign(u). The sign of m follows the authors' code, not
-    algorithm 1; the distribution of an update is the same for m and −m. The authors'
-    cosine has another period for each share and jumps.
+    algorithm 1; updates have the same distribution for m and −m. The authors' cosine
+    has another period for each share and jumps.
 
     Args:
-      learning_rate: Step size, at least 0, or a schedule.
+      learning_rate, key, weight_decay, weight_decay_mask: As in `radazo`.
       num_steps: Steps of the run, at least 1; later ones use the last phase.
-      key: Typed key or integer seed of the run.
-      smoothing: Distance moved along a direction, in units of ‖u‖ ≈ √d; greater than 0,
-        or a schedule of the number of steps so far.
-      boundaries: (T1, T2), the steps at which the momentum starts to phase in and is
-        fully in; None for 1024, or a fifth of the steps if less, and four fifths.
+      smoothing: As in `finite_difference_estimator`; ‖u‖ is about √d.
+      boundaries: (T1, T2); None for 1024, or a fifth of the steps if less, and four
+        fifths.
       new_variance: Share of the variance in the new part in the last phase, in [0, 1].
       b1: Share of the new part in the direction in the last phase, in [0, 1].
       b2: Share of the new part in nu in the last phase, in [0, 1].
       eps_root: Constant inside the root, greater than 0.
       terms, mask, sharding: As in `finite_difference_estimator`.
-      weight_decay, weight_decay_mask: As in `radazo`.
-    Returns:
-      A `GradientTransformationExtraArgs`, used as
-      `optimizer.update(None, state, params, value_fn=f)`; its state is a
-      `WithEstimatorState` around a `ZoAdamuState`. A step with a non-finite value
-      changes neither parameters nor momentum.
-    Raises:
-      TypeError, ValueError: If an argument is of the wrong kind or out of its range.
+    Returns, Raises:
+      As `radazo`; the `WithEstimatorState` holds a `ZoAdamuState`. A step with a
+      non-finite value changes neither parameters nor momentum.
     Cost:
       2 function values per step. One copy of the parameters in the state and about four
       during a step.
     Example:
-      >>> optimizer = zo_adamu(0.01, 500, key=0)
-      >>> params = jnp.array([3.0, -4.0])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
+      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_adamu(0.01, 500, key=0)
+      >>> x = jnp.array([3.0, -4.0])
+      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(jnp.abs(updates / updates[0]), 3))  # signs, up to T1
       [1. 1.]
     References:
-      Jiang et al., ZO-AdaMU optimizer: adapting perturbation by the momentum and
-      uncertainty in zeroth-order optimization, 2024. arXiv:2312.15184, algorithm 1.
+      Jiang et al., ZO-AdaMU optimizer, 2024. arXiv:2312.15184, algorithm 1.
     """
     api_name = "zo_adamu"
-    last = _Shares(new_variance, b1, b2)
-    validation.integer(
-        api_name, "num_steps", num_steps, 1, "The schedule ends with it."
-    )
-    for argument, value in zip(("new_variance", "b1", "b2"), last, strict=True):
-        validation.share(
-            api_name, argument, value, "It is that of the new in what is mixed."
-        )
+    hint = "The schedule ends with it."
+    validation.integer(api_name, "num_steps", num_steps, 1, hint)
+    last = {"new_variance": new_variance, "b1": b1, "b2": b2}
+    for argument, share in last.items():
+        hint = "It is the share of the new part in the last phase."
+        validation.share(api_name, argument, share, hint)
     hint = "It keeps the division from overflowing."
     validation.positive(api_name, "eps_root", eps_root, hint)
     if boundaries is None:
@@ -134,71 +108,51 @@ def zo_adamu(
         return ZoAdamuState(jnp.zeros((), jnp.int32), momentum)
 
     def queries(step: core.Step, state: ZoAdamuState) -> core.Queries:
-        olds = _old_shares(state.count, boundaries, last, step.layout.dtype)
-        return _queries(step, _direction(step, state.momentum, olds))
+        return _queries(step, *_direction(boundaries, [*last.values()], step, state))
 
-    estimator = build.estimator(
-        api_name,
-        init,
-        queries,
-        functools.partial(_estimate, eps_root),
-        build.Settings(smoothing, terms, mask, sharding=sharding),
-    )
-    return assembly.optimizer(
-        api_name,
-        estimator,
+    estimate = functools.partial(_estimate, eps_root)
+    settings, rule = (
+        build.Settings(smoothing, terms, mask, 1, sharding),
         optax.identity(),
-        key,
-        learning_rate,
-        weight_decay,
-        weight_decay_mask,
     )
-
-
-def _old_shares(
-    count: jax.Array, boundaries: tuple[int, int], last: _Shares, dtype: Any
-) -> _Shares:
-    """Return 1 − share, which rises from 0 to 1 − last along half a cosine."""
-    first, second = boundaries
-    progress = (count - first).astype(dtype) / (second - first)
-    rise = (1 - jnp.cos(math.pi * jnp.clip(progress, 0, 1))) / 2
-    return _Shares(*((1 - jnp.asarray(x, dtype)) * rise for x in last))
+    estimator = build.estimator(api_name, init, queries, estimate, settings)
+    return presets.optimizer(
+        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
+    )
 
 
 def _direction(
-    step: core.Step, momentum: jax.Array, olds: _Shares
+    boundaries: tuple[int, int], last: list[Any], step: core.Step, state: ZoAdamuState
 ) -> tuple[jax.Array, jax.Array]:
     """Return the direction and nu, (dim,) each."""
+    first, second = boundaries
     dim, dtype = step.layout.dim, step.layout.dtype
-    new, noise = (
-        random.normal(random.fold_in(step.key, k), dim, dtype) for k in (0, 1)
-    )
-    new = jnp.sqrt(1 - olds.variance) * new
-    old = momentum + jnp.sqrt(olds.variance) * noise
-    direction = (1 - olds.direction) * new + olds.direction * old
-    nu = (1 - olds.square) * jnp.square(new) + olds.square * jnp.square(old)
+    progress = (state.count - first).astype(dtype) / (second - first)
+    rise = (1 - jnp.cos(math.pi * jnp.clip(progress, 0, 1))) / 2
+    # The shares of the old part; they rise from 0 to 1 − last along half a cosine.
+    variance, b1, b2 = ((1 - jnp.asarray(x, dtype)) * rise for x in last)
+    keys = (random.fold_in(step.key, k) for k in (0, 1))
+    new, noise = (random.normal(key, dim, dtype) for key in keys)
+    new = jnp.sqrt(1 - variance) * new
+    old = state.momentum + jnp.sqrt(variance) * noise
+    direction = (1 - b1) * new + b1 * old
+    nu = (1 - b2) * jnp.square(new) + b2 * jnp.square(old)
     return direction, nu
 
 
-def _queries(
-    step: core.Step, direction_and_nu: tuple[jax.Array, jax.Array]
-) -> core.Queries:
+def _queries(step: core.Step, direction: jax.Array, nu: jax.Array) -> core.Queries:
     """Return the queries at the two points along the direction."""
-    direction, _ = direction_and_nu
-    central = differences.central
-    distances = central.distances(step.smoothing)
+    distances = differences.central.distances(step.smoothing)
 
     def point(index: Any) -> core.Params:
         distance = distances[jnp.asarray(index)]
         return flat.perturb(step.layout, step.params, direction, distance, step.key[0])
 
     def read(values: jax.Array, aux: Any) -> core.Readings:
-        slope, value = central.slope(None, values, step.smoothing)
+        slope, value = differences.central.slope(None, values, step.smoothing)
         return core.Readings(value, slope[None], jnp.isfinite(slope)[None], aux)
 
-    return core.Queries(
-        num=2, point=point, read=read, num_readings=1, shared=direction_and_nu
-    )
+    return core.Queries(2, point, read, num_readings=1, shared=(direction, nu))
 
 
 def _estimate(
@@ -226,9 +180,8 @@ def _estimate(
 
 
 def _check_boundaries(api_name: str, boundaries: Any) -> None:
-    hint = "Pass (1024, 16000) for 20000 steps, say, or None."
-    pair = isinstance(boundaries, tuple | list) and len(boundaries) == 2
-    if not pair:
+    hint = "Pass None, or e.g. (1024, 16000) for 20000 steps."
+    if not (isinstance(boundaries, tuple | list) and len(boundaries) == 2):
         rule = "be two numbers of steps"
         validation.fail(api_name, "boundaries", rule, repr(boundaries), hint, TypeError)
     first, second = boundaries

@@ -95,7 +95,7 @@ def ask(optimizer: Any, params: Any, state: Any) -> Queries:
         which = functions[checked(id_)]
         if not which:
             return None
-        return combinators.first_evaluation(optimizer, params, state)[-1].functions[
+        return stepping.first_evaluation(optimizer, params, state)[-1].functions[
             which - 1
         ]
 
@@ -191,7 +191,7 @@ def _in_two(values: np.ndarray) -> list[np.ndarray]:
 def _point(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any, index: Any
 ) -> list[jax.Array]:
-    *_, queries = combinators.first_evaluation(optimizer, rest.join(arrays), state)
+    *_, queries = stepping.first_evaluation(optimizer, rest.join(arrays), state)
     return rest.pick(jax.tree.leaves(queries.point(index)))
 
 
@@ -200,7 +200,7 @@ def _needed(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Return for each query whether it is needed, and the index of its function."""
-    *_, queries = combinators.first_evaluation(optimizer, rest.join(arrays), state)
+    *_, queries = stepping.first_evaluation(optimizer, rest.join(arrays), state)
     jax.eval_shape(queries.point, jnp.uint32(0))  # Raises if there are no points.
     indices = jnp.arange(queries.num, dtype=jnp.uint32)
     needed = queries.needed or (lambda index: jnp.asarray(True))

@@ -16,14 +16,13 @@ import optax
 from radazo import core, validation
 from radazo.journal import file
 from radazo.optimizers import stepping
-from radazo.optimizers.in_place import InPlace
 from radazo.run import checkpointing, loop, progress_bar, results
 
 
 def minimize(
     value_fn: core.ValueFn,
     params: core.Params,
-    optimizer: optax.GradientTransformation | InPlace,
+    optimizer: optax.GradientTransformation | stepping.InPlace,
     num_steps: int,
     *,
     state: Any = None,
