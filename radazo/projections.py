@@ -157,6 +157,8 @@ def clipping(
 
     Error messages refer to the arguments `names`.
     """
+    if bounds is None:
+        return list  # The arrays as they are.
     pairs = sides(api_name, params, bounds, names)
     return lambda arrays: [
         _clip(x, *pair) if core.is_floating(x) else x

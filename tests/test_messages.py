@@ -194,7 +194,7 @@ def message(call, folder):
         (re.escape(f"jax {jax.__version__}"), "jax VERSION"),
         (r"\b((Estimator|Gradient\w+|DirectionSampler|\w+State)\().*?\. ", r"\1…). "),
         (r"0x[0-9a-f]+", "0x…"),
-        (r"fingerprint \d+ in the place of \d+", "fingerprint … in the place of …"),
+        (r"fingerprint \d+ instead of \d+", "fingerprint … instead of …"),
     ):
         text = re.sub(pattern, replacement, text)
     return f"{caught.type.__name__}: {text}\n"

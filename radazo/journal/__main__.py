@@ -1,9 +1,4 @@
-"""The command line of journals.
-
-  python -m radazo.journal show FILE
-  python -m radazo.journal diff FILE OTHER
-  python -m radazo.journal replay FILE --optimizer MODULE:NAME --params MODULE:NAME \
-      --output FILE.npz
+"""The command line of journals: `python -m radazo.journal --help`.
 
 The exit status of `main` is 0, 1 if two journals differ, and 2 for an error.
 """
@@ -51,28 +46,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(_NAME, description=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(function: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
+    def command(function: Callable[[Any], int], text: str) -> Callable[..., Any]:
         name = function.__name__.removeprefix("_")
         added = commands.add_parser(name, help=text, description=text)
-        added.add_argument("file", metavar="FILE")
         added.set_defaults(command=function)
-        return added
+        added.add_argument("file", metavar="FILE")
+        return added.add_argument
 
     command(_show, "describe a run and show its first and last steps")
     diff = command(_diff, "find the first step at which two runs differ; exit with 1")
-    diff.add_argument("other", metavar="OTHER")
-    again = command(_replay, "write parameters and state after a step to an npz file")
+    diff("other", metavar="OTHER")
+    add = command(_replay, "write parameters and state after a step to an npz file")
     texts = {
-        "--optimizer": "the optimizer of the run, or a function that returns it",
-        "--params": "the initial parameters, or a function that returns them",
-        "--bounds": "the bounds of the run, if any",
+        "optimizer": "the optimizer of the run, or a function that returns it",
+        "params": "the initial parameters, or a function that returns them",
+        "bounds": "the bounds of the run, if any",
     }
     for name, text in texts.items():
-        required = name != "--bounds"
-        again.add_argument(name, required=required, metavar="MODULE:NAME", help=text)
+        needed = name != "bounds"
+        add(f"--{name}", required=needed, metavar="MODULE:NAME", help=text)
     text = "the step count at which to end; default: the end of the journal"
-    again.add_argument("--to", type=int, metavar="COUNT", help=text)
-    again.add_argument("--output", required=True, metavar="FILE.npz")
+    add("--to", type=int, metavar="COUNT", help=text)
+    add("--output", required=True, metavar="FILE.npz")
     return parser
 
 
@@ -97,31 +92,22 @@ def _show(options: Any) -> int:
         rows["ignored"] = f"{journal.num_trailing_bytes:,} bytes of an incomplete write"
     lines = [f"{name:16}{text}" for name, text in rows.items()]
     lines += ["", f"{'step':>12}  {'params':>6}  {'value':>13}  slopes"]
+    more = ["..."] * (slopes.shape[1] > _SHOWN)
     for i in range(len(count)):
-        if _SHOWN <= i < len(count) - _SHOWN:
-            lines += ["         ..."] * (i == _SHOWN)
-            continue
-        line = f"{count[i]:12,}  {fingerprint[i]:6}  {value[i]:13.6g}"
-        some = [f"{x:.6g}" for x in slopes[i, :_SHOWN]]
-        some += ["..."] * (slopes.shape[1] > _SHOWN)
-        lines.append("  ".join([line, *some]))
+        if i < _SHOWN or i >= len(count) - _SHOWN:
+            line = f"{count[i]:12,}  {fingerprint[i]:6}  {value[i]:13.6g}"
+            some = [f"{x:.6g}" for x in slopes[i, :_SHOWN]]
+            lines.append("  ".join([line, *some, *more]))
+        elif i == _SHOWN:
+            lines.append("         ...")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
 def _described(header: file_format.JournalHeader) -> dict[str, str]:
     """Return the fields of a header as text."""
-    return {
-        "format": str(header.format),
-        "key contract": str(header.key_contract),
-        "written with": header.writer,
-        "key": f"{header.key_data[0]} {header.key_data[1]}",
-        "directions": f"{header.num_directions:,}, float{8 * header.float_bytes}",
-        "params": header.params.hex(),
-        "state": header.state.hex(),
-        "start": header.start.hex(),
-        "bounds": header.bounds.hex() if any(header.bounds) else "none",
-    }
+    fields = header._asdict().items()
+    return {name: x.hex() if isinstance(x, bytes) else str(x) for name, x in fields}
 
 
 def _diff(options: Any) -> int:
@@ -150,26 +136,25 @@ def _differences(
 ) -> list[str]:
     """Describe the first step that differs, and count the others."""
 
-    def steps(run: file_format.JournalContents) -> list[np.ndarray]:
-        start = run.header.first
-        return [x[first - start : end - start] for x in run.entries]
+    def bits(run: file_format.JournalContents) -> list[np.ndarray]:
+        steps = slice(first - run.header.first, end - run.header.first)
+        return [x[steps].view(f"u{x.itemsize}") for x in run.entries]  # NaN equals NaN.
 
-    def bits(array: np.ndarray) -> np.ndarray:
-        return array.view(f"u{array.itemsize}")  # NaN is equal to itself.
-
-    pairs = list(zip(steps(one), steps(other), strict=True))
-    places = [bits(x) != bits(y) for x, y in pairs]
+    places = [x != y for x, y in zip(bits(one), bits(other), strict=True)]
     differs = np.any([x.reshape(len(x), -1).any(axis=1) for x in places], axis=0)
     if not differs.any():
         return []
     i = int(np.argmax(differs))
     lines = [f"equal from step {first:,} to {first + i:,}"] * (i > 0)
     lines.append(f"step {first + i:,} differs, as do {differs.sum():,} in all")
-    for name, (x, y), different in zip(one.entries._fields, pairs, places, strict=True):
+    for name, different in zip(one.entries._fields, places, strict=True):
         for place in np.argwhere(different[i])[:_SHOWN]:
+            x, y = (
+                getattr(run.entries, name)[(first + i - run.header.first, *place)]
+                for run in (one, other)
+            )
             index = "".join(f"[{k}]" for k in place)
-            at = (i, *place)
-            lines.append(f"  {name}{index}: {x[at]} and {y[at]}")
+            lines.append(f"  {name}{index}: {x} and {y}")
     return lines
 
 
@@ -189,8 +174,6 @@ def _replay(options: Any) -> int:
 
 def _imported(argument: str, name: str | None) -> Any:
     """Import MODULE:NAME; call it if it is a function."""
-    if name is None:
-        return None
 
     def explain(error: BaseException) -> None:
         rule = "be MODULE:NAME, which can be imported"
@@ -198,13 +181,14 @@ def _imported(argument: str, name: str | None) -> Any:
         hint = "Modules are also found in the current folder; functions are called."
         validation.fail("replay", argument, rule, got, hint)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(validation.Caught(explain))
-        sys.path.insert(0, "")
-        stack.callback(sys.path.remove, "")
-        module, _, attribute = name.partition(":")
-        found = operator.attrgetter(attribute)(importlib.import_module(module))
-        return found() if isinstance(found, FunctionType) else found
+    with validation.Caught(explain), contextlib.ExitStack() as stack:
+        if name is not None:
+            sys.path.insert(0, "")
+            stack.callback(sys.path.remove, "")
+            module, _, attribute = name.partition(":")
+            found = operator.attrgetter(attribute)(importlib.import_module(module))
+            return found() if isinstance(found, FunctionType) else found
+    return None
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

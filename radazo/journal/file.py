@@ -41,21 +41,19 @@ def read_journal(path: str | os.PathLike[str]) -> file_format.JournalContents:
     Returns:
       `JournalContents`.
     Raises:
-      TypeError: If `path` is not a local path.
-      ValueError: If the file cannot be read, is damaged, or is not a journal of this
-        version.
+      TypeError, ValueError: If `path` is not a local path, or the file cannot be read,
+        is damaged, or is not a journal of this version.
     Cost:
       No function values.
     Example:
       >>> import tempfile
-      >>> folder = tempfile.TemporaryDirectory()
-      >>> path = folder.name + "/run.journal"
-      >>> optimizer = radazo.radazo(0.02, key=0)
-      >>> result = radazo.minimize(jnp.sum, jnp.ones(5), optimizer, 50, journal=path)
-      >>> entries = read_journal(path).entries
+      >>> start, optimizer = jnp.ones(5), radazo.radazo(0.02, key=0)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = folder + "/run.journal"
+      ...     result = radazo.minimize(jnp.sum, start, optimizer, 50, journal=path)
+      ...     entries = read_journal(path).entries
       >>> print(entries.slopes.shape, (entries.value == result.values).all())
       (50, 10) True
-      >>> folder.cleanup()
     """
     return file_format.read("read_journal", path)
 
@@ -70,17 +68,15 @@ def open_journal(
 ) -> Iterator[Journal]:
     """Open a journal for your own training loop; `minimize` has one built in.
 
-    A record takes 15 + 4K bytes for K directions: 20,000 steps along one direction are
-    380 kB. `replay` reconstructs parameters and state after any step.
-    `python -m radazo.journal` shows a journal or compares two.
+    A record takes 15 + 4K bytes for K directions. `replay` reconstructs parameters and
+    state after any step. `python -m radazo.journal` shows a journal or compares two.
 
     An existing journal is appended to. If the run resumes from a checkpoint before its
     end, the steps already in the file are compared with the new ones: a run that does
-    not repeat itself is refused. Only an incomplete trailing record is truncated. In a
-    run of several processes each needs its own file.
+    not repeat itself is refused. Only an incomplete trailing record is truncated.
 
     Args:
-      path: The file.
+      path: The file. In a run of several processes each needs its own.
       params: The parameters before the next step.
       state: The state before it, from `optimizer.init`, a checkpoint, or `replay`.
       bounds: The bounds on the parameters, as in `minimize`.
@@ -96,20 +92,18 @@ def open_journal(
       step.
     Example:
       >>> import tempfile
-      >>> folder = tempfile.TemporaryDirectory()
-      >>> path = folder.name + "/run.journal"
       >>> optimizer = radazo.radazo(0.02, key=0)
-      >>> value_fn = lambda x: jnp.sum((x - 1) ** 2)
-      >>> step = radazo.journal.recorded_step(optimizer, value_fn)
-      >>> x, state = jnp.zeros(5), optimizer.init(jnp.zeros(5))
-      >>> with open_journal(path, x, state) as journal:
-      ...     for _ in range(100):
-      ...         x, state, entry = step(x, state)
-      ...         journal.append(entry)
-      >>> again, state = radazo.journal.replay(path, optimizer, jnp.zeros(5))
+      >>> step = radazo.journal.recorded_step(optimizer, lambda x: jnp.sum(x**2))
+      >>> x, state = jnp.ones(5), optimizer.init(jnp.ones(5))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = folder + "/run.journal"
+      ...     with open_journal(path, x, state) as journal:
+      ...         for _ in range(100):
+      ...             x, state, entry = step(x, state)
+      ...             journal.append(entry)
+      ...     again, state = radazo.journal.replay(path, optimizer, jnp.ones(5))
       >>> print(jnp.all(again == x), state.num_values)
       True 1100
-      >>> folder.cleanup()
     """
     file_format.check_path(_API, path)
     run, path = run_id.of(_API, params, state, bounds), os.fspath(path)
@@ -121,7 +115,7 @@ def open_journal(
         file.sync()
 
 
-def opened(
+def open_or_null(
     path: Any, params: core.Params, state: Any, bounds: Any
 ) -> contextlib.AbstractContextManager[Journal | None]:
     """Open the journal at `path`, or none if it is None."""
@@ -133,10 +127,9 @@ def opened(
 class _File:
     """An open journal and the position of the run in it."""
 
-    def __init__(self, path: str, handle: Any, run: run_id.Run) -> None:
-        self.path, self.handle, self.run, self.count = path, handle, run, run.count
-        self.header: file_format.JournalHeader | None = None
-        self.last = b""  # The record before the next one, or the header.
+    def __init__(self, path: str, handle: Any, run: file_format.JournalHeader) -> None:
+        self.path, self.handle, self.header, self.count = path, handle, run, run.first
+        self.last = b""  # The record before the next one, or the header if written.
         self.ahead = memoryview(b"")  # Records in the file from the next one on.
         if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
             _refuse("path", "be a regular file", repr(path), "Pass another path.")
@@ -156,7 +149,7 @@ class _File:
         self.truncate(len(data))
         self.header = journal.header
         size = file_format.record_dtype(self.header).itemsize
-        end += (run.count - self.header.first) * size
+        end += (run.first - self.header.first) * size
         self.last, self.ahead = data[:end][-size:], memoryview(data[end:])
 
     def append(self, entry: file_format.JournalEntry) -> None:
@@ -166,27 +159,25 @@ class _File:
         if not arrays[0].ndim:
             arrays = [x[None] for x in arrays]
         entry = file_format.JournalEntry(*arrays)
-        num, slopes = entry.count.size, entry.slopes
+        num, slopes, header = entry.count.size, entry.slopes, self.header
         if not num:
             return
-        header = self.header or self.run.header((1, *slopes.shape)[-1], slopes.itemsize)
+        if not self.last:
+            kind = {"num_directions": (1, *slopes.shape)[-1]}
+            header = header._replace(**kind, float_bytes=slopes.itemsize)
         self.check(entry, header)
-        before = self.last or file_format.encode_header(header)
-        raw = file_format.encode(header, entry, before)
+        head = b"" if self.last else file_format.encode_header(header)
+        raw = file_format.encode(header, entry, self.last or head)
         size, common = len(raw) // num, min(len(raw), len(self.ahead))
         if raw[:common] != self.ahead[:common]:
             starts = range(0, common, size)
             same = [raw[i : i + size] == self.ahead[i : i + size] for i in starts]
-            _refuse(
-                "entry",
-                f"repeat step {self.count + same.index(False)} of {self.path!r}",
-                "another",
-                "The run does not repeat itself: use another path if the function, the "
-                "batches or a constant changed. Some backends do not reproduce bits.",
-                "append",
-            )
-        self.write(raw[common:] if self.header else before + raw)
-        if not self.header:
+            rule = f"repeat step {self.count + same.index(False)} of {self.path!r}"
+            hint = "The run does not repeat itself: use another path if the function, "
+            hint += "the batches or a constant changed. Some backends do not reproduce "
+            _refuse("entry", rule, "another", f"{hint}bits.", "append")
+        self.write(head + raw[common:])
+        if head:
             self.sync()
         self.header, self.count = header, self.count + num
         self.last, self.ahead = raw[-size:], self.ahead[common:]

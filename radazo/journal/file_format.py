@@ -5,12 +5,10 @@
   record   step, fingerprint, K slopes, value, flags, CRC
 
 Fields are little-endian and packed: with float32 slopes a record takes 15 + 4K bytes.
-The slope of a dropped direction is NaN. The fingerprint is a 16-bit hash of the
-parameters before the step. Each CRC-32 continues the previous one, so that a record is
-valid only at its own position in its own file.
-
-Reading skips and counts the bytes that an interrupted write leaves: a partial record,
-an invalid last record, or zeros up to the end. It refuses any other damage.
+Each CRC-32 continues the previous one, so that a record is valid only at its own
+position in its own file. Reading skips and counts the bytes that an interrupted write
+leaves: a partial record, an invalid last record, or zeros up to the end. It refuses any
+other damage.
 """
 
 import os
@@ -65,7 +63,7 @@ class JournalHeader(NamedTuple):
       key_data: The two words of the run's key.
       first: Steps before the first one in the journal.
       params: Digest of the names, shapes and dtypes of the parameters.
-      state: Digest of the names, shapes and dtypes of the optimizer state.
+      state: The same of the optimizer state, with the types of its nodes.
       start: Digest of parameters and state before the first step.
       bounds: Digest of the bounds on the parameters; zeros for none.
       writer: JAX version and device that computed the run.
@@ -123,34 +121,31 @@ def check_path(api_name: str, path: Any) -> None:
     """Check that `path` is a path on this machine."""
     if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
         hint = "A journal is one local file; mount a bucket to write to it."
-        rule = "be a local path"
-        validation.fail(api_name, "path", rule, repr(path), hint, TypeError)
+        _refuse(api_name, "be a local path", repr(path), hint, TypeError)
 
 
 def parse(api_name: str, path: str, data: bytes) -> JournalContents:
     """Parse `data`, the bytes of the journal at `path`."""
     header = _parse_header(api_name, path, data[:HEADER_BYTES])
     dtype, body = record_dtype(header), memoryview(data)[HEADER_BYTES:]
-    size = dtype.itemsize
-    rows = np.frombuffer(body, dtype, len(body) // size)
+    rows = np.frombuffer(body, dtype, len(body) // dtype.itemsize)
     valid = (
-        (rows["crc"] == _crcs(_last_crc(data[:HEADER_BYTES]), rows))
+        (rows["crc"] == _crcs(data[:HEADER_BYTES], rows))
         & (rows["step"] == header.first + np.arange(len(rows)))
         & (rows["step"] < _MAX_STEPS)
         & (rows["flags"] <= _STOPPED)
         & ~np.isinf(rows["slopes"]).any(axis=1)
     )
     num = int(np.argmin([*valid, False]))  # Records before the first invalid one.
-    rest = body[num * size :]
-    if len(rest) > size and any(rest):
-        got = f"{path!r}, whose record {num + 1} of {len(rows)}, of step "
-        got = f"{got}{header.first + num}, is invalid"
+    rest = body[num * dtype.itemsize :]
+    if len(rest) > dtype.itemsize and any(rest):
+        place = f"record {num + 1} of {len(rows)}, of step {header.first + num}"
+        got = f"{path!r}, whose {place}, is invalid"
         _refuse(api_name, "have valid records", got, _DAMAGED)
     rows = rows[:num]
     arrays = [rows[name].copy() for name in ("fingerprint", "slopes", "value")]
-    entries = JournalEntry._make(
-        [rows["step"].astype(np.int64), *arrays, rows["flags"] == _STOPPED]
-    )
+    count, stopped = rows["step"].astype(np.int64), rows["flags"] == _STOPPED
+    entries = JournalEntry._make([count, *arrays, stopped])
     return JournalContents(header, entries, len(rest))
 
 
@@ -159,16 +154,15 @@ def encode(header: JournalHeader, entries: JournalEntry, previous: bytes) -> byt
     rows = np.zeros(len(entries.count), record_dtype(header))
     rows["step"], rows["fingerprint"], rows["slopes"], rows["value"] = entries[:4]
     rows["flags"] = np.where(entries.stopped, _STOPPED, 0)
-    rows["crc"] = _crcs(_last_crc(previous), rows)
+    rows["crc"] = _crcs(previous, rows)
     return rows.tobytes()
 
 
 def encode_header(header: JournalHeader) -> bytes:
     """Encode a header, which ends with its CRC."""
-    version, contract, num_directions, float_bytes, key, first, *digests, _ = header
     writer = header.writer.encode("ascii", "replace")
-    numbers = version, contract, num_directions, float_bytes, *key, first
-    body = _HEADER.pack(MAGIC, *numbers, *digests, writer)
+    fields = *header[:4], *header.key_data, *header[5:-1]
+    body = _HEADER.pack(MAGIC, *fields, writer)
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
@@ -189,17 +183,16 @@ def record_dtype(header: JournalHeader) -> np.dtype[Any]:
     return np.dtype([*fields, ("flags", "u1"), ("crc", "<u4")])
 
 
+def _crcs(previous: bytes, rows: np.ndarray) -> np.ndarray:
+    """Return the CRC of each record; the first continues that of `previous`."""
+    crcs = [_last_crc(previous)]
+    for record in rows.view(np.uint8).reshape(-1, rows.dtype.itemsize):
+        crcs.append(zlib.crc32(record[:-_CRC_BYTES].data, crcs[-1]))
+    return np.array(crcs[1:], np.uint32)
+
+
 def _last_crc(data: bytes) -> int:
     return int.from_bytes(data[-_CRC_BYTES:], "little")
-
-
-def _crcs(crc: int, rows: np.ndarray) -> np.ndarray:
-    """Return the CRC of each record; each continues the previous one."""
-    crcs = []
-    for record in rows.view(np.uint8).reshape(-1, rows.dtype.itemsize):
-        crc = zlib.crc32(record[:-_CRC_BYTES].data, crc)
-        crcs.append(crc)
-    return np.array(crcs, np.uint32)
 
 
 def _parse_header(api_name: str, path: str, data: bytes) -> JournalHeader:
@@ -216,12 +209,12 @@ def _parse_header(api_name: str, path: str, data: bytes) -> JournalHeader:
     key = fields[4], fields[5]
     header = JournalHeader._make([*fields[:4], key, *fields[6:], writer])
     # Versions first: another format may keep its CRC elsewhere.
+    versions = "of format {} and key contract {}"
     known, found = (FORMAT, random.KEY_CONTRACT_VERSION), header[:2]
     if found != known:
-        rule = "be of format {} and key contract {}".format(*known)
-        got = "{!r} of format {} and key contract {}".format(path, *found)
+        got = f"{path!r} {versions.format(*found)}"
         hint = "Use the version of radazo that wrote it."
-        _refuse(api_name, rule, got, hint)
+        _refuse(api_name, f"be {versions.format(*known)}", got, hint)
     if zlib.crc32(data[: _HEADER.size]) != _last_crc(data):
         got = f"{path!r}, whose header has a wrong CRC"
         _refuse(api_name, "have a valid header", got, _DAMAGED)
@@ -231,5 +224,7 @@ def _parse_header(api_name: str, path: str, data: bytes) -> JournalHeader:
     return header
 
 
-def _refuse(api_name: str, rule: str, got: str, hint: str) -> NoReturn:
-    validation.fail(api_name, "path", rule, got, hint)
+def _refuse(
+    api_name: str, rule: str, got: str, hint: str, kind: type[Exception] = ValueError
+) -> NoReturn:
+    validation.fail(api_name, "path", rule, got, hint, kind)

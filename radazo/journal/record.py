@@ -1,8 +1,5 @@
 """A step in two programs: read the function, then apply the step.
 
-  entry         = the readings that the estimator makes of the values
-  params, state = the step from this entry
-
 A replay runs the same second program: a step compiled together with a function can
 differ from it in the last bits.
 """
@@ -36,8 +33,8 @@ def recorded_step(
       value_fn: The function to minimize.
     Returns:
       `step(params, state, **extra) -> (params, state, entry)`. Keywords go to
-      `value_fn`; `entry` is a `JournalEntry` to append. The step is compiled as two
-      programs, so do not call it within `jax.jit`. It donates `params` and `state`.
+      `value_fn`; `entry` is a `JournalEntry` to append. A step is two programs and
+      donates `params` and `state`: do not call it within `jax.jit`.
     Raises:
       TypeError: If an argument is of the wrong kind; in `step`, if it is traced or the
         optimizer evaluates further points, as a line search does.
@@ -52,11 +49,8 @@ def recorded_step(
       >>> print(state.num_values, entry.count, entry.slopes.shape, entry.value)
       11 0 (10,) 3.0
     """
-    api_name = "recorded_step"
-    stepping.check_optimizer(api_name, optimizer)
-    validation.function(
-        api_name, "value_fn", value_fn, "It takes the parameters first."
-    )
+    stepping.check_optimizer("recorded_step", optimizer)
+    validation.check("recorded_step", value_fn=value_fn)
 
     @functools.partial(jax.jit, static_argnums=0)
     def read(rest: partition.Static, arrays: Any, state: Any, extra: Any) -> Any:
@@ -67,16 +61,11 @@ def recorded_step(
     ) -> tuple[core.Params, Any, file_format.JournalEntry]:
         arrays, rest = partition.split(params)
         if any(isinstance(x, Tracer) for x in jax.tree.leaves((arrays, state))):
-            validation.fail(
-                "recorded_step(...)",
-                "params",
-                "be arrays, since a step is two programs",
-                "traced ones",
-                "Call it in a loop of Python, outside of `jax.jit` and `lax.scan`.",
-                TypeError,
-            )
+            name, rule = "recorded_step(...)", "be arrays, since a step is two programs"
+            hint = "Call it in a loop of Python, outside of `jax.jit` and `lax.scan`."
+            validation.fail(name, "params", rule, "traced ones", hint, TypeError)
         entry = read(rest, arrays, state, extra)
-        arrays, state = advanced(optimizer, rest, None, arrays, state, *entry[2:])
+        arrays, state = advanced(optimizer, rest, list, arrays, state, entry[2:])
         return rest.join(arrays), state, entry
 
     return step
@@ -107,44 +96,35 @@ def read_entry(
 def advanced(
     optimizer: Any,
     rest: partition.Static,
-    box: Box | None,
+    box: Box,
     arrays: list[jax.Array],
     state: Any,
-    slopes: jax.Array,
-    value: jax.Array,
-    stopped: jax.Array,
+    readings: Any,
 ) -> tuple[list[jax.Array], Any]:
-    """Second program: take the step of an entry, in a run and in its replay."""
-    arrays, state = jax.tree.map(_strong, (arrays, state))
+    """Second program: take the step with these `slopes`, `value` and `stopped`."""
+    slopes, value, stopped = readings
+    # A weak type would make the first step compile separately.
+    arrays, state = jax.tree.map(
+        lambda x: lax.convert_element_type(x, x.dtype), (arrays, state)
+    )
 
-    def evaluate(
-        function: core.Function, step: core.Step, queries: core.Queries
-    ) -> core.Readings:
-        del function, step, queries
+    def evaluate(*_: Any) -> core.Readings:
         return core.Readings(value, slopes, ~jnp.isnan(slopes))
 
     params, state = stepping.take_step(
         optimizer, None, rest.join(arrays), state, evaluate=evaluate
     )
-    new = rest.pick(rest.treedef.flatten_up_to(params))
-    new = new if box is None else box(new)
+    return unless(stopped, arrays, rest, box, params), state
+
+
+def unless(
+    stopped: jax.Array,
+    arrays: list[jax.Array],
+    rest: partition.Static,
+    box: Box,
+    params: core.Params,
+) -> list[jax.Array]:
+    """Return the arrays of `params` in the box, or the old ones if `stopped`."""
+    new = box(rest.pick(rest.treedef.flatten_up_to(params)))
     pairs = zip(arrays, new, strict=True)
-    return [
-        jnp.where(stopped, old, x) if core.is_floating(x) else old for old, x in pairs
-    ], state
-
-
-def num_readings(optimizer: Any, params: core.Params, state: Any) -> int:
-    """Return the number of readings of a step without taking it."""
-    arrays, rest = partition.split(params)
-
-    def numbers(arrays: Any, state: Any) -> jax.Array:
-        evaluation = stepping.first_evaluation(optimizer, rest.join(arrays), state)
-        return jnp.zeros(evaluation[-1].num_readings, jnp.bool_)
-
-    return jax.eval_shape(numbers, arrays, state).size
-
-
-def _strong(leaf: jax.Array) -> jax.Array:
-    """Remove the weak type, which would make the first step compile separately."""
-    return lax.convert_element_type(leaf, leaf.dtype)
+    return [jnp.where(stopped, x, y) if core.is_floating(x) else x for x, y in pairs]

@@ -1,9 +1,10 @@
 """Repeat a run from its journal without evaluating the function."""
 
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from radazo import core, partition, projections, replicas, validation
@@ -26,12 +27,10 @@ def replay(
     """Return the parameters and the state after any step of a journal.
 
     Each step is repeated from its readings along redrawn directions, bit for bit on the
-    same kind of machine. The run can then go on or branch off.
-
-    A different key, start, model, box or optimizer state is refused before the first
-    step. Fingerprints of the parameters before each step detect e.g. another learning
-    rate or sampler, or a machine that rounds otherwise. Differences in the last step,
-    and hash collisions (1 in 65,536), go undetected.
+    same kind of machine. A different key, start, model, box or optimizer state is
+    refused before the first step. Fingerprints of the parameters before each step
+    detect e.g. another learning rate or sampler, or a machine that rounds otherwise.
+    Differences in the last step, and hash collisions (1 in 65,536), go undetected.
 
     Args:
       path: The journal.
@@ -45,110 +44,95 @@ def replay(
     Raises:
       TypeError: If an argument is of the wrong kind, or a step of the optimizer needs
         more than its readings.
-      ValueError: If the journal cannot be read, is damaged or belongs to another run,
-        does not reach `count`, or does not reproduce its fingerprints.
+      ValueError: If the journal cannot be read, is damaged, belongs to another run,
+        ends before `count`, or does not reproduce its fingerprints.
     Cost:
-      No function values. Each step is two calls, which read the parameters once and
-      draw K directions. One copy of parameters and state.
+      No function values. Each step reads the parameters once and draws K directions.
+      One copy of parameters and state.
     Example:
       >>> import tempfile
-      >>> folder = tempfile.TemporaryDirectory()
-      >>> path = folder.name + "/run.journal"
       >>> optimizer, start = radazo.radazo(0.02, key=0), jnp.ones(5)
-      >>> result = radazo.minimize(jnp.sum, start, optimizer, 50, journal=path)
-      >>> half, state = replay(path, optimizer, start, count=25)
-      >>> end, state = replay(path, optimizer, half, state)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = folder + "/run.journal"
+      ...     result = radazo.minimize(jnp.sum, start, optimizer, 50, journal=path)
+      ...     half, state = replay(path, optimizer, start, count=25)
+      ...     end, state = replay(path, optimizer, half, state)
       >>> print(state.count, jnp.all(end == result.params))
       50 True
-      >>> folder.cleanup()
     """
     api_name = "replay"
     stepping.check_optimizer(api_name, optimizer)
     journal = file_format.read(api_name, path)
-    box = None if bounds is None else projections.clipping(api_name, params, bounds)
+    box = projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
-    arrays = partition.copied(arrays) if box is None else box(partition.copied(arrays))
+    arrays = box(partition.copied(arrays))
     params = rest.join(arrays)
     state = partition.copied(optimizer.init(params) if state is None else state)
     run = run_id.of(api_name, params, state, bounds)
     run_id.check(api_name, os.fspath(path), journal, run)
     end = journal.end if count is None else count
-    validation.integer(api_name, "count", end, run.count, _COUNT)
+    validation.integer(api_name, "count", end, run.first, _COUNT)
     if end > journal.end:
         rule = f"be at most {journal.end}, where the journal ends"
         validation.fail(api_name, "count", rule, repr(end), _COUNT)
-    _check_directions(journal.header.num_directions, optimizer, params, state)
-    todo = [x[run.count - journal.header.first :] for x in journal.entries[1:]]
-    compared = _Compared(todo[0], run.count, journal.header.writer)
-    steps = zip(*(x[: end - run.count] for x in todo[1:]), strict=True)
-    for slopes, value, stopped in steps:
-        compared.add(arrays)
-        arrays, state = record.advanced(
-            optimizer, rest, box, arrays, state, slopes, value, stopped
-        )
+    _check_directions(journal.header.num_directions, optimizer, rest, arrays, state)
+    start = run.first - journal.header.first
+    wanted, *readings = (x[start:] for x in journal.entries[1:])
+    pending: list[jax.Array] = []
+    num = end - run.first
+    for i in range(num):
+        pending.append(replicas.short_fingerprint(arrays))
+        if len(pending) > min(i // 2, _MAX_BLOCK):  # Early at the start, then rarely.
+            _compare(pending, wanted[: i + 1], run.first, journal.header.writer)
+        reading = tuple(x[i] for x in readings)
+        arrays, state = record.advanced(optimizer, rest, box, arrays, state, reading)
     if end < journal.end:
-        compared.add(arrays)
-    compared.compare()
+        pending.append(replicas.short_fingerprint(arrays))
+    _compare(pending, wanted[: num + 1], run.first, journal.header.writer)
     return rest.join(arrays), state
 
 
-def _check_directions(wanted: int, optimizer: Any, params: Any, state: Any) -> None:
+def _check_directions(
+    wanted: int, optimizer: Any, rest: partition.Static, arrays: Any, state: Any
+) -> None:
     """Check that the optimizer uses as many readings as the journal has."""
-    found = record.num_readings(optimizer, params, state)
+
+    def readings(arrays: Any, state: Any) -> jax.Array:
+        *_, queries = stepping.first_evaluation(optimizer, rest.join(arrays), state)
+        return jnp.zeros(queries.num_readings, jnp.bool_)
+
+    found = jax.eval_shape(readings, arrays, state).size
     if found != wanted:
-        validation.fail(
-            "replay",
-            "optimizer",
-            f"look along {wanted} directions in a step, as the journal has slopes",
-            f"one that looks along {found}",
-            f"Give the optimizer of the run: `num_directions={wanted}` of its "
-            "estimator.",
-        )
+        rule = f"use {wanted} directions per step, as in the journal"
+        hint = "Give the optimizer of the run: "
+        hint += f"`num_directions={wanted}` of its estimator."
+        validation.fail("replay", "optimizer", rule, f"one that uses {found}", hint)
 
 
-class _Compared:
-    """Compare the fingerprints of a replay with those of the run, in blocks.
-
-    Reading the device at each step would stall it. Blocks grow, so that a mismatch at
-    the start is reported early.
-    """
-
-    def __init__(self, wanted: np.ndarray, start: int, writer: str) -> None:
-        self.wanted, self.start, self.writer = wanted, start, writer
-        self.found: list[jax.Array] = []
-        self.done, self.block = 0, 1
-
-    def add(self, arrays: list[jax.Array]) -> None:
-        """Add the parameters before the next step, or after the last."""
-        self.found.append(replicas.short_fingerprint(arrays))
-        if len(self.found) == self.block:
-            self.compare()
-            self.block = min(2 * self.block, _MAX_BLOCK)
-
-    def compare(self) -> None:
-        """Compare the fingerprints added since the last comparison."""
-        found = np.array(jax.device_get(self.found), np.uint16)
-        wanted = self.wanted[self.done : self.done + found.size]
-        other = np.flatnonzero(found != wanted)
-        if other.size:
-            first = int(other[0])
-            self.fail(self.done + first, found[first], wanted[first])
-        self.done, self.found = self.done + found.size, []
-
-    def fail(self, done: int, found: int, wanted: int) -> NoReturn:
-        step = self.start + done
-        got = f"others, with the fingerprint {found} in the place of {wanted}"
-        if not done:
-            rule = f"be those of the run before step {step}"
-            hint = "Give those of a checkpoint of this run, with their state."
-            validation.fail("replay", "params", rule, got, hint)
-        validation.fail(
-            "replay",
-            "optimizer",
-            f"make the parameters that the run had before step {step}",
-            got,
-            "Give the optimizer of the run, with its learning rate, estimator and law, "
-            "and the state of the same checkpoint as the parameters. It may be the "
-            f"machine, too: the run was made with {self.writer}, and another backend "
-            "rounds otherwise.",
-        )
+def _compare(
+    pending: list[jax.Array], wanted: np.ndarray, first: int, writer: str
+) -> None:
+    """Compare the last fingerprints with the last of those wanted from `first` on."""
+    found = np.array(jax.device_get(pending), np.uint16)
+    pending.clear()
+    start = wanted.size - found.size
+    other = np.flatnonzero(found != wanted[start:])
+    if not other.size:
+        return
+    i = int(other[0])
+    step = first + start + i
+    got = f"others, with the fingerprint {found[i]} instead of {wanted[start + i]}"
+    if step == first:
+        rule = f"be those of the run before step {step}"
+        hint = "Give those of a checkpoint of this run, with their state."
+        validation.fail("replay", "params", rule, got, hint)
+    validation.fail(
+        "replay",
+        "optimizer",
+        f"make the parameters that the run had before step {step}",
+        got,
+        "Give the optimizer of the run, with its learning rate, estimator and sampler, "
+        "and the state of the same checkpoint as the parameters. The machine may "
+        f"differ, too: the run was made with {writer}, and another backend rounds "
+        "otherwise.",
+    )

@@ -1,7 +1,7 @@
 """The identity of a run: its key, and digests of where it starts."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,63 +16,32 @@ _DIGEST_BYTES = 16
 _NUMBERS = jax.Array | np.ndarray | np.generic | bool | int | float | complex
 
 
-class Run(NamedTuple):
-    """The identity and the position of a run.
-
-    Attributes:
-      key_data: The two words of its key.
-      count: Steps so far.
-      params: Digest of names, shapes and dtypes.
-      state: The same of the optimizer state, with the types of its nodes.
-      start: Digest of the current parameters and state.
-      bounds: Digest of the bounds; zeros for none.
-    """
-
-    key_data: tuple[int, int]
-    count: int
-    params: bytes
-    state: bytes
-    start: bytes
-    bounds: bytes
-
-    def header(
-        self, num_directions: int, float_bytes: int
-    ) -> file_format.JournalHeader:
-        """Return the header of a journal that begins here."""
-        versions = file_format.FORMAT, random.KEY_CONTRACT_VERSION
-        writer = f"jax {jax.__version__} on {jax.devices()[0].device_kind}"[:48]
-        return file_format.JournalHeader(
-            *versions, num_directions, float_bytes, *self, writer
-        )
-
-
-def of(api_name: str, params: core.Params, state: Any, bounds: Any) -> Run:
-    """Return the identity of the run with these parameters and state."""
+def of(
+    api_name: str, params: core.Params, state: Any, bounds: Any
+) -> file_format.JournalHeader:
+    """Return the header of a journal that begins here, of 0 directions."""
     counters = combinators.find_estimator_state(api_name, state)
     high, low = np.asarray(counters.key_data).tolist()
-    return Run(
-        (high, low),
-        int(counters.count),
-        _digest(params),
-        _digest(state, _node_types(jax.tree.structure(state))),
-        _digest((params, state), contents=True),
-        _bounds_digest(api_name, params, bounds),
+    return file_format.JournalHeader(
+        file_format.FORMAT,
+        random.KEY_CONTRACT_VERSION,
+        num_directions=0,
+        float_bytes=0,
+        key_data=(high, low),
+        first=int(counters.count),
+        params=_digest(params),
+        state=_digest(state, _node_types(jax.tree.structure(state))),
+        start=_digest((params, state), contents=True),
+        bounds=_bounds_digest(api_name, params, bounds),
+        writer=f"jax {jax.__version__} on {jax.devices()[0].device_kind}"[:48],
     )
 
 
-def told(api_name: str, params: core.Params, state: Any, bounds: Any) -> dict[str, str]:
-    """Return what must match when a run resumes, by its name in messages."""
-    run = of(api_name, params, state, bounds)
-    return {
-        "key": str(run.key_data),
-        "optimizer": run.state.hex(),
-        "start": f"{run.count} {run.start.hex()}",
-        "bounds": run.bounds.hex(),
-    }
-
-
 def check(
-    api_name: str, path: str, journal: file_format.JournalContents, run: Run
+    api_name: str,
+    path: str,
+    journal: file_format.JournalContents,
+    run: file_format.JournalHeader,
 ) -> None:
     """Check that the journal belongs to the run and contains its position."""
     header, first = journal.header, journal.header.first
@@ -83,7 +52,7 @@ def check(
         "bounds": "other `bounds`",
         "start": f"other values of parameters or state before step {first}",
     }
-    if run.count != first:
+    if run.first != first:
         del differences["start"]
     for name, difference in differences.items():
         if getattr(header, name) != getattr(run, name):
@@ -91,14 +60,10 @@ def check(
             got = f"{path!r}, of a run with {difference}"
             hint = "Use one journal for each run."
             validation.fail(api_name, "path", rule, got, hint)
-    if not first <= run.count <= journal.end:
-        validation.fail(
-            api_name,
-            "state",
-            f"be of a step from {first} to {journal.end}, the range of {path!r}",
-            f"one of step {run.count}",
-            "Start from an earlier checkpoint or from `optimizer.init`.",
-        )
+    if not first <= run.first <= journal.end:
+        rule = f"be of a step from {first} to {journal.end}, the range of {path!r}"
+        hint = "Start from an earlier checkpoint or from `optimizer.init`."
+        validation.fail(api_name, "state", rule, f"one of step {run.first}", hint)
 
 
 def _bounds_digest(api_name: str, params: core.Params, bounds: Any) -> bytes:
@@ -122,7 +87,7 @@ def _bounds_digest(api_name: str, params: core.Params, bounds: Any) -> bytes:
 def _node_types(treedef: Any) -> str:
     """Return the types of the nodes, which tell apart states with equal leaves."""
     node = treedef.node_data()
-    inner = ",".join(_node_types(child) for child in treedef.children())
+    inner = ",".join(map(_node_types, treedef.children()))
     return f"{node[0].__name__}({inner})" if node else ""
 
 
@@ -134,11 +99,10 @@ def _digest(tree: Any, node_types: str = "", *, contents: bool = False) -> bytes
         if not isinstance(leaf, _NUMBERS):
             digest.update(f"{name} {type(leaf).__name__}\n".encode())
             continue
-        kind: Any = jnp.result_type(leaf)
         array: Any = leaf
-        if jnp.issubdtype(kind, jax.dtypes.prng_key):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
             array = jax.random.key_data(array)
-            kind = array.dtype
+        kind: Any = jnp.result_type(array)
         digest.update(f"{name} {kind} {np.shape(array)}\n".encode())
         if contents:
             digest.update(np.asarray(array).astype(kind).tobytes())

@@ -12,25 +12,17 @@ from typing import Any, NamedTuple
 
 from radazo import validation
 
+API_NAME = "evaluation_pool"
 PROCESSES = "`partial(ProcessPoolExecutor, 1, mp_context=get_context('spawn'))`"
 _HINT = f"Pass `ThreadPoolExecutor` or {PROCESSES}."
-_LOCAL = futures.ThreadPoolExecutor | futures.ProcessPoolExecutor
 
 
 class Executors(NamedTuple):
-    """The executors of a pool.
+    """The executor given by the user, or the function that makes executors."""
 
-    Attributes:
-      api_name: The function that messages name.
-      shared: The executor given by the user, or None.
-      make: The function that makes an executor.
-      idle: The executors made and not in use.
-    """
-
-    api_name: str
     shared: futures.Executor | None
     make: Callable[[], Any]
-    idle: list[futures.Executor]
+    idle: list[futures.Executor]  # Made and not in use.
 
     def acquire(self) -> futures.Executor:
         """Return an executor for one call."""
@@ -40,10 +32,8 @@ class Executors(NamedTuple):
             return self.idle.pop()
         made = self.make()
         if not isinstance(made, futures.Executor):
-            rule = "make an Executor"
-            validation.fail(
-                self.api_name, "executor", rule, repr(made), _HINT, TypeError
-            )
+            rule, got = "make an Executor", repr(made)
+            validation.fail(API_NAME, "executor", rule, got, _HINT, TypeError)
         return made
 
     def release(self, executor: futures.Executor) -> None:
@@ -67,17 +57,19 @@ class Executors(NamedTuple):
             self.idle.pop().shutdown()
 
 
-def executors(api_name: str, executor: Any) -> Executors:
+def executors(executor: Any) -> Executors:
     """Return the `Executors` of an executor or of a function that makes executors."""
     if isinstance(executor, futures.Executor):
-        return Executors(api_name, executor, lambda: executor, [])
-    validation.function(api_name, "executor", executor, _HINT)
-    return Executors(api_name, None, executor, [])
+        return Executors(executor, lambda: executor, [])
+    validation.function(API_NAME, "executor", executor, _HINT)
+    return Executors(None, executor, [])
 
 
 def is_local(executor: futures.Executor) -> bool:
     """Return whether all workers of `executor` can read the files of this machine."""
-    return isinstance(executor, _LOCAL)
+    return isinstance(
+        executor, futures.ThreadPoolExecutor | futures.ProcessPoolExecutor
+    )
 
 
 def await_death(executor: futures.Executor) -> None:

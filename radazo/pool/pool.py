@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -15,11 +16,12 @@ import numpy as np
 import optax
 
 from radazo import core, partition, validation
+from radazo.journal import record
 from radazo.optimizers import combinators
 from radazo.pool import executors, scheduler, worker
 from radazo.run import ask_tell, loop, progress_bar, results
 
-_API_NAME = "evaluation_pool"
+_API_NAME = executors.API_NAME
 _MINIMIZE = "EvaluationPool.minimize"
 
 
@@ -29,17 +31,12 @@ class EvaluationPool(NamedTuple):
     Attributes:
       evaluate: `evaluate(queries) -> values` maps an iterable of (id, point) to an
         iterator of (id, value) in order of arrival. A query without an answer after all
-        repetitions has the value NaN. At most `max_concurrent` points are held. If the
-        budget ends, so does the iterator, without values for the remaining queries.
+        repetitions has the value NaN. If the budget ends, so does the iterator.
       minimize: `minimize(params, optimizer, num_steps, *, state=None, bounds=None,
-        callback=None, checkpoints=None)` runs `radazo.minimize` with values of the
-        pool: each step asks for its points, evaluates them, and tells their values; a
-        query that failed drops its direction. `callback` is called after each step and
-        ends the run if it returns True. A step begins only if the budget allows a call
-        for each query; if repetitions use up the budget, the step is discarded and the
-        status is "exhausted". With `checkpoints` the same call resumes the run and
-        repeats at most the calls of one step (`open_checkpoints` sets how often other
-        checkpoints save). The budget and the stats are those of the pool. Raises
+        callback=None, checkpoints=None)` is `radazo.minimize` with values of the pool.
+        A query that failed drops its direction. `callback` is called after each step. A
+        step begins only if the budget allows a call for each query; if repetitions use
+        up the budget, the step is discarded and the status is "exhausted". Raises
         ValueError if no call of the first step returns a value.
       stats: `stats() -> PoolStats` returns the counts so far.
     """
@@ -93,9 +90,6 @@ def evaluation_pool(
     its place in a shared executor until it ends. Python waits for threads at exit:
     give a function that may hang forever a time-out of its own, or use processes.
 
-    The pool reads only what its workers write to a temporary folder, and does not use
-    the network itself.
-
     Args:
       value_fn: `value_fn(point) -> number`.
       executor: An executor, or a function that makes one.
@@ -107,8 +101,7 @@ def evaluation_pool(
       budget: Maximum number of calls, including repetitions; None for no limit.
       cache: Whether points with equal bytes share a call and its value: True, or the
         number of values to keep. False for random functions.
-      progress: Whether to show a bar of calls (needs tqdm); None shows it on a terminal
-        if tqdm is installed.
+      progress: Whether to show a bar of calls, as in `radazo.minimize`.
     Returns:
       A context manager that gives an `EvaluationPool`.
     Raises:
@@ -125,8 +118,7 @@ def evaluation_pool(
       ...     values = dict(pool.evaluate(queries))
       >>> print(sorted(values.items()), pool.stats().calls)
       [(1, 2.0), (2, 4.0)] 2
-      >>> def value_fn(x):
-      ...     return np.sum((x - 1) ** 2)
+      >>> value_fn = lambda x: np.sum((x - 1) ** 2)
       >>> optimizer = radazo.radazo(0.02, key=0)
       >>> with evaluation_pool(value_fn, threads, max_concurrent=2) as pool:
       ...     result = pool.minimize(np.zeros(5, np.float32), optimizer, 300)
@@ -136,35 +128,41 @@ def evaluation_pool(
     validation.check(_API_NAME, value_fn=value_fn)
     hint = "It is the number of simultaneous calls: at most one for each worker."
     validation.integer(_API_NAME, "max_concurrent", max_concurrent, 1, hint)
-    hint = "It is in seconds; None sets no limit."
     if timeout is not None:
+        hint = "It is in seconds; None sets no limit."
         validation.positive(_API_NAME, "timeout", timeout, hint)
     validation.integer(_API_NAME, "max_retries", max_retries, 0, "0 repeats no call.")
     hint = "It is the first pause in seconds."
     validation.non_negative(_API_NAME, "backoff", backoff, hint)
-    hint = "None sets no limit to the calls."
     if budget is not None:
+        hint = "None sets no limit to the calls."
         validation.integer(_API_NAME, "budget", budget, 0, hint)
-    hint = "True keeps all values, False none."
     if not isinstance(cache, bool):
+        hint = "True keeps all values, False none."
         validation.integer(_API_NAME, "cache", cache, 1, hint)
     if progress is not None:
         hint = "None shows a bar on a terminal if tqdm is installed."
         validation.instance(_API_NAME, "progress", progress, bool, hint)
-    workers = executors.executors(_API_NAME, executor)
     options = scheduler.Options(
-        value_fn, workers, max_concurrent, timeout, max_retries, backoff, budget, cache
+        value_fn,
+        executors.executors(executor),
+        max_concurrent,
+        math.inf if timeout is None else timeout,
+        max_retries,
+        backoff,
+        math.inf if budget is None else budget,
+        cache,
     )
-    return _open(options, progress)
+    return _open(options, budget, progress)
 
 
 @contextmanager
 def _open(
-    options: scheduler.Options, progress: bool | None
+    options: scheduler.Options, budget: int | None, progress: bool | None
 ) -> Iterator[EvaluationPool]:
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        progress_bar.progress_bar(_API_NAME, progress, options.budget) as bar,
+        progress_bar.progress_bar(_API_NAME, progress, budget) as bar,
     ):
         path = Path(folder) / "marks"
         path.touch()
@@ -201,56 +199,43 @@ def _minimize(
     """`EvaluationPool.minimize`."""
     hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
     validation.transformation(_MINIMIZE, optimizer, hint)
-    results.check_steps(_MINIMIZE, num_steps, callback)
-    run, box = results.started(_MINIMIZE, params, optimizer, num_steps, state, bounds)
-    step = functools.partial(_step, calls, optimizer, run.rest, box)
-    with run.kept_in(_MINIMIZE, checkpoints) as kept:
-        while run.goes_on():
-            if not run.advance(step, 1, None):
-                run.status = "exhausted"
-                break
-            run.call_back(callback)
-            run.keep(kept)
-    return run.result()
+    run = results.started(
+        _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
+    )
+    steps = functools.partial(_step, calls, optimizer, run.rest, run.box)
+    return run.take_steps(steps, checkpoints)
 
 
 def _step(
     calls: scheduler.Scheduler,
     optimizer: optax.GradientTransformation,
     rest: partition.Static,
-    box: Callable[[list[Any]], list[Any]] | None,
+    box: record.Box,
     arrays: list[Any],
     state: Any,
-    num: int,
-    batch: Any,
+    *_: Any,
 ) -> Any:
     """Take a step of `loop.compiled_steps` with values of the pool, or no step."""
-    del num, batch
     params = rest.join(arrays)
     queries = ask_tell.ask(optimizer, params, state)
-    num_left, ids = calls.num_left(), queries.ids
-    pairs = ((id_, _point(queries, id_)) for id_ in ids)
-    is_paid = num_left is None or num_left >= len(ids)
-    values = dict(calls.run(pairs)) if is_paid else {}
-    if len(values) < len(ids):
+    is_paid = calls.num_left() >= len(queries.ids)
+    points = ((id_, _point(queries, id_)) for id_ in queries.ids)
+    values = dict(calls.run(points)) if is_paid else {}
+    if len(values) < len(queries.ids):
         return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
     stats = calls.stats()
     if not stats.values:
-        validation.fail(
-            _MINIMIZE,
-            "value_fn",
-            "return a value in the first step",
-            f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400],
-            "Call it once with the parameters to see why.",
-        )
+        rule = "return a value in the first step"
+        got = f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400]
+        hint = "Call it once with the parameters to see why."
+        validation.fail(_MINIMIZE, "value_fn", rule, got, hint)
     params, state = ask_tell.tell(optimizer, params, state, values)
-    arrays = partition.split(params)[0]
     counters = combinators.find_estimator_state(_MINIMIZE, state)
-    record = loop.Record(counters.last_value[None], counters.num_values[None])
-    return arrays if box is None else box(arrays), state, record, 1, False
+    new = loop.Record(counters.last_value[None], counters.num_values[None])
+    return box(partition.split(params)[0]), state, new, 1, False
 
 
 def _point(queries: ask_tell.Queries, id_: tuple[int, int]) -> Any:
-    """The point of a query, with its function if that is not the pool's."""
+    """Return the point of a query, with its function if that is not the pool's."""
     function, point = queries.function(id_), queries.point(id_)
     return point if function is None else worker.OtherFunction(function, point)

@@ -1,8 +1,7 @@
-"""The scheduler of a pool: start calls, wait, collect, repeat, and count.
+"""The scheduler of a pool: take queries, start calls, wait, collect, repeat, and count.
 
-It runs in the caller's thread, one pass at a time: take queries while there is room,
-start calls, wait, collect. A worker knows only the point of one query, so a worker that
-dies loses only its call.
+It runs in the caller's thread. A worker knows only the point of one query, so a worker
+that dies loses only its call.
 """
 
 import collections
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from radazo import validation
 from radazo.pool import executors, worker
 
-_POLL_SECONDS = 0.02  # Between looks at whether a call has begun.
+_POLL = 0.02  # Seconds between checks of whether a call has begun.
 _MAX_FALSE_STARTS = 3
 _END = object()
 _EVALUATE = "EvaluationPool.evaluate"
@@ -68,10 +67,10 @@ class Options(NamedTuple):
     value_fn: Callable[[Any], Any]
     workers: executors.Executors
     max_concurrent: int
-    timeout: float | None
+    timeout: float  # Infinity for no limit, as of `budget`.
     max_retries: int
     backoff: float
-    budget: int | None
+    budget: float
     cache: bool | int
 
 
@@ -80,7 +79,7 @@ class Scheduler(NamedTuple):
 
     run: Callable[[Iterator[Any]], Iterator[_Value]]
     stats: Callable[[], PoolStats]
-    num_left: Callable[[], int | None]
+    num_left: Callable[[], float]
     close: Callable[[], None]
 
 
@@ -99,7 +98,6 @@ class _Job:
     ids: list[Any]
     point: Any
     digest: bytes | None
-    function: Any  # To call in the place of `value_fn`, or None.
     tries: int = 0  # Calls without an answer.
     ready_at: float = 0.0  # The earliest time of the next call.
 
@@ -121,16 +119,14 @@ class _Loop:
         self, options: Options, path: str, advance: Callable[[int, float], None]
     ) -> None:
         self.options, self.path, self.advance = options, path, advance
-        self.workers = options.workers
-        self.timeout = math.inf if options.timeout is None else options.timeout
+        self.workers, self.timeout = options.workers, options.timeout
         self.waiting: collections.deque[_Job] = collections.deque()
         self.under_way: dict[_Future, _Call] = {}
         self.hanging: dict[_Future, float] = {}  # Since when: timed out in `shared`.
         self.jobs: dict[bytes, _Job] = {}  # Waiting or under way, by digest.
         self.cache: dict[bytes, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
-        self.last_failure = ""
-        self.next_number = self.false_starts = 0
+        self.last_failure, self.next_number, self.false_starts = "", 0, 0
         self.state = "free"  # Or "busy" or "closed".
         self.raise_error: Callable[[], object] | None = None
 
@@ -169,38 +165,50 @@ class _Loop:
             rule = "be an iterable of (id, point)"
             hint = "An id is any object; it is returned with the value."
             validation.fail(_EVALUATE, "queries", rule, repr(query)[:200], hint)
-        id_, (function, point) = query[0], worker.split(query[1])
+        id_, point = query[0], worker.to_numpy(query[1])
         # A value of another function is not cached: it is asked for once.
-        cached = self.options.cache and function is None
-        digest = worker.digest(point) if cached else None
+        is_cached = self.options.cache and not isinstance(point, worker.OtherFunction)
+        digest = worker.digest(point) if is_cached else None
         self.counts["queries"] += 1
+        self.counts["cached"] += digest in self.cache or digest in self.jobs
         if digest in self.cache:
-            self.counts["cached"] += 1
             self._remember(digest, self.cache.pop(digest))
             return [(id_, self.cache[digest])]
         if digest in self.jobs:
-            self.counts["cached"] += 1
             self.jobs[digest].ids.append(id_)
             return []
-        job = _Job([id_], point, digest, function)
+        self.waiting.append(_Job([id_], point, digest))
         if digest is not None:
-            self.jobs[digest] = job
-        self.waiting.append(job)
+            self.jobs[digest] = self.waiting[-1]
         return []
-
-    def _has_room(self) -> bool:
-        num_jobs, num_left = len(self.waiting) + len(self.under_way), self.num_left()
-        is_paid = num_left is None or num_left > len(self.waiting)
-        return self._is_on() and num_jobs < self.options.max_concurrent and is_paid
 
     def _is_on(self) -> bool:
         return self.state == "busy" and self.raise_error is None
+
+    def _has_room(self) -> bool:
+        num_waiting, num_busy = len(self.waiting), len(self.under_way)
+        has_place = num_waiting + num_busy < self.options.max_concurrent
+        return self._is_on() and has_place and self.num_left() > num_waiting
 
     def _has_work(self) -> bool:
         if any(call.job.ids for call in self.under_way.values()):
             return True
         is_paid = bool(self.under_way) or self.num_left() != 0
         return self._is_on() and bool(self.waiting) and is_paid
+
+    def _can_start(self) -> bool:
+        num_busy = len(self.under_way) + len(self.hanging)
+        has_place = num_busy < self.options.max_concurrent
+        return self._is_on() and has_place and self.num_left() != 0
+
+    def _is_blocked(self) -> bool:
+        """Return whether hanging calls occupy all places of a shared executor."""
+        return bool(self.waiting) and len(self.hanging) >= self.options.max_concurrent
+
+    def num_left(self) -> float:
+        """Return how many calls the budget still allows."""
+        num_ended = sum(self.counts[kind] for kind in (*_ANSWERED, *_UNANSWERED))
+        return self.options.budget - num_ended - len(self.under_way)
 
     def _drop_queries(self) -> None:
         """Drop the queries without a value; calls under way continue."""
@@ -212,18 +220,6 @@ class _Loop:
             job.ids.clear()
         self.jobs = {digest: job for digest, job in self.jobs.items() if job in jobs}
 
-    def num_left(self) -> int | None:
-        """Return how many calls the budget still allows; None for no limit."""
-        if self.options.budget is None:
-            return None
-        num_ended = sum(self.counts[kind] for kind in (*_ANSWERED, *_UNANSWERED))
-        return self.options.budget - num_ended - len(self.under_way)
-
-    def _can_start(self) -> bool:
-        num_busy = len(self.under_way) + len(self.hanging)
-        has_place = num_busy < self.options.max_concurrent
-        return self._is_on() and has_place and self.num_left() != 0
-
     def _start(self) -> None:
         now = time.monotonic()
         for job in [job for job in self.waiting if job.ready_at <= now]:
@@ -232,7 +228,7 @@ class _Loop:
             executor = self.workers.acquire()
             mark = worker.Mark(self.path, self.next_number)
             try:
-                value_fn = job.function or self.options.value_fn
+                value_fn = self.options.value_fn
                 future = executor.submit(worker.call, mark, value_fn, job.point)
             except futures.BrokenExecutor as error:  # It broke while idle.
                 self.workers.abandon(executor)
@@ -246,24 +242,20 @@ class _Loop:
 
     def _wait(self, *, at_once: bool) -> None:
         """Wait until a call ends, times out, or is due to be repeated."""
-        now, times = time.monotonic(), []
+        now, times = time.monotonic(), [math.inf]
         if self._can_start():
             times += [job.ready_at for job in self.waiting]
-        if self.timeout < math.inf:
-            times += [
-                now + _POLL_SECONDS
-                if call.began_at is None
-                else call.began_at + self.timeout
-                for call in self.under_way.values()
-            ]
+        for call in self.under_way.values() if self.timeout < math.inf else ():
+            due = now + _POLL if call.began_at is None else call.began_at + self.timeout
+            times.append(due)
         if self._is_blocked():
             times.append(max(self.hanging.values()) + self.timeout)
-        end = now if at_once else min(times, default=math.inf)
-        seconds = None if math.isinf(end) else max(0.0, end - now)
+        seconds = 0.0 if at_once else max(0.0, min(times) - now)
         watched = [*self.under_way, *self.hanging]
         if watched:
-            futures.wait(watched, seconds, futures.FIRST_COMPLETED)
-        elif seconds is not None:
+            limit = None if math.isinf(seconds) else seconds
+            futures.wait(watched, limit, futures.FIRST_COMPLETED)
+        elif seconds < math.inf:
             time.sleep(seconds)
 
     def _collect(self) -> list[_Value]:
@@ -279,17 +271,12 @@ class _Loop:
                 values += self._time_out(self.under_way.pop(future), future)
         self.hanging = {x: since for x, since in self.hanging.items() if not x.done()}
         if self._is_blocked() and now >= max(self.hanging.values()) + self.timeout:
-            self._fail(
-                "be a function that makes executors where calls may hang",
-                f"an executor with {len(self.hanging)} calls that have timed out and "
-                "do not end",
-                f"Pass {executors.PROCESSES}, which can be killed.",
-            )
+            rule = "be a function that makes executors where calls may hang"
+            num = len(self.hanging)
+            got = f"an executor with {num} calls that have timed out and do not end"
+            hint = f"Pass {executors.PROCESSES}, which can be killed."
+            self._fail(rule, got, hint)
         return values
-
-    def _is_blocked(self) -> bool:
-        """Return whether hanging calls occupy all places of a shared executor."""
-        return bool(self.waiting) and len(self.hanging) >= self.options.max_concurrent
 
     def _end(self, call: _Call, future: _Future) -> list[_Value]:
         """Handle a call whose future is done; return the values it gives."""
@@ -336,27 +323,24 @@ class _Loop:
         self.false_starts += 1
         self._note_broken(error)
         if self.raise_error is None and self.false_starts >= _MAX_FALSE_STARTS:
-            self._fail(
-                "make executors whose workers start",
-                f"{self.false_starts} in a row that broke before a call began",
-                "Processes import `value_fn` and the main script: put the script's "
-                "code under `if __name__ == '__main__':`.",
-            )
+            rule = "make executors whose workers start"
+            got = f"{self.false_starts} in a row that broke before a call began"
+            hint = "Processes import `value_fn` and the main script: put the script's "
+            hint += "code under `if __name__ == '__main__':`."
+            self._fail(rule, got, hint)
 
     def _note_broken(self, error: BaseException) -> None:
         """Fail if the broken executor is the shared one."""
         if self.workers.shared is not None:
-            self._fail(
-                "be a function that makes executors where workers may be killed",
-                f"an executor that has broken ({type(error).__name__})",
-                "Values that had arrived are returned, and calls that had begun are "
-                "counted as lost. Evaluate the other queries in a new pool, with "
-                f"{executors.PROCESSES}.",
-            )
+            rule = "be a function that makes executors where workers may be killed"
+            got = f"an executor that has broken ({type(error).__name__})"
+            hint = "Values that had arrived are returned, and calls that had begun are "
+            hint += "counted as lost. Evaluate the other queries in a new pool, with "
+            self._fail(rule, got, f"{hint}{executors.PROCESSES}.")
 
     def _fail(self, rule: str, got: str, hint: str) -> None:
         """Raise this error when the calls under way have ended."""
-        arguments = self.workers.api_name, "executor", rule, got, hint, RuntimeError
+        arguments = executors.API_NAME, "executor", rule, got, hint, RuntimeError
         self.raise_error = functools.partial(validation.fail, *arguments)
 
     def _record(self, job: _Job, outcome: worker.Outcome) -> list[_Value]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from radazo import validation
 
+_EVALUATE = "EvaluationPool.evaluate"
 _MARK_SIZE = 8
 
 
@@ -30,10 +31,7 @@ class Mark(NamedTuple):
 
     def process(self) -> int:
         """Return the id of the process that began the call, or 0."""
-        with (
-            contextlib.suppress(OSError),
-            Path(self.path).open("rb", 0) as file,
-        ):
+        with contextlib.suppress(OSError), Path(self.path).open("rb", 0) as file:
             file.seek(_MARK_SIZE * self.number)
             return int.from_bytes(file.read(_MARK_SIZE), "little")
         return 0
@@ -47,18 +45,11 @@ class Mark(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The outcome of a call.
+    """The outcome of a call."""
 
-    Attributes:
-      kind: The counter of `PoolStats`: "values", "invalid", "exceptions", "timeouts" or
-        "lost".
-      value: The value, NaN if there is none.
-      failure: Why there is no value, or "".
-    """
-
-    kind: str
+    kind: str  # The counter of `PoolStats`.
     value: float = math.nan
-    failure: str = ""
+    failure: str = ""  # Why there is no value.
 
 
 class OtherFunction(NamedTuple):
@@ -66,13 +57,6 @@ class OtherFunction(NamedTuple):
 
     function: Callable[[Any], Any]
     point: Any
-
-
-def split(point: Any) -> tuple[Callable[[Any], Any] | None, Any]:
-    """Return the function of a point, None for `value_fn`, and the point in NumPy."""
-    if isinstance(point, OtherFunction):
-        return point.function, _to_numpy(point.point)
-    return None, _to_numpy(point)
 
 
 def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
@@ -83,7 +67,10 @@ def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
     # As text: some exceptions cannot be pickled, and others keep resources open.
     failures: list[str] = []
     with validation.Caught(lambda error: failures.append(_text(error))):
-        returned = value_fn(_to_numpy(point))  # A copy, which `value_fn` may modify.
+        point = to_numpy(point)  # A copy, which the function may modify.
+        if isinstance(point, OtherFunction):
+            value_fn, point = point
+        returned = value_fn(point)
         value = validation.real(returned)
         if math.isnan(value):
             return Outcome("invalid", failure=f"returned {returned!r}"[:200])
@@ -95,15 +82,16 @@ def _text(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(error)).strip()[:1000]
 
 
-def _to_numpy(point: Any) -> Any:
+def to_numpy(point: Any) -> Any:
     """Copy a point; JAX arrays become NumPy arrays, which any process can read."""
+    if isinstance(point, OtherFunction):
+        return OtherFunction(point.function, to_numpy(point.point))
 
     def copy(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray):
-            return leaf.copy()
         is_array = isinstance(leaf, jax.Array)
-        if is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return np.array(leaf)
+        is_key = is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if isinstance(leaf, np.ndarray) or (is_array and not is_key):
+            return np.array(leaf, order="C", subok=True)
         return leaf
 
     return jax.tree.map(copy, point)
@@ -124,11 +112,8 @@ def digest(point: Any) -> bytes:
         elif isinstance(leaf, bool | int | float | complex | str | bytes):
             found.update(f"{kind} {leaf!r}".encode())
         else:
-            api_name, rule = (
-                "EvaluationPool.evaluate",
-                "have points of arrays and numbers",
-            )
+            rule = "have points of arrays and numbers"
             got = f"{kind} of objects" if isinstance(leaf, np.ndarray) else kind
             hint = "Pass `cache=False` to evaluate points that cannot be hashed."
-            validation.fail(api_name, "queries", rule, got, hint, TypeError)
+            validation.fail(_EVALUATE, "queries", rule, got, hint, TypeError)
     return found.digest()

@@ -46,7 +46,10 @@ class Queries(NamedTuple):
 def ask(optimizer: Any, params: Any, state: Any) -> Queries:
     """Return the points whose values the next step of an optimizer needs.
 
-    Each point is computed on demand, from (state, params) and its `QueryId` alone.
+    Each point is computed on demand, from (state, params) and its `QueryId` alone. With
+    `forward` query 0 is f(x) and query k + 1 is f(x + smoothing · uₖ); with `central`
+    queries 2k and 2k + 1 are at x ± smoothing · uₖ; with `one_point` query k is at
+    x + smoothing · uₖ.
 
     Args:
       optimizer: A complete ZO optimizer, e.g. `radazo`, whose points are known
@@ -54,12 +57,9 @@ def ask(optimizer: Any, params: Any, state: Any) -> Queries:
       params: The parameters of this step.
       state: The state, from `optimizer.init(params)` or `tell`.
     Returns:
-      `Queries`. With `forward` query 0 is f(x) and query k + 1 is
-      f(x + smoothing · uₖ); with `central` queries 2k and 2k + 1 are at
-      x ± smoothing · uₖ; with `one_point` query k is at x + smoothing · uₖ.
+      `Queries`.
     Raises:
-      ValueError: If `optimizer` has no estimator, or its points are not known before
-        the step.
+      ValueError: If `optimizer` has no estimator, or its points are not known.
     Cost:
       No function values. Each point draws one direction and copies the parameters.
     Example:
@@ -95,9 +95,8 @@ def ask(optimizer: Any, params: Any, state: Any) -> Queries:
         which = functions[checked(id_)]
         if not which:
             return None
-        return stepping.first_evaluation(optimizer, params, state)[-1].functions[
-            which - 1
-        ]
+        *_, queries = stepping.first_evaluation(optimizer, params, state)
+        return queries.functions[which - 1]
 
     return Queries(ids, point, function)
 
@@ -114,9 +113,8 @@ def tell(
       optimizer, params, state: As in `ask`.
       values: A mapping from `QueryId` to value, in any order: a missing, None or NaN
         value drops its direction, and one of an earlier step is ignored. Or an array of
-        the values of all queries, in order, NaN for one that is not needed.
-        Where JAX has no float64, float64 values are subtracted as pairs of float32,
-        with 48 of their 53 bits.
+        the values of all queries, in order, NaN for one that is not needed. Without
+        JAX's float64, float64 values keep 48 of their 53 bits, as pairs of float32.
     Returns:
       The parameters and the state after the step. If no direction has its values (with
       `forward` all need f(x)), the parameters do not change and `num_skipped` rises.
@@ -212,10 +210,7 @@ def _needed(
 def _step(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any, values: Any
 ) -> tuple[list[jax.Array], Any]:
-    def evaluate(
-        function: core.Function, step: core.Step, queries: core.Queries
-    ) -> core.Readings:
-        del function
+    def evaluate(_: Any, step: core.Step, queries: core.Queries) -> core.Readings:
         return queries.read(_checked(values, queries.num, step.terms), None)
 
     params, state = stepping.take_step(
@@ -230,9 +225,9 @@ def _checked(values: list[Any], num: int, terms: bool) -> jax.Array:
     shape = arrays[0].shape
     if shape[:1] != (num,) or (len(shape) > 1 and not terms):
         axes = "and further axes of terms" if terms else "and no other axis"
-        rule = f"have {num} entries {axes}"
         hint = "One for each query of a step, in their order; NaN for a missing one."
-        validation.fail("tell", "values", rule, f"shape {shape}", hint)
+        rule, got = f"have {num} entries {axes}", f"shape {shape}"
+        validation.fail("tell", "values", rule, got, hint)
     first, *rest = (x.astype(core.wide(x.dtype)) for x in arrays)
     # As terms: each part is differenced before the parts are summed.
     return jnp.stack([first, *rest], axis=-1) if rest else first

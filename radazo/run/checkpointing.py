@@ -1,8 +1,7 @@
 """Checkpoints: a run saved to disk, to resume it after any interruption.
 
-orbax writes each checkpoint to a temporary folder and renames it when it is complete: a
-run killed while writing resumes from the previous checkpoint. orbax stores arrays, JSON
-everything else; restoring executes nothing that was stored.
+orbax writes each checkpoint to a temporary folder and renames it when it is complete.
+It stores arrays, JSON everything else; restoring executes nothing that was stored.
 """
 
 import contextlib
@@ -80,10 +79,9 @@ def open_checkpoints(
     Returns:
       A context manager that yields `Checkpoints` and waits for writes at the end.
     Raises:
-      TypeError: If an argument or a leaf of a tree has the wrong type.
-      ValueError: If orbax is missing, the folder or a checkpoint cannot be written or
-        read, is open in another run, or holds another run or version, or if `step`
-        decreases.
+      TypeError, ValueError: If an argument or a leaf of a tree has the wrong type,
+        orbax is missing, the folder or a checkpoint cannot be written or read, is open
+        in another run, or holds another run or version, or if `step` decreases.
     Cost:
       No function values; one copy of the tree on the host while a checkpoint is
       written. Runs of several processes are not supported.
@@ -107,12 +105,9 @@ def open_checkpoints(
     validation.non_negative(api_name, "interval_seconds", interval_seconds, hint)
     hint = "The latest checkpoints are kept."
     validation.integer(api_name, "max_to_keep", max_to_keep, 1, hint)
-    orbax = _orbax()
+    orbax, signals = _orbax(), (signal.SIGINT, signal.SIGTERM)
     path = _created(folder)
-    with (
-        _locked(path),
-        progress_bar.deferred_signals(signal.SIGINT, signal.SIGTERM) as signalled,
-    ):
+    with _locked(path), progress_bar.deferred_signals(*signals) as signalled:
         store = _Store(orbax, path, interval_seconds, max_to_keep, signalled)
         try:
             yield Checkpoints(
@@ -126,25 +121,22 @@ def open_checkpoints(
 
 
 @contextlib.contextmanager
-def _no_checkpoints() -> Iterator[Checkpoints]:
-    """Save nothing, but defer Ctrl-C."""
-    with progress_bar.deferred_signals(signal.SIGINT) as signalled:
-        yield Checkpoints("", lambda tree: (0, tree), lambda *_, **__: None, signalled)
-
-
-def opened(
-    api_name: str, checkpoints: Any
-) -> contextlib.AbstractContextManager[Checkpoints]:
-    """Open the checkpoints of a run: None, a folder, or open `Checkpoints`."""
+def open_or_null(api_name: str, checkpoints: Any) -> Iterator[Checkpoints]:
+    """Open a folder, pass `Checkpoints` on, or save nothing if it is None."""
     if checkpoints is None:
-        return _no_checkpoints()
-    if isinstance(checkpoints, Checkpoints):
-        return contextlib.nullcontext(checkpoints)
-    if not isinstance(checkpoints, str | os.PathLike):
+        with progress_bar.deferred_signals(signal.SIGINT) as signalled:
+            yield Checkpoints(
+                "", lambda tree: (0, tree), lambda *_, **__: None, signalled
+            )
+    elif isinstance(checkpoints, Checkpoints):
+        yield checkpoints
+    elif isinstance(checkpoints, str | os.PathLike):
+        with open_checkpoints(checkpoints) as opened:
+            yield opened
+    else:
         rule, got = "be a folder or `Checkpoints`", repr(checkpoints)[:200]
         hint = "For another interval, pass `radazo.run.open_checkpoints(...)`."
         validation.fail(api_name, "checkpoints", rule, got, hint, TypeError)
-    return open_checkpoints(checkpoints)
 
 
 class _Store:
@@ -241,6 +233,16 @@ def _explained(path: str, rule: str, hint: str) -> Iterator[None]:
         _refuse(rule, f"{path!r}, with {type(error).__name__}: {text}", hint)
 
 
+def _orbax() -> Any:
+    """Import orbax, an optional dependency."""
+    try:
+        return importlib.import_module("orbax.checkpoint")
+    except ImportError as error:
+        got = f"{type(error).__name__}: {error}"
+        hint = "Install it: `pip install 'radazo[checkpoints]'`."
+        _refuse("be None or absent without orbax", got, hint)
+
+
 def _created(folder: Any) -> str:
     """Create the folder if necessary, check that it is writable; return its path."""
     if not isinstance(folder, str | os.PathLike) or "://" in os.fspath(folder):
@@ -269,16 +271,6 @@ def _locked(path: str) -> Iterator[None]:
                 hint = "Wait until that run has ended, or use another folder."
                 _refuse("be written by one run at a time", got, hint)
         yield
-
-
-def _orbax() -> Any:
-    """Import orbax, an optional dependency."""
-    try:
-        return importlib.import_module("orbax.checkpoint")
-    except ImportError as error:
-        got = f"{type(error).__name__}: {error}"
-        hint = "Install it: `pip install 'radazo[checkpoints]'`."
-        _refuse("be None or absent without orbax", got, hint)
 
 
 def _refuse(

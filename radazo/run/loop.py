@@ -13,7 +13,6 @@ from radazo.journal import record
 from radazo.optimizers import combinators, stepping
 
 MAX_STEPS_PER_CALL = 1024
-Box = Callable[[list[jax.Array]], list[jax.Array]]
 _MAX_SLOPES_PER_CALL = 2**22  # 16 MB of float32.
 
 
@@ -31,37 +30,43 @@ class Record(NamedTuple):
     entry: Any = None
 
 
-def compiled_steps(
-    value_fn: core.ValueFn,
-    optimizer: Any,
-    rest: partition.Static,
-    batches: Any,
-    box: Box | None,
-    stop: Callable[[jax.Array, core.Params], Any] | None,
-) -> Callable[..., Any]:
+class Setup(NamedTuple):
+    """The arguments of `minimize` that are compiled; `value_fn` takes a batch, too."""
+
+    value_fn: core.ValueFn
+    optimizer: Any
+    rest: partition.Static
+    box: record.Box
+    batches: Any
+    stop: Callable[[jax.Array, core.Params], Any] | None
+
+    def batch_of(self, state: Any, batch: Any) -> Any:
+        """Return the batch of the step that follows `state`."""
+        count = combinators.find_estimator_state("minimize", state).count
+        return self.batches(count) if callable(self.batches) else batch
+
+
+def compiled_steps(setup: Setup) -> Callable[..., Any]:
     """Compile `steps(arrays, state, num, batch)`.
 
     It returns `(arrays, state, records, taken, stopped)`; only the first `taken`
     elements of the arrays in the `Record` are valid.
     """
-
-    value_of = _of_batches(value_fn, batches)
+    value_fn, optimizer, rest, box, _, stop = setup
 
     @jax.jit(donate_argnums=(0, 1))
     def steps(arrays: list[jax.Array], state: Any, num: int, batch: Any) -> Any:
         def step(carry: Any) -> Any:
             arrays, state, records, i, _ = carry
-            params = rest.join(arrays)
-            count = combinators.find_estimator_state("minimize", state).count
-            now = batches(count) if callable(batches) else batch
+            params, now = rest.join(arrays), setup.batch_of(state, batch)
             params, state = stepping.take_step(
-                optimizer, value_of, params, state, batch=now
+                optimizer, value_fn, params, state, batch=now
             )
             found = combinators.find_estimator_state("minimize", state)
             ended = jnp.asarray(False)
             if stop is not None:
                 ended = _answer(stop(found.last_value, rest.join(arrays)))
-            arrays = _unless(ended, arrays, rest, params, box)
+            arrays = record.unless(ended, arrays, rest, box, params)
             new = Record(found.last_value, found.num_values)
             records = jax.tree.map(lambda x, y: x.at[i].set(y), records, new)
             return arrays, state, records, i + 1, ended
@@ -76,37 +81,14 @@ def compiled_steps(
     return steps
 
 
-def _unless(
-    ended: jax.Array,
-    arrays: list[jax.Array],
-    rest: partition.Static,
-    params: core.Params,
-    box: Box | None,
-) -> list[jax.Array]:
-    """Return the new parameters in the box, or the old ones if `ended`."""
-    new = rest.pick(rest.treedef.flatten_up_to(params))
-    pairs = zip(arrays, new if box is None else box(new), strict=True)
-    return [jnp.where(ended, x, y) if core.is_floating(x) else x for x, y in pairs]
-
-
-def recorded_steps(
-    value_fn: core.ValueFn,
-    optimizer: Any,
-    rest: partition.Static,
-    batches: Any,
-    box: Box | None,
-    stop: Callable[[jax.Array, core.Params], Any] | None,
-) -> Callable[..., Any]:
+def recorded_steps(setup: Setup) -> Callable[..., Any]:
     """Return `compiled_steps` for a journal: two programs a step, as in a replay."""
-
-    value_of = _of_batches(value_fn, batches)
+    value_fn, optimizer, rest, box, _, stop = setup
 
     @jax.jit
     def read(arrays: list[jax.Array], state: Any, batch: Any) -> Any:
-        params = rest.join(arrays)
-        count = combinators.find_estimator_state("minimize", state).count
-        now = batches(count) if callable(batches) else batch
-        entry = record.read_entry(optimizer, value_of, params, state, batch=now)
+        params, now = rest.join(arrays), setup.batch_of(state, batch)
+        entry = record.read_entry(optimizer, value_fn, params, state, batch=now)
         if stop is not None:
             value = entry.value.astype(jnp.result_type(float))
             entry = entry._replace(stopped=_answer(stop(value, params)))
@@ -117,7 +99,7 @@ def recorded_steps(
         while len(records) < num:
             entry = read(arrays, state, batch)
             arrays, state = record.advanced(
-                optimizer, rest, box, arrays, state, *entry[2:]
+                optimizer, rest, box, arrays, state, entry[2:]
             )
             found = combinators.find_estimator_state("minimize", state)
             # Copies, since the next step donates the state.
@@ -133,21 +115,9 @@ def recorded_steps(
     return steps
 
 
-def _of_batches(value_fn: core.ValueFn, batches: Any) -> Callable[..., Any]:
-    """Return the function of the parameters and a batch; the batch may be None."""
-    return lambda params, batch: (
-        value_fn(params) if batches is None else value_fn(params, batch)
-    )
-
-
 def _answer(answer: Any) -> jax.Array:
     if jnp.shape(answer) != () or jnp.result_type(answer) != jnp.bool_:
-        validation.fail(
-            "minimize",
-            "stop",
-            "return one bool",
-            f"shape {jnp.shape(answer)} of type {jnp.result_type(answer)}",
-            "Take `jnp.all` or `jnp.any` of an array.",
-            TypeError,
-        )
+        got = f"shape {jnp.shape(answer)} of type {jnp.result_type(answer)}"
+        hint = "Take `jnp.all` or `jnp.any` of an array."
+        validation.fail("minimize", "stop", "return one bool", got, hint, TypeError)
     return jnp.asarray(answer)

@@ -5,18 +5,16 @@ interrupts and checkpoints. The number of steps per call adapts to their duratio
 does not affect the results.
 """
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import optax
 
 from radazo import core, validation
-from radazo.journal import file
 from radazo.optimizers import stepping
-from radazo.run import checkpointing, loop, progress_bar, results
+from radazo.run import checkpointing, loop, results
 
 
 def minimize(
@@ -93,85 +91,44 @@ def minimize(
       300 3300 True
     """
     api_name = "minimize"
-    _check(api_name, value_fn, optimizer, num_steps, batches, stop, callback)
+    _check(api_name, value_fn, optimizer, batches, stop)
     if callback_every is not None:
         hint = "It is the number of steps between two calls of `callback`."
         validation.integer(api_name, "callback_every", callback_every, 1, hint)
     if progress is not None:
         hint = "None shows a bar on a terminal where tqdm is installed."
         validation.instance(api_name, "progress", progress, bool, hint)
-    run, box = results.started(api_name, params, optimizer, num_steps, state, bounds)
-    make = loop.compiled_steps if journal is None else loop.recorded_steps
-    steps = make(value_fn, optimizer, run.rest, batches, box, stop)
-    with (
-        run.kept_in(api_name, checkpoints) as kept,
-        file.opened(journal, *run.here(), bounds) as run.journal,
-        progress_bar.progress_bar(api_name, progress, num_steps) as bar,
-    ):
-        items = _items(api_name, batches, run.done)
-        if run.done:
-            bar(run.done, run.last_value())
-        while run.goes_on():
-            batch = None if items is None else next(items, _NO_BATCH)
-            if batch is _NO_BATCH:
-                run.status = "exhausted"
-                break
-            limit = num_steps - run.done if items is None else 1
-            if callback_every is not None:
-                limit = min(limit, callback_every - run.done % callback_every)
-            bar(run.advance(steps, limit, batch), run.last_value())
-            if callback_every is None or run.done % callback_every == 0:
-                run.call_back(callback)
-            run.keep(kept)
-    return run.result()
+    run = results.started(
+        api_name, params, optimizer, num_steps, state, bounds, callback
+    )
 
+    def value_of(params: core.Params, batch: Any) -> Any:
+        return value_fn(params) if batches is None else value_fn(params, batch)
 
-_NO_BATCH = object()
-
-
-def _items(api_name: str, batches: Any, done: int) -> Iterator[Any] | None:
-    """Return the batches after those of the steps already taken."""
-    if batches is None or callable(batches):
-        return None
-    items = iter(batches)
-    passed = sum(1 for _ in itertools.islice(items, done))
-    if passed < done:
-        validation.fail(
-            api_name,
-            "batches",
-            f"be those of the run from the first on, {done} of which were used",
-            f"{passed}",
-            "Give a fresh iterable, not an iterator that was used before, or a "
-            "function of the step.",
-        )
-    return items
+    setup = loop.Setup(value_of, optimizer, run.rest, run.box, batches, stop)
+    compiled = loop.compiled_steps if journal is None else loop.recorded_steps
+    return run.take_steps(
+        compiled(setup),
+        checkpoints,
+        batches=batches,
+        callback_every=callback_every,
+        progress=progress,
+        journal=journal,
+    )
 
 
 def _check(
-    api_name: str,
-    value_fn: Any,
-    optimizer: Any,
-    num_steps: Any,
-    batches: Any,
-    stop: Any,
-    callback: Any,
+    api_name: str, value_fn: Any, optimizer: Any, batches: Any, stop: Any
 ) -> None:
-    validation.function(
-        api_name, "value_fn", value_fn, "It takes the parameters first."
-    )
+    validation.check(api_name, value_fn=value_fn)
     stepping.check_optimizer(api_name, optimizer)
-    results.check_steps(api_name, num_steps, callback)
     iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
     if not (batches is None or callable(batches) or iterable):
-        validation.fail(
-            api_name,
-            "batches",
-            "be a function of the step or an iterable",
-            repr(batches)[:200],
-            "It gives what `value_fn` takes beside the parameters, step by step; for "
-            "one fixed batch pass `lambda step: batch`.",
-            TypeError,
-        )
+        rule = "be a function of the step or an iterable"
+        hint = "It gives what `value_fn` takes beside the parameters, step by step; "
+        hint += "for one fixed batch pass `lambda step: batch`."
+        got = repr(batches)[:200]
+        validation.fail(api_name, "batches", rule, got, hint, TypeError)
     if stop is not None:
         hint = "It is called as `stop(value, params)` in the compiled steps."
         validation.function(api_name, "stop", stop, hint)

@@ -4,7 +4,7 @@ import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from radazo import validation
@@ -20,18 +20,16 @@ def deferred_signals(*numbers: int) -> Iterator[Callable[[], bool]]:
             signal.default_int_handler(number, frame)
         received.append(number)
 
-    # Only the main thread handles signals. Ignored signals stay ignored, as Ctrl-C in a
-    # background job.
+    # Only the main thread handles signals.
     main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in numbers if main}
-    handlers = {n: x for n, x in handlers.items() if x not in (signal.SIG_IGN, None)}
-    for number in handlers:
-        signal.signal(number, record)
-    try:
+    with ExitStack() as stack:
+        for number in numbers if main else ():
+            handler = signal.getsignal(number)
+            # Ignored signals stay ignored, as Ctrl-C in a background job.
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(number, record)
+                stack.callback(signal.signal, number, handler)
         yield lambda: bool(received)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

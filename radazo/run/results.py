@@ -1,9 +1,7 @@
-"""The state of a run between two calls: parameters, optimizer, history, status.
+"""The loop of `minimize` and of pools, its state and its result."""
 
-`minimize` and the runs of a pool share it.
-"""
-
-import contextlib
+import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,11 +12,12 @@ import numpy as np
 import optax
 
 from radazo import core, partition, projections, replicas, validation
-from radazo.journal import file, run_id
+from radazo.journal import file, record, run_id
 from radazo.optimizers import combinators
-from radazo.run import checkpointing, loop
+from radazo.run import checkpointing, loop, progress_bar
 
 _SECONDS_PER_CALL = 0.2
+_NO_BATCH = object()
 
 
 class MinimizeResult(NamedTuple):
@@ -52,53 +51,93 @@ def started(
     num_steps: int,
     state: Any,
     bounds: Any,
-) -> tuple["_Run", Callable[[list[jax.Array]], list[jax.Array]] | None]:
-    """Return a run before its first step, and the clipping to its bounds."""
-    box = None if bounds is None else projections.clipping(api_name, params, bounds)
+    callback: Callable[[MinimizeResult], Any] | None,
+) -> "_Run":
+    """Check the arguments of a run and return it before its first step."""
+    hint = "It is the number of steps."
+    validation.integer(api_name, "num_steps", num_steps, 0, hint)
+    if callback is not None:
+        hint = "It is called with the `MinimizeResult` so far."
+        validation.function(api_name, "callback", callback, hint)
+    box = projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
-    arrays = partition.copied(arrays) if box is None else box(partition.copied(arrays))
+    arrays = box(partition.copied(arrays))
     state = _state(api_name, optimizer, rest.join(arrays), state)
-    return _Run(rest, arrays, state, num_steps, bounds), box
+    values = np.zeros(num_steps, np.dtype(jnp.result_type(float)))
+    history = loop.Record(values, np.zeros(num_steps, np.int64))
+    return _Run(api_name, rest, box, bounds, callback, arrays, state, history)
 
 
+@dataclasses.dataclass(eq=False)
 class _Run:
-    """The mutable state of a run between two calls."""
+    """A run and its loop."""
 
-    def __init__(
+    api_name: str
+    rest: partition.Static
+    box: record.Box
+    bounds: Any
+    callback: Callable[[MinimizeResult], Any] | None
+    arrays: list[jax.Array]
+    state: Any
+    history: loop.Record  # Of all steps; zeros for those to come.
+    identity: dict[str, str] = dataclasses.field(default_factory=dict)
+    journal: file.Journal | None = None
+    done: int = 0
+    status: str = "finished"
+    pace: int = 1  # Maximum number of steps in the next call.
+    is_compiled: bool = False
+
+    def take_steps(
         self,
-        rest: partition.Static,
-        arrays: list[jax.Array],
-        state: Any,
-        num_steps: int,
-        bounds: Any,
-    ) -> None:
-        self.rest, self.arrays, self.state = rest, arrays, state
-        self.bounds, self.identity = bounds, {}
-        self.history = loop.Record(
-            values=np.zeros(num_steps, np.dtype(jnp.result_type(float))),
-            num_values=np.zeros(num_steps, np.int64),
-        )
-        self.done, self.status = 0, "finished"
-        self.pace, self.compiled = 1, False
-        self.journal: file.Journal | None = None
+        steps: Callable[..., Any],
+        checkpoints: Any,
+        *,
+        batches: Any = None,
+        callback_every: int | None = None,
+        progress: bool | None = False,
+        journal: Any = None,
+    ) -> MinimizeResult:
+        """Call `steps`, as made by `loop.compiled_steps`, until the run ends."""
+        num_steps = self.history.values.size
+        with checkpointing.open_or_null(self.api_name, checkpoints) as kept:
+            self.resume(kept)
+            with (
+                file.open_or_null(journal, *self.here(), self.bounds) as self.journal,
+                progress_bar.progress_bar(self.api_name, progress, num_steps) as bar,
+            ):
+                items = _remaining(self.api_name, batches, self.done)
+                if self.done:
+                    bar(self.done, self.history.values[self.done - 1])
+                while self.done < num_steps and self.status == "finished":
+                    batch = None if items is None else next(items, _NO_BATCH)
+                    limit = num_steps - self.done if items is None else 1
+                    if callback_every is not None:
+                        limit = min(limit, callback_every - self.done % callback_every)
+                    ended = batch is _NO_BATCH
+                    taken = 0 if ended else self.advance(steps, limit, batch)
+                    if not taken:
+                        self.status = "exhausted"
+                        break
+                    bar(taken, self.history.values[self.done - 1])
+                    if callback_every is None or self.done % callback_every == 0:
+                        self.call_back()
+                    self.keep(kept)
+            kept.save(self.done, self.tree(), now=True)
+        return self.result()
 
-    def goes_on(self) -> bool:
-        return self.done < self.history.values.size and self.status == "finished"
-
-    def advance(self, steps: Any, limit: int, batch: Any) -> int:
+    def advance(self, steps: Callable[..., Any], limit: int, batch: Any) -> int:
         """Make one call and return the number of steps taken."""
         num = min(limit, self.pace)
         begun = time.perf_counter()
         self.arrays, self.state, *seen = steps(self.arrays, self.state, num, batch)
         records, taken, stopped = jax.device_get(seen)
         seconds = time.perf_counter() - begun
-        if self.compiled:  # The first call includes compilation.
+        if self.is_compiled:  # The first call includes compilation.
             fitting = int(num * _SECONDS_PER_CALL / max(seconds, 1e-6))
             self.pace = max(1, min(fitting, 8 * num, loop.MAX_STEPS_PER_CALL))
-        self.compiled = True
+        self.is_compiled = True
         records = jax.tree.map(lambda x: x[:taken], records)
-        for all_steps, new in zip(self.history[:2], records[:2], strict=True):
-            all_steps[self.done : self.done + int(taken)] = new
+        self.note(self.done, records)
         if self.journal is not None:
             # Sync before any checkpoint, which must not be ahead of the journal.
             self.journal.append(records.entry)
@@ -108,26 +147,16 @@ class _Run:
             self.status = "stopped"
         return int(taken)
 
-    def last_value(self) -> float:
-        return float(self.history.values[self.done - 1])
+    def note(self, start: int, records: loop.Record) -> None:
+        """Write the records of the steps from `start` on to the history."""
+        for all_steps, new in zip(self.history[:2], records[:2], strict=True):
+            all_steps[start : start + len(new)] = new
 
-    def call_back(self, callback: Callable[[MinimizeResult], Any] | None) -> None:
+    def call_back(self) -> None:
         """Call the callback; only a returned True has an effect."""
-        answer = None if callback is None else callback(self.result())
+        answer = None if self.callback is None else self.callback(self.result())
         if isinstance(answer, bool | np.bool_ | jax.Array) and answer:
             self.status = "stopped"
-
-    @contextlib.contextmanager
-    def kept_in(
-        self, api_name: str, checkpoints: Any
-    ) -> Iterator[checkpointing.Checkpoints]:
-        """Restore the latest checkpoint on entry; save one on exit."""
-        with checkpointing.opened(api_name, checkpoints) as kept:
-            if kept.folder:
-                self.identity = run_id.told(api_name, *self.here(), self.bounds)
-            self.resume(api_name, kept)
-            yield kept
-            kept.save(self.done, self.tree(), now=True)
 
     def keep(self, kept: checkpointing.Checkpoints) -> None:
         """Save a checkpoint if one is due, and handle Ctrl-C.
@@ -145,14 +174,10 @@ class _Run:
 
     def result(self) -> MinimizeResult:
         # Copies, since the next call donates these buffers.
-        return MinimizeResult(
-            self.rest.join(partition.copied(self.arrays)),
-            partition.copied(self.state),
-            self.history.values[: self.done].copy(),
-            self.history.num_values[: self.done].copy(),
-            self.done,
-            self.status,
-        )
+        values, num_values = (x[: self.done].copy() for x in self.history[:2])
+        params = self.rest.join(partition.copied(self.arrays))
+        state = partition.copied(self.state)
+        return MinimizeResult(params, state, values, num_values, self.done, self.status)
 
     def tree(self) -> dict[str, Any]:
         """Return the tree to save; the checkpoint is numbered by its steps."""
@@ -164,33 +189,45 @@ class _Run:
             "run": self.identity,
         }
 
-    def resume(self, api_name: str, kept: checkpointing.Checkpoints) -> None:
+    def resume(self, kept: checkpointing.Checkpoints) -> None:
         """Restore the latest checkpoint, if any."""
+        if kept.folder:
+            run = run_id.of(self.api_name, *self.here(), self.bounds)
+            self.identity = {
+                "key": str(run.key_data),
+                "optimizer": run.state.hex(),
+                "start": f"{run.first} {run.start.hex()}",
+                "bounds": run.bounds.hex(),
+            }
         done, tree = kept.restore(self.tree())
         if done > self.history.values.size:
-            validation.fail(
-                api_name,
-                "num_steps",
-                f"be at least {done}, the steps that the run has taken",
-                f"{self.history.values.size} for the run in {kept.folder!r}",
-                "It is the total, and what was before is no longer kept: ask for more, "
-                "or start in another folder.",
-            )
+            rule = f"be at least {done}, the steps that the run has taken"
+            got = f"{self.history.values.size} for the run in {kept.folder!r}"
+            hint = "It is the total, and what was before is no longer kept: ask for "
+            hint += "more, or start in another folder."
+            validation.fail(self.api_name, "num_steps", rule, got, hint)
         other = [name for name, x in self.identity.items() if tree["run"][name] != x]
         if other:
-            validation.fail(
-                api_name,
-                "checkpoints",
-                "hold this run",
-                f"{kept.folder!r}, a run with another {' and another '.join(other)}",
-                "Start in another folder.",
-            )
+            got = f"{kept.folder!r}, a run with another {' and another '.join(other)}"
+            hint = "Start in another folder."
+            validation.fail(self.api_name, "checkpoints", "hold this run", got, hint)
         self.arrays, self.state = partition.split(tree["params"])[0], tree["state"]
-        for all_steps, before in zip(
-            self.history[:2], tree["history"][:2], strict=True
-        ):
-            all_steps[:done] = before
+        self.note(0, tree["history"])
         self.done, self.status = done, "stopped" if tree["stopped"] else "finished"
+
+
+def _remaining(api_name: str, batches: Any, done: int) -> Iterator[Any] | None:
+    """Return an iterator over the batches after those of the first `done` steps."""
+    if batches is None or callable(batches):
+        return None
+    items = iter(batches)
+    num_used = sum(1 for _ in itertools.islice(items, done))
+    if num_used < done:
+        rule = f"be those of the run from the first on, {done} of which were used"
+        hint = "Give a fresh iterable, not an iterator that was used before, or a "
+        hint += "function of the step."
+        validation.fail(api_name, "batches", rule, str(num_used), hint)
+    return items
 
 
 def _state(
@@ -209,26 +246,12 @@ def _state(
 
     def kinds(tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
-        return treedef, [
-            [getattr(x, a, None) for a in ("shape", "dtype")] for x in leaves
-        ]
+        names = "shape", "dtype"
+        return treedef, [[getattr(x, name, None) for name in names] for x in leaves]
 
     if kinds(state) != kinds(fresh):
-        validation.fail(
-            api_name,
-            "state",
-            "be a state of `optimizer` for these `params`",
-            f"one of another structure or other shapes, {state!r}"[:200],
-            "Give the `state` of a result with the same optimizer, or None.",
-        )
+        rule = "be a state of `optimizer` for these `params`"
+        got = f"one of another structure or other shapes, {state!r}"[:200]
+        hint = "Give the `state` of a result with the same optimizer, or None."
+        validation.fail(api_name, "state", rule, got, hint)
     return partition.copied(state)
-
-
-def check_steps(api_name: str, num_steps: Any, callback: Any) -> None:
-    """Check the arguments of every run: the number of steps and the callback."""
-    validation.integer(
-        api_name, "num_steps", num_steps, 0, "It is the number of steps."
-    )
-    if callback is not None:
-        hint = "It is called with the `MinimizeResult` so far."
-        validation.function(api_name, "callback", callback, hint)

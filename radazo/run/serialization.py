@@ -1,4 +1,4 @@
-"""Pytrees as arrays for orbax and the other leaves for JSON."""
+"""Pytrees as arrays for orbax and the other leaves for JSON, by leaf number."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -39,25 +39,19 @@ def describe(api_name: str, tree: Any) -> list[Leaf]:
             kind = type(leaf).__name__ if type(leaf) in _PLAIN else "function"
             leaves.append(Leaf(name, kind, None))
         else:
-            validation.fail(
-                api_name,
-                "tree",
-                "contain only arrays, numbers, strings and functions",
-                f"{leaf!r} at {name}"[:200],
-                "Remove the leaf or convert it to an array.",
-                TypeError,
-            )
+            rule = "contain only arrays, numbers, strings and functions"
+            got = f"{leaf!r} at {name}"[:200]
+            hint = "Remove the leaf or convert it to an array."
+            validation.fail(api_name, "tree", rule, got, hint, TypeError)
     return leaves
 
 
 def pack(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arrays for orbax and the plain leaves for JSON, by leaf number."""
+    """Return the arrays for orbax and the plain leaves for JSON."""
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-    arrays = {
-        i: _raw(x) for i, x in leaves.items() if isinstance(x, _ARRAYS) and x.size
-    }
+    arrays = {i: x for i, x in leaves.items() if isinstance(x, _ARRAYS) and x.size}
     plain = {i: x for i, x in leaves.items() if type(x) in _PLAIN}
-    return _ALWAYS | arrays, plain
+    return _ALWAYS | jax.tree.map(_raw, arrays), plain
 
 
 def templates(tree: Any, saved: list[Leaf]) -> dict[str, Any]:
@@ -65,11 +59,10 @@ def templates(tree: Any, saved: list[Leaf]) -> dict[str, Any]:
 
     def template(leaf: Any, shape: list[int]) -> Any:
         raw = _raw(leaf)
-        if not isinstance(raw, jax.Array):
-            return np.empty(shape, raw.dtype)
-        if not raw.committed:  # On the host, so that it stays uncommitted.
-            return np.empty(raw.shape, raw.dtype)
-        return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=raw.sharding)
+        # An uncommitted array is restored on the host, so that it stays uncommitted.
+        if isinstance(raw, jax.Array) and raw.committed:
+            return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=raw.sharding)
+        return np.empty(raw.shape if isinstance(raw, jax.Array) else shape, raw.dtype)
 
     pairs = enumerate(zip(jax.tree.leaves(tree), saved, strict=True))
     return _ALWAYS | {
@@ -107,22 +100,17 @@ def unpack(
 
 def check(path: str, saved: list[Leaf], tree: Any) -> None:
     """Check that the leaves of `tree` are like the saved ones."""
-
-    def grows(leaf: Any, old: Leaf | None, new: Leaf | None) -> bool:
-        if not isinstance(leaf, np.ndarray) or old is None or not old.shape:
-            return False
-        return old._replace(shape=[0, *old.shape[1:]]) == new
-
     leaves, given = jax.tree.leaves(tree), describe("restore", tree)
     for leaf, old, new in itertools.zip_longest(leaves, saved, given):
-        if old != new and not grows(leaf, old, new):
-            validation.fail(
-                "restore",
-                "tree",
-                "match the saved tree",
-                f"{new or 'nothing'} for {old or 'nothing'} in {path!r}",
-                "The folder holds another run: use another folder.",
-            )
+        wanted = old
+        if isinstance(leaf, np.ndarray) and old is not None and old.shape:
+            # An array of length 0 matches any length.
+            wanted = old._replace(shape=[0, *old.shape[1:]])
+        if new not in (old, wanted):
+            rule = "match the saved tree"
+            got = f"{new or 'nothing'} for {old or 'nothing'} in {path!r}"
+            hint = "The folder holds another run: use another folder."
+            validation.fail("restore", "tree", rule, got, hint)
 
 
 def _raw(leaf: Any) -> Any:
