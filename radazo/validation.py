@@ -275,6 +275,6 @@ declare(
     hint="True says that `value_fn` returns terms whose sum is the objective.",
 )
 declare(function, "value_fn", hint="It takes the parameters first.")
-declare(decay, "b1", "b2")
+declare(decay, "b1", "b2", "momentum")
 declare(non_negative, "eps", "eps_root", hint="It keeps the division from overflowing.")
 declare(_floating, "mu_dtype", "moment_dtype")

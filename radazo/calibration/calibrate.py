@@ -1,5 +1,6 @@
 """Choose a smoothing and first learning rates from about fifty function values."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -18,23 +19,20 @@ _B1, _EPS_ROOT = 0.9, 1e-8  # Of the optimizers.
 class Calibration(NamedTuple):
     """Suggested parameters and the measurements behind them; print it to read both.
 
-    Distances are Euclidean distances of points; only `smoothing` is in units of ‖u‖.
-
     Attributes:
       smoothing: For the estimator.
-      learning_rate: For `radazo`.
+      learning_rate, learning_rate_zo_sgd: For `radazo` and `zo_sgd`.
       learning_rate_zo_adamm: For `zo_adamm` and `zo_rmsprop`.
-      learning_rate_zo_sgd: For `zo_sgd`.
       value: f(x), fitted to seven values close to x.
       noise: Standard deviation of one value, from chance or rounding.
-      distance, shortest, longest: The distance chosen, and the range of suitable ones.
+      distance, shortest, longest: The Euclidean distance of points that was chosen, and
+        the range of suitable ones.
       slope_spread: Root mean square of slopes at `distance`: ‖∇f‖ / √d if f is smooth.
       curvature: Mean second difference at `distance`: tr(∇²f) / d if f is smooth.
       reach: Displacement of an element after which slopes have changed completely.
       noise_share, curvature_share: Additions of noise and curvature to the mean square
         of slopes, relative to it.
-      share: Learning rates divided by the greedy ones, which decrease f fastest in one
-        step; not of `learning_rate_zo_sgd`, which is greedy.
+      share: Learning rates divided by the greedy ones, except that of `zo_sgd`.
       dim, num_directions, num_values: d, K, and the number of function values taken.
     """
 
@@ -101,15 +99,13 @@ def calibrate(
       V(t)  = (d − 1) / K · (1 + (2σ² / t² + t² mean hᵢ² / 4) / s²)       forward
               (d − 1) / K · (1 + σ² / (2 t² s²))                          central
 
-    V is the variance of an estimate over ‖∇f‖²; slopes have changed completely when an
-    element has moved by `reach`. The merit of a distance t up to T is
+    V is the variance of an estimate over ‖∇f‖². The merit of a distance t up to T is
 
       min(r, 1 / r) / (1 + V),  r = s²(t) / s²(T)
 
     `smoothing` is the geometric mean of the distances with at least 0.9 of the largest
-    merit, except those below 1/16 of the longest of them. For smooth functions they end
-    where curvature dominates a difference; for staircases and kinks, whose slopes at
-    short distances vanish or mislead, they are long enough to look across. Then
+    merit, except those below 1/16 of the longest of them. Staircases and kinks, whose
+    slopes at short distances vanish or mislead, get longer ones. Then
 
       zo_sgd     reach / (s (1 + V))                              the greedy rate
       n          √((1 + V)² + (2 / (1 − b1))²)
@@ -117,22 +113,18 @@ def calibrate(
       radazo     share · reach / n · √(1 + V (1 − b1) / (1 + b1))
       share      1 / (1 + num_steps / 3n), and ½ if `num_steps` is None
 
-    with b1 = 0.9, and eps_root = 1e-8 in the roots, as in the optimizers. n steps of
-    the greedy rate would reach a minimizer, but at least as many as momentum needs to
-    turn. These optimizers step by their rate even if the gradient is small, so they
-    stop at a distance in proportion to it: a quadratic decreases to (share / 2)² of its
-    start. To continue, calibrate again at the parameters reached.
+    with b1 = 0.9, and eps_root = 1e-8 in the roots. The adaptive optimizers step by
+    their rate even if the gradient is small, so a quadratic decreases to (share / 2)²
+    of its start. To continue, calibrate again at the parameters reached.
 
-    The noise σ is estimated from a difference table of seven values close to x; it
-    includes chance in `value_fn` and is at least the rounding of the type of its
-    values. A function of a new batch in each call is noisy: fix the batch, as a step
-    does. The choice is random: nine of ten keys give a rate of 0.5 to 1.6 times the
-    median on Quadratic, Levy and Rosenbrock in 1,000 dimensions.
+    The noise σ is estimated from a difference table of seven values close to x, and is
+    at least the rounding of their type. Fix the batch of `value_fn`: a new one in each
+    call is noise. Nine of ten keys give a rate of 0.5 to 1.6 times the median on
+    Quadratic, Levy and Rosenbrock in 1,000 dimensions.
 
     Args:
       key: Typed key or integer seed of the directions.
-      value_fn: `value_fn(params) -> scalar`, in JAX or not. It is called as it is:
-        compile a function of JAX with `jax.jit`.
+      value_fn: `value_fn(params) -> scalar`, in JAX or not; compile it with `jax.jit`.
       params: Where to measure: the start of a run, or its current parameters.
       sampler, num_directions, difference, mask: As for the estimator; the difference is
         `forward` or `central`.
@@ -141,14 +133,13 @@ def calibrate(
       A `Calibration` of Python numbers; `print` it.
     Raises:
       TypeError: If an argument has the wrong type, or `value_fn` does not return a real
-        number (of Python, not a bool) or a real scalar of NumPy or JAX.
+        scalar of Python (not a bool), NumPy or JAX.
       ValueError: If an argument is out of range, `value_fn` is not finite at `params`,
         or its slopes vanish or are lost in noise, as at an optimum.
     Cost:
-      43 to 79 function values, most often 55: 7 for the noise, 36 far from x and 12
-      close to x. The last are omitted if no distance is short; up to 2 · 12 more are
-      taken if the size of the parameters is not that of the relevant distances. One
-      direction and one copy of the parameters.
+      43 to 79 function values, most often 55: 7 for the noise, 36 far from x, up to 24
+      more if the size of the parameters is not that of the relevant distances, and 12
+      close to x unless noise forbids it. One direction and one copy of the parameters.
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
@@ -159,27 +150,32 @@ def calibrate(
       >>> print(value_fn(params), value_fn(result.params) < 500)
       1000.0 True
     References:
-      Moré and Wild, Estimating computational noise, 2011 (the difference table);
-      Estimating derivatives of noisy simulations, 2012 (distances from noise and second
-      differences). Spall, Implementation of the simultaneous perturbation algorithm for
-      stochastic optimization, 1998 (rates from the first slopes).
+      Moré and Wild, Estimating computational noise, 2011 (the difference table), and
+      Estimating derivatives of noisy simulations, 2012 (the distances). Spall,
+      Implementation of the simultaneous perturbation algorithm, 1998 (the rates).
     """
     api_name = "calibrate"
-    _check(api_name, value_fn, sampler, num_directions, difference, num_steps)
+    validation.check(api_name, value_fn=value_fn, sampler=sampler)
+    hint = "Pass that of the estimator; 10 is a good start."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    if difference not in (differences.forward, differences.central):
+        rule = "be `radazo.forward` or `radazo.central`"
+        hint = "For other differences choose the smoothing by hand."
+        validation.fail(api_name, "difference", rule, repr(difference)[:200], hint)
+    if num_steps is not None:
+        hint = "It is the number of steps of the run; omit it if unknown."
+        validation.integer(api_name, "num_steps", num_steps, 1, hint)
     layout = flat.layout(api_name, params, mask)
     words = random.key_data(api_name, key)
     dim, norm = layout.dim, math.sqrt(layout.dim)
     if not dim:
-        rule, hint = (
-            "have elements to move",
-            "Pass floating-point arrays with elements.",
-        )
-        validation.fail(api_name, "params", rule, "none among the leaves", hint)
+        rule, got = "have elements to move", "none among the leaves"
+        hint = "Pass floating-point arrays with elements."
+        validation.fail(api_name, "params", rule, got, hint)
     value_at = line_probes.value_along(api_name, value_fn, params, layout, words)
     size, eps = line_probes.size(layout, params), line_probes.eps(layout, params)
-    value, noise = line_probes.value_and_noise(
-        api_name, value_at, size * norm * math.sqrt(eps)
-    )
+    spacing = size * norm * math.sqrt(eps)
+    value, noise = line_probes.value_and_noise(api_name, value_at, spacing)
     forward = difference is differences.forward
     setting = _Setting(dim, num_directions, forward, value, noise)
     far = _probe_far(api_name, value_at, setting, size)
@@ -216,29 +212,7 @@ def calibrate(
     )
 
 
-def _check(
-    api_name: str,
-    value_fn: Any,
-    sampler: Any,
-    num_directions: Any,
-    difference: Any,
-    num_steps: Any,
-) -> None:
-    validation.check(api_name, value_fn=value_fn, sampler=sampler)
-    hint = "Pass that of the estimator; 10 is a good start."
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
-    if difference not in (differences.forward, differences.central):
-        rule = "be `radazo.forward` or `radazo.central`"
-        hint = "For other differences choose the smoothing by hand."
-        validation.fail(api_name, "difference", rule, repr(difference)[:200], hint)
-    if num_steps is not None:
-        hint = "It is the number of steps of the run; omit it if unknown."
-        validation.integer(api_name, "num_steps", num_steps, 1, hint)
-
-
 class _Setting(NamedTuple):
-    """The arguments and measurements that all distances share."""
-
     dim: int
     num_directions: int
     forward: bool
@@ -247,7 +221,7 @@ class _Setting(NamedTuple):
 
 
 class _Slopes(NamedTuple):
-    """s² and V at a distance, or at several, and the shares in V."""
+    """s² and V, and the shares in V, at one distance or at several."""
 
     power: Any
     variance: Any
@@ -258,17 +232,15 @@ class _Slopes(NamedTuple):
 def _check_slopes(
     api_name: str, slopes: _Slopes, noise: float, distance: float, within: float
 ) -> None:
-    """Check that the slopes are those near `params`: neither lost in noise, nor
-    measured at more than twice the distance `within` which they change."""
+    """Check that slopes are not lost in noise, nor measured where they have changed."""
     if slopes.noise_share > _DROWNED or distance > 2 * within:
-        validation.fail(
-            api_name,
-            "value_fn",
-            "have slopes that are significant before they change",
+        rule = "have slopes that are significant before they change"
+        got = (
             f"slopes of {math.sqrt(slopes.power):.2g} that change within {within:.2g}, "
-            f"measured at {distance:.2g} with a noise of {noise:.2g}",
-            "The point may be optimal already; otherwise average several values.",
+            f"measured at {distance:.2g} with a noise of {noise:.2g}"
         )
+        hint = "The point may be optimal already; otherwise average several values."
+        validation.fail(api_name, "value_fn", rule, got, hint)
 
 
 def _summarize(setting: _Setting, pairs: dict[float, np.ndarray]) -> line_probes.Probes:
@@ -278,28 +250,24 @@ def _summarize(setting: _Setting, pairs: dict[float, np.ndarray]) -> line_probes
 def _probe_far(
     api_name: str, value_at: line_probes.ValueAt, setting: _Setting, size: float
 ) -> dict[float, np.ndarray]:
-    """Take pairs of values at distances of the size of the parameters, and at others if
-    these call for them."""
+    """Take pairs of values at distances of the size of the parameters, or others."""
+    take = functools.partial(line_probes.take, value_at, num=_NUM_DIRECTIONS)
     norm = math.sqrt(setting.dim)
-    pairs = {
-        t: line_probes.take(value_at, t, _NUM_DIRECTIONS)
-        for t in np.multiply(_FAR, size * norm)
-    }
+    pairs = {t: take(t) for t in np.multiply(_FAR, size * norm)}
     for _ in range(_MAX_ADDED):
         probes = _summarize(setting, pairs)
         distance = _further_distance(probes, min(pairs), max(pairs), norm)
         if distance is None:
             break
-        pairs[distance] = line_probes.take(value_at, distance, _NUM_DIRECTIONS)
+        pairs[distance] = take(distance)
     if not _summarize(setting, pairs).significant:
-        validation.fail(
-            api_name,
-            "value_fn",
-            "have slopes that are significant",
+        got = (
             f"values near {setting.value:.6g} with a noise of {setting.noise:.2g}, and "
-            f"no slopes within a distance of {max(pairs):.3g}",
-            "Start where f is not level, or average several values.",
+            f"no slopes within a distance of {max(pairs):.3g}"
         )
+        rule = "have slopes that are significant"
+        hint = "Start where f is not level, or average several values."
+        validation.fail(api_name, "value_fn", rule, got, hint)
     return pairs
 
 
@@ -331,8 +299,7 @@ def _probe_near(
     pairs: dict[float, np.ndarray],
     shortest: float,
 ) -> dict[float, np.ndarray]:
-    """Take pairs of values at a short distance, if noise allows one: where curvature is
-    predicted to add 0.6 % to the square of a slope."""
+    """Take pairs of values, if noise allows it, where curvature adds 0.6 % to s²."""
     probes = _summarize(setting, pairs)
     first, power, bend = probes.distances[0], probes.power[0], probes.bend[0]
     if not power:
@@ -345,10 +312,7 @@ def _probe_near(
 def _choose(
     probes: line_probes.Probes, setting: _Setting, far: float
 ) -> tuple[float, float, float, float]:
-    """Return the reach, and the shortest, chosen and longest suitable distance.
-
-    The reach is measured at `far` or beyond, unless slopes change before.
-    """
+    """Return the reach, and the shortest, chosen and longest suitable distance."""
     norm = math.sqrt(setting.dim)
     first, last = probes.distances[0], probes.distances[-1]
     grid = np.geomspace(first / 8, last, 801)

@@ -1,7 +1,7 @@
 """Slopes, second differences and noise from function values along lines.
 
 A probe is a pair of values f(x ± t·u) at a distance t along a direction u of the unit
-sphere. `noise_of` estimates the noise from the differences of `STENCIL` values.
+sphere. `noise_of` estimates the noise.
 """
 
 import functools
@@ -19,9 +19,8 @@ from radazo import core, directions, flat, validation
 
 STENCIL = 7  # Values close together, for f(x) and the noise.
 _VALUE_VARIANCE = 131 / 231  # Of f(x) from the stencil, relative to one value.
-# The noise estimate is itself random. In 99 of 100 cases of noise alone, the mean
-# square of six slopes is below this times its estimate at all of five distances (with
-# 3 in place of 18: in 70).
+# In 99 of 100 cases of noise alone, the mean square of six slopes is below this times
+# its estimate at all of five distances (with 3: in 70).
 _SIGNIFICANT = 18
 _LARGEST = 1e100  # Larger values, whose squares overflow, count as infinite.
 
@@ -30,23 +29,14 @@ ValueAt = Callable[[int, float], Any]
 
 
 class Probes(NamedTuple):
-    """Statistics by distance: (n,) each, the noise subtracted.
+    """Statistics by distance: (n,) each, the noise subtracted."""
 
-    Attributes:
-      distances: In ascending order.
-      power: Mean square of slopes.
-      bend: Mean square of second differences.
-      curvature: Mean second difference.
-      spread: Estimate of ‖∇²f‖ / √d (Frobenius norm).
-      significant: Whether slopes are significant at one of the distances at least.
-    """
-
-    distances: np.ndarray
-    power: np.ndarray
-    bend: np.ndarray
-    curvature: np.ndarray
-    spread: np.ndarray
-    significant: bool
+    distances: np.ndarray  # In ascending order.
+    power: np.ndarray  # Mean square of slopes.
+    bend: np.ndarray  # Mean square of second differences.
+    curvature: np.ndarray  # Mean second difference.
+    spread: np.ndarray  # Estimate of ‖∇²f‖ / √d (Frobenius norm).
+    significant: bool  # Whether slopes are significant at one of the distances.
 
     def at(self, name: str, distances: np.ndarray) -> np.ndarray:
         """Interpolate a statistic in logarithms; constant beyond the ends."""
@@ -63,16 +53,10 @@ def take(value_at: ValueAt, distance: float, num: int) -> np.ndarray:
 def summarize(
     pairs: dict[float, np.ndarray], dim: int, value: float, noise: float
 ) -> Probes:
-    """Compute the statistics of pairs of values by distance.
+    """Compute the statistics of `calibrate` from pairs of values by distance.
 
-      s² = mean ((f(x + t·u) − f(x − t·u)) / 2t)² − σ² / 2t²
-      hᵢ = (f(x + t·u) + f(x − t·u) − 2 f(x)) / t²
-      h² = (mean hᵢ)² + (d + 2) / 2 · var hᵢ, minus what σ adds
-
-    h is ‖∇²f‖ / √d if f is quadratic, since var uᵀAu = 2 / (d + 2) ·
-    (‖A‖² / d − (tr A / d)²). A statistic below the noise is replaced by that of the
-    next longer distance, which is equal if f is smooth. Distances without two finite
-    pairs are omitted.
+    A statistic below the noise is replaced by that of the next longer distance.
+    Distances without two finite pairs are omitted.
     """
     rows = []
     for t in sorted(pairs):
@@ -135,12 +119,11 @@ def value_along(
 
     def value_at(k: int, distance: float) -> Any:
         t = jnp.asarray(distance, layout.dtype)
-        moved = _moved(layout, words, _active(layout, params), jnp.uint32(k), t)
         # Other leaves are not passed through JIT, which would make arrays of them.
+        moved = iter(_moved(layout, words, _active(layout, params), jnp.uint32(k), t))
         leaves, treedef = jax.tree.flatten(params)
-        left = iter(moved)
         pairs = zip(leaves, layout.active, strict=True)
-        point = treedef.unflatten(next(left) if on else leaf for leaf, on in pairs)
+        point = treedef.unflatten(next(moved) if on else leaf for leaf, on in pairs)
         with validation.traceable(api_name):
             return _number(api_name, value_fn(point))
 
@@ -191,8 +174,7 @@ def _rounding(value: Any) -> float:
 def value_and_noise(api_name: str, value_at: ValueAt, spacing: float) -> Any:
     """Return f(x), and the standard deviation of one value, at least its rounding.
 
-    f(x) is that of the polynomial of degree five fitted to the seven values. Their mean
-    would include curvature, which dominates near an optimum.
+    f(x) is that of the polynomial of degree five fitted to the seven values.
     """
     middle = STENCIL // 2
     taken = [value_at(0, t) for t in (np.arange(STENCIL) - middle) * spacing]

@@ -42,19 +42,18 @@ def value_and_grad(
     """Return a counterpart of `jax.value_and_grad` that takes a key first.
 
     It fits loops that compute a gradient and pass it on: flax `TrainState`, equinox,
-    `optax.MultiSteps`, `optax.lookahead`, `optax.contrib.sam`. It is stateless:
-    use a new key at each step.
+    `optax.lookahead`, `optax.contrib.sam`. Use a new key at each step.
 
       value, g = estimate(key, f, x)        in place of       value, g = f(x), ∇f(x)
 
     Args:
-      value_fn: `value_fn(params, *args, **kwargs)`, a real scalar (or terms, or a pair
-        with `aux`). It need not be differentiable.
+      value_fn: `value_fn(params, *args, **kwargs)`, a real scalar, terms or
+        `(value, aux)`.
       estimator: A memoryless `Estimator`: no schedule for its `smoothing`.
       has_aux: Whether `value_fn` returns `(value, aux)`.
     Returns:
       A function `(key, params, *args, **kwargs) -> (value, gradient)`, or
-      `((value, aux), gradient)` with `has_aux`. The gradient is a pytree like `params`.
+      `((value, aux), gradient)` with `has_aux`.
     Raises:
       TypeError: If `value_fn` is not callable or `estimator` is not an `Estimator`.
       ValueError: If the estimator is not memoryless.
@@ -128,9 +127,9 @@ def with_estimator(
 ) -> optax.GradientTransformationExtraArgs:
     """Estimate the gradient, then update with `optimizer`.
 
-    Every optax optimizer and wrapper works inside this form, line searches,
-    `polyak_sgd` and `reduce_on_plateau` included. If no direction of a step is valid,
-    the updates are zero and the optimizer's state does not change.
+    Every optax optimizer and wrapper works inside, line searches, `polyak_sgd` and
+    `reduce_on_plateau` included. If no direction of a step is valid, the updates are
+    zero and the optimizer's state does not change.
 
       value, g = estimate(fold_in(key, count), value_fn, params)
       updates  = optimizer.update(
@@ -148,9 +147,8 @@ def with_estimator(
       TypeError: If an argument is of the wrong kind.
       ValueError: In `update`, if `value_fn` or `params` is missing.
     Cost:
-      That of the estimator and of the optimizer. `num_values` excludes evaluations by
-      the optimizer (a line search). Outside `jax.jit` a step takes hundreds of
-      milliseconds.
+      That of the estimator and of the optimizer; `num_values` excludes evaluations by a
+      line search. Outside `jax.jit` a step takes hundreds of milliseconds.
     Example:
       >>> f, x, rule = jnp.sum, jnp.ones(3), optax.MultiSteps(optax.sgd(0.1), 2)
       >>> optimizer = with_estimator(radazo.sphere_estimator(), rule, key=0)

@@ -53,8 +53,7 @@ def in_place(
 
     An interpreter runs the program of `value_fn`. It perturbs the layers of a
     `jax.lax.scan` one at a time, only the looked-up rows of a table, large matrices in
-    blocks of a product, and any other leaf just before its use. Directions are redrawn
-    for the update.
+    blocks of a product, and any other leaf just before its use.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
@@ -64,9 +63,8 @@ def in_place(
     The optimizer gets one part at a time: a leaf; of a leaf with three or more axes, a
     slice along the first; of a matrix of more than 2²⁰ elements, a block of rows
     if divisible. Moments shared by `factored` or `per_leaf`, and norms, are per part.
-
-    Directions, slopes and keys are those of `with_estimator` with the same key. Updates
-    of bfloat16 and float16 parameters are rounded stochastically.
+    Directions, slopes and keys are those of `with_estimator`. Updates of bfloat16 and
+    float16 parameters are rounded stochastically.
 
     Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
     tokens, in multiples of inference (`python -m benchmarks memory` for other shapes):
@@ -78,30 +76,28 @@ def in_place(
       chain(scale_by_second_moment(granularity=factored), scale(-lr)), b1   1.01
 
     Args:
-      optimizer: Any `optax.GradientTransformation` that takes a gradient, its learning
-        rate included.
+      optimizer: Any `optax.GradientTransformation`, its learning rate included.
       key: Typed key or integer seed of the run.
       sampler: `gaussian`, `sphere` or `rademacher`, which can be drawn in parts.
       num_directions: K, at least 1.
       smoothing: As in `finite_difference_estimator`; ‖u‖ is √d except for `sphere`.
       difference: `forward`, `central`, `one_point` or `forward_mode`.
       b1: Decay rate of a first moment that is redrawn instead of stored, in [0, 1).
-      num_steps: Steps in the first moment; None for the least with b1^num_steps ≤ 0.01,
-        44 for 0.9. Older steps count as 0.
+      num_steps: Steps in the first moment; None for the least with b1^num_steps ≤ 0.01.
       moment_dtype: Dtype of the elementwise optimizer state, rounded stochastically,
         e.g. `jnp.bfloat16`; None for at least float32.
       terms, mask: As in `finite_difference_estimator`.
     Returns:
-      An `InPlace`. Wrap `step` in `jax.jit` and donate parameters and state, as in the
-      example. A step without a finite value changes neither.
+      An `InPlace`. Donate parameters and state to `jax.jit`, as in the example. A step
+      without a finite value changes neither.
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
       UserWarning: If a large leaf with three axes is perturbed as a whole, because
         `value_fn` takes no slice of it.
     Cost:
       2K function values per step (`central`). Each direction is drawn once per value,
-      again for the update (`num_steps` times in all with b1) and again for the norm of
-      `sphere`. No copy of the parameters beside the optimizer state.
+      again for the update (`num_steps` times in all) and for the norm of `sphere`. No
+      copy of the parameters beside the optimizer state.
     Example:
       >>> optimizer, value_fn = in_place(optax.sgd(0.05), key=0), lambda x: x @ x
       >>> step = jax.jit(optimizer.step, static_argnums=0, donate_argnums=(1, 2))
@@ -111,8 +107,7 @@ def in_place(
       >>> print(state.last_value < 1e-3, state.num_values)
       True 200
     References:
-      Malladi et al., Fine-tuning language models with just forward passes, 2023.
-      arXiv:2305.17333.
+      Malladi et al., 2023, Fine-tuning language models. arXiv:2305.17333.
     """
     api_name = "in_place"
     hint = "Pass e.g. `optax.sgd(1e-6)`, or a chain with `radazo.scale_by_radazo()`."

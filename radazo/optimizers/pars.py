@@ -64,9 +64,9 @@ def pars(
       D  = slope₀² / (slope₀² + (d − 1) · mean slopeₖ²)
       θ ← (D + (1 − D) · q / (d − 1)) / (D + (1 − D) · (d − 1) / q)
 
-    In g₂ and D, q and the mean are over the valid random directions. If f(y) rises from
-    one step to the next, or no value is finite, v = x and γ = 1 again; a new batch each
-    step causes restarts by chance. Bounds of `minimize` hold for x, not for y.
+    In g₂ and D, q and the mean are over the valid random directions. If f(y) rises (as
+    by chance with a new batch), or no value is finite, v = x and γ = 1 again. Bounds of
+    `minimize` hold for x, not for y.
 
     A `smoothness` that is too small diverges: on quadratics of condition 100 and 1000
     (d = 128, K = 11), L/3 was as good as L, L/10 diverged, and 10 L was slow. At K = 2,
@@ -86,15 +86,13 @@ def pars(
       K + 1 function values (`forward`) or 2K (`central`) per step. Two copies of the
       parameters in the state, and about 3K during a step.
     Example:
-      >>> optimizer = pars(2.0, key=0)
-      >>> value_fn = lambda x: jnp.sum((x - 1) ** 2)
+      >>> optimizer, value_fn = pars(2.0, key=0), lambda x: jnp.sum((x - 1) ** 2)
       >>> result = radazo.minimize(value_fn, jnp.zeros(50), optimizer, 100)
       >>> print(result.num_values[-1], result.values[-1] < 0.01)
       1100 True
     References:
-      Cheng et al., On the convergence of prior-guided zeroth-order optimization
-      algorithms, 2021. arXiv:2107.10110. O'Donoghue and Candès, Adaptive restart for
-      accelerated gradient schemes, 2015 (restarts).
+      Cheng et al., Prior-guided zeroth-order optimization, 2021. arXiv:2107.10110.
+      O'Donoghue and Candès, Adaptive restart for accelerated gradient schemes, 2015.
     """
     api_name = "pars"
     hint = "It is the Lipschitz constant of the gradient: steps are one over it."

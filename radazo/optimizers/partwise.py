@@ -15,7 +15,6 @@ from jax import lax
 
 from radazo import core, directions, flat, offsets, random
 from radazo.evaluate import lazy
-from radazo.optimizers.stochastic_rounding import stochastic
 
 _UNROLLED = 4  # Directions drawn within one loop over the elements.
 _ROUNDING = 1 << 31  # First rounding key; direction keys are smaller.
@@ -123,7 +122,7 @@ def move(
         arrays, treedef = jax.tree.flatten((x.astype(wide) + updates.astype(wide), new))
         for i, old in enumerate(jax.tree.leaves((x, state))):
             if arrays[i].dtype != old.dtype:
-                arrays[i] = stochastic(keys[i], arrays[i], old.dtype, offset)
+                arrays[i] = _rounded(keys[i], arrays[i], old.dtype, offset)
         return treedef.unflatten(arrays)
 
     def step(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
@@ -165,3 +164,31 @@ def _in_parts(
     whole = jnp.asarray(leaf).reshape(num, *shape), state
     moved, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
     return moved.reshape(leaf.shape), state
+
+
+def _rounded(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:
+    """Round x stochastically to bfloat16 or float16, so that E[rounded] = x.
+
+      rounded = ulp · ⌊x / ulp + v⌋,  v uniform on [0, 1), of bits offset + i of `key`
+
+    Values that `dtype` can represent, infinities and NaN are unchanged; finite values
+    are clipped to the largest number. x is read as float32.
+    """
+    if jnp.dtype(dtype).itemsize >= x.dtype.itemsize:
+        return x.astype(dtype)
+    x = x.astype(jnp.float32)
+    info = jnp.finfo(dtype)
+    words = lax.bitcast_convert_type(x, jnp.uint32)
+    exponent = lax.bitcast_convert_type(words & jnp.uint32(0x7F800000), jnp.float32)
+    # 2⁻¹⁰⁰ keeps the ulp a normal number of float32.
+    smallest = max(float(info.tiny), 2.0**-100)
+    ulp = jnp.maximum(exponent, smallest) * float(info.eps)
+    # x / ulp takes nmant + 1 of 24 bits; with `num_bits` more, x / ulp + v is exact.
+    num_bits = 22 - info.nmant
+    chance = random.bits(key, x.size, offset).reshape(x.shape) >> (32 - num_bits)
+    rounded = jnp.floor(x / ulp + chance.astype(jnp.float32) * 2.0**-num_bits) * ulp
+    largest = float(info.max)
+    rounded = jnp.clip(rounded, -largest, largest)
+    # Below 2⁻¹⁰⁰ this ulp is too coarse for values that can be stored.
+    is_stored = x.astype(dtype).astype(jnp.float32) == x
+    return jnp.where(is_stored | ~jnp.isfinite(x), x, rounded).astype(dtype)

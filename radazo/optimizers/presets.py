@@ -9,7 +9,7 @@ import jax
 import optax
 
 from radazo import core, flat, validation
-from radazo.estimators import finite_difference
+from radazo.estimators.finite_difference import sphere_estimator
 from radazo.optimizers import combinators, second_moments, transforms
 
 
@@ -23,12 +23,16 @@ def optimizer(
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the complete optimizer with `rule`; error messages name `api_name`."""
-    validation.check(api_name, learning_rate=learning_rate, weight_decay=weight_decay)
+    rate, non_negative = learning_rate, validation.non_negative
+    hint = "It is the size of a step or a schedule of it; to maximize, negate "
+    non_negative(api_name, "learning_rate", rate, f"{hint}`value_fn`.", schedule=True)
+    hint = "It pulls the parameters towards 0."
+    non_negative(api_name, "weight_decay", weight_decay, hint)
     if weight_decay_mask is not None and not callable(weight_decay_mask):
+        hint = "It says which leaves decay: bools, or a function of the parameters."
         for choice in jax.tree.leaves(weight_decay_mask):
-            validation.check(api_name, weight_decay_mask=choice)
-    if estimator is None:
-        estimator = finite_difference.sphere_estimator()
+            validation.instance(api_name, "weight_decay_mask", choice, bool, hint)
+    estimator = sphere_estimator() if estimator is None else estimator
 
     def decaying(params: core.Params) -> Any:
         mask = flat.resolve_mask(weight_decay_mask, params)
@@ -62,10 +66,9 @@ def radazo(
       nu ← b2 · nu + (1 − b2) · mu²
       update = − learning_rate · (mu / (√(nu + eps_root) + eps) + weight_decay · x)
 
-    Where estimates are mostly noise, its steps are √((1 + b1) / (1 − b1)) times (4.36
-    times at b1 = 0.9) as long as those of `zo_adamm` at the same learning rate: divide
-    a learning rate tuned for `zo_adamm` by that factor. The first steps move each
-    parameter by up to learning_rate / √(1 − b2).
+    Where estimates are mostly noise, its steps are √((1 + b1) / (1 − b1)) times as long
+    as those of `zo_adamm` (4.36 times at b1 = 0.9): divide a learning rate tuned for
+    `zo_adamm` by that. The first move parameters by up to learning_rate / √(1 − b2).
 
     Args:
       learning_rate: Step size, at least 0, or a schedule.
@@ -75,9 +78,7 @@ def radazo(
       weight_decay: Decoupled weight decay per unit of learning rate, at least 0.
       weight_decay_mask: Leaves that decay: a pytree of bools or a function of params.
     Returns:
-      A `GradientTransformationExtraArgs`, called as
-      `optimizer.update(None, state, params, value_fn=f)`, whose state is a
-      `WithEstimatorState`.
+      A `GradientTransformationExtraArgs`, as that of `with_estimator`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
@@ -137,11 +138,10 @@ def zo_adamm(
     Returns, Raises, Cost:
       As `radazo`, with the memory of `scale_by_zo_adamm`.
     Example:
-      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_adamm(0.01, key=0)
-      >>> x = jnp.array([3.0, -4.0])
+      >>> f, x, optimizer = jnp.sum, jnp.ones(2), zo_adamm(0.01, key=0)
       >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))  # learning_rate · (1 − b1) / √(1 − b2)
-      [-0.01  0.01]
+      [-0.01 -0.01]
     References:
       Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513.
     """
@@ -179,11 +179,10 @@ def zo_rmsprop(
     Returns, Raises, Cost:
       As `radazo`, with the memory of `scale_by_second_moment`.
     Example:
-      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_rmsprop(0.01, key=0)
-      >>> x = jnp.array([3.0, -4.0])
+      >>> f, x, optimizer = jnp.sum, jnp.ones(2), zo_rmsprop(0.01, key=0)
       >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))  # learning_rate / √(1 − b2)
-      [-0.1  0.1]
+      [-0.1 -0.1]
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, section 6.
     """
@@ -224,7 +223,7 @@ def meazo(
       As `radazo`, without a copy of the parameters.
     Example:
       >>> optimizer = meazo(0.01, radazo.rademacher_estimator(num_directions=1), key=0)
-      >>> f, x = lambda x: jnp.sum(x**2), jnp.array([3.0, -4.0])
+      >>> f, x = lambda x: x[0], jnp.ones(2)
       >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(jnp.abs(updates), 3))  # learning_rate / √(1 − b2)
       [0.1 0.1]
@@ -293,20 +292,18 @@ def zo_signsgd(
 
       update = − learning_rate · (sign(g) + weight_decay · x)
 
-    g is averaged over all K directions, and over the batch if `value_fn` is a mean.
-    `majority_vote_estimator()` gives ZO-M-signSGD, in which directions vote on the
-    sign, and `sphere_estimator(difference=radazo.central)` the antithetic variant.
+    With `majority_vote_estimator()` it is ZO-M-signSGD, in which directions vote on the
+    sign; with `sphere_estimator(difference=radazo.central)` the antithetic variant.
 
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
     Returns, Raises, Cost:
       As `radazo`, without a copy of the parameters.
     Example:
-      >>> f, optimizer = lambda x: jnp.sum(x**2), zo_signsgd(0.1, key=0)
-      >>> x = jnp.array([3.0, -4.0])
+      >>> f, x, optimizer = jnp.sum, jnp.ones(2), zo_signsgd(0.1, key=0)
       >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
       >>> print(jnp.round(updates, 3))
-      [-0.1  0.1]
+      [-0.1 -0.1]
     References:
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
@@ -314,22 +311,3 @@ def zo_signsgd(
     return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
-
-
-validation.declare(validation.decay, "momentum")
-validation.declare(
-    validation.non_negative,
-    "learning_rate",
-    hint="It is the size of a step or a schedule of it; to maximize, negate "
-    "`value_fn`.",
-    schedule=True,
-)
-validation.declare(
-    validation.non_negative, "weight_decay", hint="It pulls the parameters towards 0."
-)
-validation.declare(
-    validation.instance,
-    "weight_decay_mask",
-    of=bool,
-    hint="It says which leaves decay: bools, or a function of the parameters.",
-)

@@ -25,26 +25,22 @@ def projected(
       updates ← project(x + updates) − x
 
     Wrap everything that changes the updates, including the learning rate; an estimator
-    may be inside or outside. From a start in the set, e.g. `projection(params)`, every
-    step stays in a box exactly, and in other sets up to the rounding of x + updates.
-    The points of an estimator may lie outside: if the function has no values there,
-    project inside it.
+    may be inside or outside. From a start in the set, steps stay in a box exactly, and
+    in other sets up to rounding. The points of an estimator may lie outside: if the
+    function has no values there, project inside it.
 
     Args:
       optimizer: Any `optax.GradientTransformation`.
-      projection: A projection such as `radazo.projections.box(-1.0, 1.0)`, or any
-        function `project(params)`, as in `optax.projections`.
+      projection: E.g. `radazo.projections.box(-1.0, 1.0)`, or any function of params.
       metric: None for the Euclidean projection, or a function from the new state of
         the optimizer to weights, which are passed as `projection(params, weights)`.
     Returns:
-      A `GradientTransformationExtraArgs` with the state of `optimizer`, which passes
-      keywords such as `value_fn=` to it.
+      A `GradientTransformationExtraArgs` with the state and keywords of `optimizer`.
     Raises:
       TypeError: If an argument has the wrong type.
       ValueError: In `update`, if `params` is missing.
     Cost:
-      No function values and no state; during a step one copy of the parameters and
-      those of the projection.
+      During a step one copy of the parameters and those of the projection.
     Example:
       >>> box = radazo.projections.box(-1.0, 1.0)
       >>> optimizer = projected(radazo.radazo(0.1, key=0), box)
@@ -60,7 +56,8 @@ def projected(
     validation.transformation(api_name, optimizer, hint)
     validation.check(api_name, projection=projection)
     if metric is not None:
-        validation.check(api_name, metric=metric)
+        hint = "It takes the optimizer's state; for fixed weights, ignore that."
+        validation.function(api_name, "metric", metric, hint)
     inner = optax.with_extra_args_support(optimizer)
 
     def update(
@@ -71,8 +68,7 @@ def projected(
         validation.current_params(f"{api_name}(...).update", params, hint)
         updates, state = inner.update(updates, state, params, **extra)
         free = jax.tree.map(_add, params, updates)
-        weights = () if metric is None else (metric(state),)
-        inside = projection(free, *weights)
+        inside = projection(free, *([] if metric is None else [metric(state)]))
         return jax.tree.map(_towards, params, inside, updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -186,9 +182,4 @@ validation.declare(
     validation.function,
     "projection",
     hint="Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`.",
-)
-validation.declare(
-    validation.function,
-    "metric",
-    hint="It takes the optimizer's state; for fixed weights, ignore that.",
 )

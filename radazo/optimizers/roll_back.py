@@ -70,15 +70,12 @@ def roll_back(
 
     Args:
       optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
-      every: Steps between copies, at least 1. With a smaller number less progress is
-        lost, but a fresh copy may be bad already.
+      every: Steps between copies, at least 1. A fresh copy may be bad already.
       patience: Consecutive bad values that trigger a return, at least 1.
       window: Number of good values to compare with, at least 2.
-      factor: How far above the median a value is bad, in units of s; greater than 0.
-        For normal noise, s is two thirds of the standard deviation.
+      factor: Greater than 0. For normal noise, s is 2/3 of the standard deviation.
     Returns:
-      A `GradientTransformationExtraArgs`, used like `optimizer`. The number of returns
-      is `optax.tree.get(state, "num_rolled_back")`.
+      A `GradientTransformationExtraArgs`, used like `optimizer`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
       ValueError: In `init`, if the optimizer does not have exactly one estimator; in

@@ -62,8 +62,8 @@ def first_moment(b1: float = B1, mu_dtype: Any = None) -> optax.GradientTransfor
       mu ← b1 · mu + (1 − b1) · g
       update = mu
 
-    For a fixed gradient with noise of variance s², the variance of mu after t steps is
-    (1 − b1) / (1 + b1) · (1 − b1²ᵗ) · s².
+    Independent noise of variance s² in g gives mu a variance of
+    (1 − b1) / (1 + b1) · (1 − b1²ᵗ) · s² after t steps.
 
     Args:
       b1: Decay rate in [0, 1); larger values average over more steps.
@@ -103,18 +103,11 @@ def scale_by_second_moment(
     would be zero.
 
     Args:
-      b2, eps, eps_root: As in `scale_by_radazo`.
-      granularity: Which elements share a second moment: `per_coordinate`, `factored`,
-        `per_leaf` or `scalar`.
-    Returns:
-      A `GradientTransformation` with a `ScaleBySecondMomentState`.
-    Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
-    Cost:
-      No function values; one float32 copy of the parameters if `per_coordinate`.
+      b2, eps, eps_root, granularity: As in `scale_by_radazo`.
+    Returns, Raises, Cost:
+      As `scale_by_radazo`, with a `ScaleBySecondMomentState` and without mu.
     Example:
-      >>> link = scale_by_second_moment(b2=0.99)
-      >>> g = jnp.array([3.0, -0.5])
+      >>> link, g = scale_by_second_moment(b2=0.99), jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
       >>> print(jnp.round(updates, 3))  # 1 / √(1 − 0.99) for any gradient
       [ 10. -10.]
@@ -130,7 +123,7 @@ def scale_by_second_moment(
 
     def update(updates: core.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        nu = _mean_square(updates, state.nu, b2, granularity)
+        nu = _mean(granularity.squares(updates, state.nu), state.nu, b2)
         scaled = _ratio(updates, granularity.each(nu, updates), eps, eps_root, updates)
         return scaled, ScaleBySecondMomentState(nu)
 
@@ -153,8 +146,7 @@ def scale_by_radazo(
       update = mu / (√(nu + eps_root) + eps)
 
     Unlike in `scale_by_zo_adamm`, nu is the second moment of the momentum, so the noise
-    of single estimates does not shorten the step. No element of a step exceeds
-    1 / √(1 − b2); the first are that long, unless the learning rate warms up.
+    of single estimates does not shorten steps. No element exceeds 1 / √(1 − b2).
 
     Args:
       b1, b2: Decay rates of mu and nu in [0, 1); larger values average over more steps.
@@ -162,17 +154,17 @@ def scale_by_radazo(
       eps_root: Constant added inside the root, at least 0, as in the paper (ζ).
       mu_dtype: Type of mu; None keeps the types of the parameters, but at least
         float32. The arithmetic is at least float32.
-      granularity: As in `scale_by_second_moment`.
+      granularity: Which elements share a second moment: `per_coordinate`, `factored`,
+        `per_leaf` or `scalar`.
     Returns:
       A `GradientTransformation` with a `ScaleByRadazoState`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; two float32 copies of the parameters, one fewer if the
-      granularity is not `per_coordinate`.
+      No function values; a float32 copy of the parameters for each of mu and nu, for nu
+      only if `per_coordinate`.
     Example:
-      >>> link = scale_by_radazo(b2=0.99)
-      >>> g = jnp.array([3.0, -0.5])
+      >>> link, g = scale_by_radazo(b2=0.99), jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
       >>> print(jnp.round(updates, 2))  # 1 / √(1 − 0.99) for any gradient
       [ 10. -10.]
@@ -193,7 +185,7 @@ def scale_by_radazo(
         momentum = jax.tree.map(
             lambda g, m: m if core.is_floating(g) else g, updates, mu
         )
-        nu = _mean_square(momentum, state.nu, b2, granularity)
+        nu = _mean(granularity.squares(momentum, state.nu), state.nu, b2)
         scaled = _ratio(mu, granularity.each(nu, momentum), eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByRadazoState(count, optax.tree.cast_like(mu, state.mu), nu)
@@ -224,15 +216,11 @@ def scale_by_zo_adamm(
       b1, b2, eps, eps_root, mu_dtype, granularity: As in `scale_by_radazo`.
       amsgrad: Whether to divide by the largest second moment so far; if `factored`,
         rows and columns have separate maxima.
-    Returns:
-      A `GradientTransformation` with a `ScaleByZoAdammState`.
-    Raises:
-      As `scale_by_radazo`.
-    Cost:
-      As `scale_by_radazo`, one float32 copy of the parameters more with `amsgrad`.
+    Returns, Raises, Cost:
+      As `scale_by_radazo`, with a `ScaleByZoAdammState` and, if `amsgrad`, another
+      float32 copy of the parameters.
     Example:
-      >>> link = scale_by_zo_adamm(b1=0.9, b2=0.99)
-      >>> g = jnp.array([3.0, -0.5])
+      >>> link, g = scale_by_zo_adamm(b1=0.9, b2=0.99), jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
       >>> print(jnp.round(updates, 3))  # (1 − b1) / √(1 − b2)
       [ 1. -1.]
@@ -241,8 +229,9 @@ def scale_by_zo_adamm(
     """
     api_name = "scale_by_zo_adamm"
     validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, mu_dtype=mu_dtype, amsgrad=amsgrad)
-    validation.check(api_name, granularity=granularity)
+    validation.check(api_name, mu_dtype=mu_dtype, granularity=granularity)
+    hint = "True is the published rule of 2019."
+    validation.instance(api_name, "amsgrad", amsgrad, bool, hint)
 
     def init(params: core.Params) -> Any:
         count, mu = jnp.zeros((), jnp.int32), _zeros(params, mu_dtype)
@@ -252,7 +241,7 @@ def scale_by_zo_adamm(
     def update(updates: core.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
-        nu = _mean_square(updates, state.nu, b2, granularity)
+        nu = _mean(granularity.squares(updates, state.nu), state.nu, b2)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
         each = granularity.each(nu_max if amsgrad else nu, updates)
         scaled = _ratio(mu, each, eps, eps_root, updates)
@@ -287,13 +276,6 @@ def _mean(updates: core.Params, moment: core.Params, decay: Any) -> core.Params:
     return jax.tree.map(mean, updates, moment)
 
 
-def _mean_square(
-    updates: core.Params, nu: Any, decay: Any, granularity: second_moments.Granularity
-) -> Any:
-    """Return decay · nu + (1 − decay) · updates², in the form of nu."""
-    return _mean(granularity.squares(updates, nu), nu, decay)
-
-
 def _ratio(
     numerator: core.Params, nu: core.Params, eps: Any, eps_root: Any, like: core.Params
 ) -> core.Params:
@@ -315,8 +297,3 @@ def _ratio(
 def _typed(constant: Any, dtype: Any) -> Any:
     """Cast an injected hyperparameter; Python numbers are weakly typed already."""
     return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
-
-
-validation.declare(
-    validation.instance, "amsgrad", of=bool, hint="True is the published rule of 2019."
-)
