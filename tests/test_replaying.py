@@ -110,7 +110,9 @@ def test_bounds_and_a_stop_are_part_of_the_run(path):
     assert bits(before) == bits(result.params)
     free = dict(PARAMS, w=jnp.clip(PARAMS["w"], -0.5, 0.7))
     for params, bounds in ((PARAMS, (-0.5, 0.8)), (free, None)):
-        with raises(ValueError, "a run with other `bounds`", "Use one journal for each run"):
+        with raises(
+            ValueError, "a run with other `bounds`", "Use one journal for each run"
+        ):
             replayed(path, params, how=how, bounds=bounds)
 
 

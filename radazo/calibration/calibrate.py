@@ -14,6 +14,7 @@ _FAR = (0.2, 0.6, 1.8)  # Displacements of an element, in root mean squares of x
 _WITHIN, _NARROWEST = 0.9, 16  # Share of the best; longest over shortest distance.
 _DROWNED = 100  # Largest ratio of noise to slopes, in their mean squares.
 _B1, _EPS_ROOT = 0.9, 1e-8  # Of the optimizers.
+_Pairs = dict[float, np.ndarray]  # (num, 2) values by distance.
 
 
 class Calibration(NamedTuple):
@@ -99,13 +100,11 @@ def calibrate(
       V(t)  = (d − 1) / K · (1 + (2σ² / t² + t² mean hᵢ² / 4) / s²)       forward
               (d − 1) / K · (1 + σ² / (2 t² s²))                          central
 
-    V is the variance of an estimate over ‖∇f‖². The merit of a distance t up to T is
+      merit = min(r, 1 / r) / (1 + V),  r = s²(t) / s²(T)                  t ≤ T
 
-      min(r, 1 / r) / (1 + V),  r = s²(t) / s²(T)
-
-    `smoothing` is the geometric mean of the distances with at least 0.9 of the largest
-    merit, except those below 1/16 of the longest of them. Staircases and kinks, whose
-    slopes at short distances vanish or mislead, get longer ones. Then
+    V is the variance of an estimate over ‖∇f‖². `smoothing` is the geometric mean of
+    the distances with at least 0.9 of the largest merit, except those below 1/16 of the
+    longest of them: longer for staircases and kinks. Then
 
       zo_sgd     reach / (s (1 + V))                              the greedy rate
       n          √((1 + V)² + (2 / (1 − b1))²)
@@ -243,13 +242,13 @@ def _check_slopes(
         validation.fail(api_name, "value_fn", rule, got, hint)
 
 
-def _summarize(setting: _Setting, pairs: dict[float, np.ndarray]) -> line_probes.Probes:
+def _summarize(setting: _Setting, pairs: _Pairs) -> line_probes.Probes:
     return line_probes.summarize(pairs, setting.dim, setting.value, setting.noise)
 
 
 def _probe_far(
     api_name: str, value_at: line_probes.ValueAt, setting: _Setting, size: float
-) -> dict[float, np.ndarray]:
+) -> _Pairs:
     """Take pairs of values at distances of the size of the parameters, or others."""
     take = functools.partial(line_probes.take, value_at, num=_NUM_DIRECTIONS)
     norm = math.sqrt(setting.dim)
@@ -294,11 +293,8 @@ def _reaches(probes: line_probes.Probes, distances: np.ndarray) -> np.ndarray:
 
 
 def _probe_near(
-    value_at: line_probes.ValueAt,
-    setting: _Setting,
-    pairs: dict[float, np.ndarray],
-    shortest: float,
-) -> dict[float, np.ndarray]:
+    value_at: line_probes.ValueAt, setting: _Setting, pairs: _Pairs, shortest: float
+) -> _Pairs:
     """Take pairs of values, if noise allows it, where curvature adds 0.6 % to s²."""
     probes = _summarize(setting, pairs)
     first, power, bend = probes.distances[0], probes.power[0], probes.bend[0]

@@ -233,16 +233,16 @@ def update_counters(
     state: WithEstimatorState,
     value: jax.Array,
     info: core.EstimateInfo,
-    any_kept: jax.Array,
+    kept: jax.Array,
 ) -> WithEstimatorState:
-    """Return the state after a step with this value and info."""
+    """Return the state after a step; `kept` is False if no direction was valid."""
     dropped = jnp.sum(~info.kept, dtype=jnp.int32)
     return state._replace(
         count=jnp.asarray(optax.safe_increment(state.count)),
         last_value=value.astype(state.last_value.dtype),
         num_values=safe_add(state.num_values, info.num_values),
         num_dropped=safe_add(state.num_dropped, dropped),
-        num_skipped=safe_add(state.num_skipped, (~any_kept).astype(jnp.int32)),
+        num_skipped=safe_add(state.num_skipped, (~kept).astype(jnp.int32)),
     )
 
 

@@ -156,7 +156,7 @@ def in_place(
         else:
             readings = evaluate(function, here, _queries(here, options))
             scales = lax.map(lambda k: _scale(here, options, k), _ks(num_directions))
-        value, weights, info = _weights(options, layout, readings, scales)
+        value, weights, info = _weights(options, here, readings, scales)
         any_kept = jnp.any(info.kept)
         past = _remembered(state.estimator, state.count, weights, any_kept)
         moment = _mean(state.key_data, past, sampler, b1)
@@ -240,15 +240,11 @@ def _queries(step: core.Step, options: mean.Options) -> core.Queries:
 
 
 def _weights(
-    options: mean.Options,
-    layout: flat.Layout,
-    readings: core.Readings,
-    scales: jax.Array,
+    options: mean.Options, step: core.Step, readings: core.Readings, scales: jax.Array
 ) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
     """Return the value, the weight of each direction in the gradient, and the info."""
-    slopes, valid = mean.valid_slope(
-        jnp.where(readings.valid, readings.slopes, jnp.nan), options, layout
-    )
+    layout, slopes = step.layout, jnp.where(readings.valid, readings.slopes, jnp.nan)
+    slopes, valid = mean.valid_slope(slopes, options, layout)
     readings = readings._replace(slopes=slopes, valid=valid)
     info = mean.make_info(layout, options, readings)
     share = mean.mean_scale(options, layout, valid)

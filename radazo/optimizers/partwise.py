@@ -21,17 +21,11 @@ _ROUNDING = 1 << 31  # First rounding key; direction keys are smaller.
 
 
 class WeightedSum(NamedTuple):
-    """A weighted sum of directions of one or more steps.
+    """A weighted sum of directions of one or more steps."""
 
-    Attributes:
-      sampler: The sampler of the directions; it has a `part`.
-      keys: (num_directions, 2) uint32, the key data of each direction.
-      weights: (num_directions,).
-    """
-
-    sampler: directions.DirectionSampler
-    keys: jax.Array
-    weights: jax.Array
+    sampler: directions.DirectionSampler  # It has a `part`.
+    keys: jax.Array  # (num_directions, 2) uint32, the key data of each direction.
+    weights: jax.Array  # (num_directions,)
 
     def part(self, offset: Any, size: int) -> jax.Array:
         """Return `size` elements of the sum from `offset` on."""
@@ -50,15 +44,10 @@ class WeightedSum(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """The update rule of a part.
+    """The update rule of a part."""
 
-    Attributes:
-      optimizer: An `optax.GradientTransformation`, applied to one part at a time.
-      moment_dtype: Dtype in which elementwise state is stored; None for its own.
-    """
-
-    optimizer: Any
-    moment_dtype: Any
+    optimizer: Any  # An `optax.GradientTransformation`, applied to one part at a time.
+    moment_dtype: Any  # In which elementwise state is stored; None for its own.
 
     def cast(self, state: Any, x: jax.Array, dtype: Any) -> Any:
         """Cast the arrays in the state of part x that `moment_dtype` applies to."""
