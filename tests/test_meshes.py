@@ -135,21 +135,27 @@ def test_each_device_takes_its_share_of_the_values_and_no_value_is_taken_twice(
 @pytest.mark.gate
 @pytest.mark.parametrize("chunk_size", [2, 3, 12])
 def test_a_chunk_changes_no_bit_where_a_batch_of_terms_rounds_as_one_does(chunk_size):
-    """Of an estimate: within a longer program XLA may fuse a batch otherwise."""
-
-    def estimates(chunk_size):
+    def steps(chunk_size):
         estimator = radazo.sphere_estimator(
             sharding=over(2), chunk_size=chunk_size, terms=True
         )
-        x = PARAMS["a"]
-        run = jax.jit(
-            lambda key: radazo.estimate(
-                estimator, key, lambda x: (x - 1) ** 2, x, estimator.init(x)
-            )[1]
-        )
-        return jax.device_get([run(jax.random.key(i)) for i in range(20)])
+        optimizer = radazo.radazo(0.01, estimator, key=3)
 
-    assert_same_bits(estimates(chunk_size), estimates(1))
+        @jax.jit
+        def run(params):
+            def step(carry, _):
+                params, state = carry
+                updates, state = optimizer.update(
+                    None, state, params, value_fn=lambda x: (x - 1) ** 2
+                )
+                return (params + updates, state), None
+
+            carry = params, optimizer.init(params)
+            return jax.lax.scan(step, carry, length=50)[0]
+
+        return jax.device_get(run(PARAMS["a"]))
+
+    assert_same_bits(steps(chunk_size), steps(1))
 
 
 def estimates(sharding, params, batch):

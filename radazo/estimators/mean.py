@@ -129,12 +129,13 @@ def queries(
     if not difference.steps:
         return _derivatives(options, num_directions, prepared, draw)
     num_base, num_steps = int(difference.at_params), len(difference.steps)
-    distances = difference.distances(step.smoothing)
 
     def point(index: Any) -> core.Params:
         index = jnp.asarray(index).astype(jnp.uint32)
         k, which = jnp.divmod(jnp.maximum(index, num_base) - num_base, num_steps)
         drawn = draw(k)
+        # XLA knows the distances of a constant `smoothing` only within the loop.
+        distances = difference.distances(step.smoothing)
         distance = distances[which] * _scale(sampler, drawn)
         moved = flat.perturb(layout, step.params, drawn, distance, index)
         if not num_base:
