@@ -230,19 +230,16 @@ def init_state(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimato
 
 
 def update_counters(
-    state: WithEstimatorState,
-    value: jax.Array,
-    info: core.EstimateInfo,
-    kept: jax.Array,
+    old: WithEstimatorState, value: jax.Array, info: core.EstimateInfo, kept: jax.Array
 ) -> WithEstimatorState:
     """Return the state after a step; `kept` is False if no direction was valid."""
     dropped = jnp.sum(~info.kept, dtype=jnp.int32)
-    return state._replace(
-        count=jnp.asarray(optax.safe_increment(state.count)),
-        last_value=value.astype(state.last_value.dtype),
-        num_values=safe_add(state.num_values, info.num_values),
-        num_dropped=safe_add(state.num_dropped, dropped),
-        num_skipped=safe_add(state.num_skipped, (~kept).astype(jnp.int32)),
+    return old._replace(
+        count=jnp.asarray(optax.safe_increment(old.count)),
+        last_value=value.astype(old.last_value.dtype),
+        num_values=safe_add(old.num_values, info.num_values),
+        num_dropped=safe_add(old.num_dropped, dropped),
+        num_skipped=safe_add(old.num_skipped, (~kept).astype(jnp.int32)),
     )
 
 

@@ -23,11 +23,7 @@ def optimizer(
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the complete optimizer with `rule`; error messages name `api_name`."""
-    rate, non_negative = learning_rate, validation.non_negative
-    hint = "It is the size of a step or a schedule of it; to maximize, negate "
-    non_negative(api_name, "learning_rate", rate, f"{hint}`value_fn`.", schedule=True)
-    hint = "It pulls the parameters towards 0."
-    non_negative(api_name, "weight_decay", weight_decay, hint)
+    validation.check(api_name, learning_rate=learning_rate, weight_decay=weight_decay)
     if weight_decay_mask is not None and not callable(weight_decay_mask):
         hint = "It says which leaves decay: bools, or a function of the parameters."
         for choice in jax.tree.leaves(weight_decay_mask):
@@ -311,3 +307,9 @@ def zo_signsgd(
     return optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
+
+
+_RATE = "It is the size of a step or a schedule of it; to maximize, negate `value_fn`."
+_DECAY = "It pulls the parameters towards 0."
+validation.declare(validation.non_negative, "learning_rate", hint=_RATE, schedule=True)
+validation.declare(validation.non_negative, "weight_decay", hint=_DECAY)
