@@ -20,6 +20,16 @@ from language import toy_files
 import radazo
 from radazo import core, flat
 
+# Tests compile much and run little: with these flags XLA compiles three times as fast,
+# to run slower. With `XLA_FLAGS` set, empty or not, tests run with those of the user.
+QUICK = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if jax.__version_info__ < (0, 11):
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 # Tracing makes objects by the million and few cycles: an eighth of the time of a test.
 gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_num_cpu_devices", 8)
