@@ -1,18 +1,15 @@
 """The core types: an estimator is two pure functions with an evaluator between them.
 
-`queries` returns the points at which one step evaluates the function; `estimate` turns
-the values into a gradient estimate. An *evaluator* connects the two:
-
-  queries  = estimator.queries(step, state)
+  queries  = estimator.queries(step, state)              the points of one step
   readings = evaluate(function, step, queries)
   estimate = estimator.estimate(step, state, queries, readings)
 
 Evaluators are interchangeable: the program of the step itself, the devices of a mesh,
-the workers of a pool, `ask` and `tell`, a journal, or a model evaluated in place. An
+the workers of a pool, `ask` and `tell`, a journal, or a model evaluated in place.
+
+A direction is a pure function of its key; the same key gives the same estimate. An
 *update rule* is an ordinary `optax.GradientTransformation`, which does not know that
 its gradient was estimated.
-
-A direction is a pure function of its key; the same key gives the same estimate.
 """
 
 import math
@@ -82,7 +79,7 @@ class Queries(NamedTuple):
       functions: Further functions of the parameters beside `value_fn`.
       function_of: `function_of(index) -> int`, 0 for `value_fn`, i + 1 for
         `functions[i]`; None if all queries evaluate `value_fn`.
-      evaluate: The default evaluator of the estimator, or None.
+      evaluate: The evaluator of the estimator, or None.
       shared: Arrays used by both `point` and the estimate, e.g. orthonormal rows.
     """
 
@@ -167,7 +164,7 @@ class Estimator(NamedTuple):
     memoryless: bool = False
 
 
-def moved(updates: Params, params: Params) -> Params:
+def apply_updates(updates: Params, params: Params) -> Params:
     """Return params + updates; leaves that are not floating point stay unchanged."""
     return jax.tree.map(
         lambda x, u: optax.apply_updates(x, u) if is_floating(x) else x, params, updates

@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import importlib
+import inspect
 import io
 import re
 import sys
@@ -241,12 +243,17 @@ def exported_docstrings_have_their_sections(module):
         if exports(module.package).get(node.name) != module.name:
             continue
         text = ast.get_docstring(node) or ""
+        made = None
+        if node.decorator_list:  # The decorator may add arguments and sections.
+            made = getattr(importlib.import_module(f"radazo.{module.name}"), node.name)
+            text = inspect.getdoc(made) or ""
         found = sections(text)
         if isinstance(node, ast.ClassDef):
             named, section = fields(node), "Attributes"
             needed = {"Attributes"}
         else:
-            named, section = arguments(node), "Args"
+            named = [*inspect.signature(made).parameters] if made else arguments(node)
+            section = "Args"
             needed = {"Args", "Returns", "Cost", "Example"}
             if re.search(r"\bvalidation\.|\b_check|raise ", ast.unparse(node.body[1:])):
                 needed |= {"Raises"}

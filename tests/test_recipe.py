@@ -51,7 +51,7 @@ def turns_estimator(
         info = mean.make_info(step.layout, options, readings)
         return core.Estimate(readings.value, gradient, state, info, step.key[0])
 
-    init = lambda layout, params: mean.EstimatorState(jnp.zeros((), jnp.int32))
+    init = lambda layout: mean.EstimatorState(jnp.zeros((), jnp.int32))
     settings = build.Settings(smoothing, terms, mask, sharding=sharding)
     return build.estimator(api_name, init, queries, estimate, settings)
 

@@ -231,9 +231,9 @@ MISTAKES = {
         f"{TRAJECTORY}(num_directions",
         "be at least 1",
         "0.",
-        "A step looks at the parameters",
+        "A step evaluates the parameters",
     ),
-    "fewer points than a step looks at": Mistake(
+    "fewer points than a step evaluates": Mistake(
         trajectory(num_points=10),
         ValueError,
         f"{TRAJECTORY}(num_points",
@@ -263,7 +263,7 @@ MISTAKES = {
         f"{TRAJECTORY}(max_virtual_steps",
         "be an integer",
         "0.5.",
-        "0 looks at every step",
+        "0 evaluates in every step",
     ),
     "no uncertainty": Mistake(
         trajectory(max_uncertainty=0),

@@ -4,7 +4,7 @@ To add an estimator, write one public function `x_estimator(..., smoothing, term
 sharding)` that checks its own arguments and returns `estimator(api_name, init, queries,
 estimate, settings)`:
 
-  init(layout, params) -> state                     a NamedTuple with a field `count`
+  init(layout) -> state                             a NamedTuple with a field `count`
   queries(step, state) -> Queries                   where to evaluate
   estimate(step, state, queries, readings) -> Estimate
 
@@ -29,15 +29,7 @@ from radazo.evaluate import local, sharded
 
 
 class Settings(NamedTuple):
-    """The arguments that all estimators share.
-
-    Attributes:
-      smoothing: Distance between compared points, or a schedule of it.
-      terms: Whether `value_fn` returns terms.
-      mask: Leaves to perturb.
-      chunk_size: Queries evaluated in one batch.
-      sharding: Mesh axes over which the queries are distributed, or None.
-    """
+    """The arguments that all estimators share, as in `finite_difference_estimator`."""
 
     smoothing: core.Schedule | float
     terms: bool = False
@@ -48,7 +40,7 @@ class Settings(NamedTuple):
 
 def estimator(
     api_name: str,
-    init: Callable[[flat.Layout, core.Params], Any],
+    init: Callable[[flat.Layout], Any],
     queries: Callable[[core.Step, Any], core.Queries],
     estimate: Callable[[core.Step, Any, core.Queries, core.Readings], core.Estimate],
     settings: Settings,
@@ -60,9 +52,8 @@ def estimator(
     smoothing, terms, mask, chunk_size, sharding = settings
     validation.check(api_name, smoothing=smoothing, terms=terms, chunk_size=chunk_size)
     sharded.check(api_name, sharding)
-    if sharding is None:
-        evaluate = local.local(chunk_size)
-    else:
+    evaluate = local.local(chunk_size)
+    if sharding is not None:
         evaluate, fused = sharded.sharded(sharding, chunk_size), None
 
     def step(key_data: jax.Array, params: core.Params, state: Any) -> core.Step:
@@ -76,7 +67,7 @@ def estimator(
 
     return core.Estimator(
         api_name,
-        init=lambda params: init(flat.layout(api_name, params, mask), params),
+        init=lambda params: init(flat.layout(api_name, params, mask)),
         step=step,
         queries=with_evaluate,
         estimate=lambda *inputs: next_count(estimate(*inputs)),
@@ -100,13 +91,17 @@ def smoothing_at(
 
 
 def closed_loop(
-    estimator: core.Estimator, function: core.Function, step: core.Step, state: Any
+    estimator: core.Estimator,
+    function: core.Function,
+    step: core.Step,
+    state: Any,
+    evaluate: core.Evaluate | None = None,
 ) -> core.Estimate:
-    """Evaluate the function and estimate, with `fused` if the estimator has it."""
-    if estimator.fused is not None:
+    """Evaluate the function and estimate, with `fused` if no evaluator is given."""
+    if evaluate is None and estimator.fused is not None:
         return estimator.fused(function, step, state)
     queries = estimator.queries(step, state)
-    readings = queries.evaluate(function, step, queries)
+    readings = (evaluate or queries.evaluate)(function, step, queries)
     return estimator.estimate(step, state, queries, readings)
 
 
@@ -122,9 +117,7 @@ def estimate(
 ) -> tuple[jax.Array, core.Params, Any, core.EstimateInfo]:
     """Estimate the gradient of a function at `params`.
 
-      queries  = estimator.queries(step, state)
-      readings = evaluate(function, step, queries)
-      value, gradient, state, info = estimator.estimate(step, state, queries, readings)
+      value, gradient, state, info = estimate(estimator, key, value_fn, params, state)
 
     Args:
       estimator: An `Estimator`.
@@ -134,14 +127,11 @@ def estimate(
       params: Pytree whose floating-point leaves are perturbed.
       state: `estimator.init(params)`, or the state that the last estimate returned.
       has_aux: Whether `value_fn` returns `(value, aux)`; `aux` is then in `info.aux`.
-      evaluate: `evaluate(function, step, queries) -> Readings`, used instead of the
-        estimator's own evaluation; None for the latter.
+      evaluate: `evaluate(function, step, queries) -> Readings`; None for its own.
     Returns:
-      (value, gradient, state, info); the gradient is a pytree like `params`, `info` an
-      `EstimateInfo`.
+      (value, gradient, state, info): a gradient like `params`, and an `EstimateInfo`.
     Raises:
-      TypeError, ValueError: If `estimator` is not an `Estimator`, a leaf of `params`
-        cannot be used, or `value_fn` does not return real numbers.
+      TypeError: If `estimator` is not an `Estimator`; others as in its own docstring.
     Cost:
       That of the estimator.
     Example:
@@ -154,51 +144,57 @@ def estimate(
       6.0 [2. 2. 2.] 4
     """
     check_estimator("estimate", estimator)
-    words = random.key_data(estimator.api_name, key)
+    api_name = estimator.api_name
+    words = random.key_data(api_name, key)
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state)))
     config: Any = jax.config  # Flags are missing from its type.
     outside = config.jax_disable_jit
 
+    if value_fn is None:
+        value_fn = evaluated_elsewhere(api_name)
+
     def called(params: core.Params) -> Any:
         with jax.disable_jit(outside):
-            return _required(estimator.api_name, value_fn)(params)
+            return value_fn(params)
 
     # Outside of jit, loops run in Python: compiling them in each call would take
     # longer, and compiling them once would freeze the variables `value_fn` reads.
     with contextlib.nullcontext() if traced else jax.disable_jit():
         step = estimator.step(words, params, state)
         function = differences.evaluation(
-            estimator.api_name, called, terms=step.terms, has_aux=has_aux
+            api_name, called, terms=step.terms, has_aux=has_aux
         )
-        if evaluate is None:
-            found = closed_loop(estimator, function, step, state)
-        else:
-            queries = estimator.queries(step, state)
-            readings = evaluate(function, step, queries)
-            found = estimator.estimate(step, state, queries, readings)
+        found = closed_loop(estimator, function, step, state, evaluate)
         gradient = flat.unravel(step.layout, params, found.gradient, found.opaque_index)
     return found.value, gradient, found.state, found.info
 
 
 def check_estimator(api_name: str, estimator: Any) -> None:
     """Check that `estimator` is an `Estimator`, not the function that returns one."""
-    hint = (
-        "Did you forget the parentheses? Pass an estimator, e.g. "
-        "`radazo.sphere_estimator()`."
-    )
+    hint = "Pass an estimator, e.g. `radazo.sphere_estimator()`."
+    hint = f"Did you forget the parentheses? {hint}"
     validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
 
 
-def _required(api_name: str, value_fn: Any) -> core.ValueFn:
-    if value_fn is None:
-        validation.fail(
-            api_name,
-            "value_fn",
-            "be a function to evaluate here",
-            "None",
-            "Values that were evaluated elsewhere cannot answer for points that are "
-            "not known before the step, such as those of a line search or of "
-            "`forward_mode`.",
-            TypeError,
+def check_memoryless(api_name: str, estimator: Any, hint: str) -> None:
+    """Check that `estimator` is a memoryless `Estimator`."""
+    check_estimator(api_name, estimator)
+    if not estimator.memoryless:
+        why = "it uses past steps, or a `smoothing` schedule reads the step"
+        got = f"one whose `memoryless` is False ({why})"
+        validation.fail(api_name, "estimator", "be memoryless", got, hint)
+
+
+def evaluated_elsewhere(api_name: str) -> core.ValueFn:
+    """Return a stand-in, which fails, for a `value_fn` that is evaluated elsewhere."""
+
+    def value_fn(params: core.Params, **keywords: Any) -> Any:
+        del params, keywords
+        rule = "be evaluated at points that are known before the step"
+        hint = (
+            "A line search and `forward_mode` evaluate further points: use an "
+            "optimizer without, and `forward`, `central` or `one_point`."
         )
+        validation.fail(api_name, "value_fn", rule, "other points", hint, TypeError)
+
     return value_fn

@@ -19,6 +19,7 @@ affect the posterior. Distances are computed from differences of points, since i
 products lose small distances in float32.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -66,41 +67,24 @@ rbf = Kernel(lambda s: jnp.exp(-s / 2), lambda s: -jnp.exp(-s / 2) / 2)
 
 
 class Buffer(NamedTuple):
-    """The last points and their function values.
+    """The last points and their function values."""
 
-    Attributes:
-      points: (num_points, dim).
-      values: (num_points,).
-      squared_distances: (num_points, num_points) between the points.
-      next_row: int32 scalar, the row of the next point.
-      num_filled: int32 scalar, the number of filled rows.
-    """
-
-    points: jax.Array
-    values: jax.Array
-    squared_distances: jax.Array
-    next_row: jax.Array
-    num_filled: jax.Array
+    points: jax.Array  # (num_points, dim)
+    values: jax.Array  # (num_points,)
+    squared_distances: jax.Array  # (num_points, num_points) between the points
+    next_row: jax.Array  # int32 scalar, the row of the next point
+    num_filled: jax.Array  # int32 scalar
 
 
 class Posterior(NamedTuple):
-    """The posterior of the function given a buffer.
+    """The posterior of the function given a buffer."""
 
-    Attributes:
-      length_scale: Float scalar l.
-      factor: (num_points, num_points) lower Cholesky factor of K.
-      weights: (num_points,) K⁻¹ y; 0 in empty rows.
-      filled: (num_points,) bool.
-      center: Mean of the values.
-      deviation: Standard deviation of the values, 1 if they are all equal.
-    """
-
-    length_scale: jax.Array
-    factor: jax.Array
-    weights: jax.Array
-    filled: jax.Array
-    center: jax.Array
-    deviation: jax.Array
+    length_scale: jax.Array  # float scalar l
+    factor: jax.Array  # (num_points, num_points) lower Cholesky factor of K
+    weights: jax.Array  # (num_points,) K⁻¹ y; 0 in empty rows
+    filled: jax.Array  # (num_points,) bool
+    center: jax.Array  # mean of the values
+    deviation: jax.Array  # standard deviation of the values, 1 if they are all equal
 
 
 def empty_buffer(num_points: int, dim: int, dtype: Any) -> Buffer:
@@ -143,24 +127,19 @@ def squared_distances(points: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Posterior:
-    """Compute the posterior of a buffer.
+    """Compute the posterior; `length_scale` None selects the likeliest of five.
 
-    `length_scale` None selects the one of five with the greatest marginal likelihood.
-    Its amplitude a² = yᵀ K⁻¹ y / n has a closed form:
-
-      log likelihood = −n / 2 · log a² − 1/2 · log det K
+    log likelihood = −n / 2 · log(yᵀ K⁻¹ y / n) − 1/2 · log det K
     """
     dtype = buffer.values.dtype
     holds = filled(buffer)
-    center, deviation, standard = standardised(buffer.values, holds)
+    center, deviation, standard = standardized(buffer.values, holds)
     number = jnp.maximum(buffer.num_filled, 1).astype(dtype)
 
     def likelihood(length_scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         gram = kernel.covariance(_scaled(buffer.squared_distances, length_scale))
         factor = factorized(gram, holds, jitter)
-        half = lax.linalg.triangular_solve(
-            factor, standard[:, None], left_side=True, lower=True
-        )[:, 0]
+        half = _solved(factor, standard)
         amplitude = jnp.maximum(jnp.dot(half, half) / number, jnp.finfo(dtype).tiny)
         halves = number / 2 * jnp.log(amplitude)
         log = -halves - jnp.sum(jnp.log(jnp.diag(factor)))
@@ -168,7 +147,11 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
         return log, factor, half
 
     if length_scale is None:
-        distance = _mean_distance(buffer.squared_distances, holds)
+        pairs, table = holds[:, None] & holds[None, :], buffer.squared_distances
+        num_pairs = jnp.maximum(jnp.sum(pairs, dtype=jnp.int32), 1).astype(dtype)
+        square = jnp.sum(jnp.where(pairs, table / num_pairs, jnp.zeros_like(table)))
+        # The root mean square distance between the points, or 1 if it is 0.
+        distance = jnp.sqrt(jnp.where(square > 0, square, jnp.ones_like(square)))
         length_scales = distance * jnp.asarray(_GRID, dtype)
         likelihoods, factors, halves = jax.vmap(likelihood)(length_scales)
         best = jnp.argmax(likelihoods)
@@ -176,10 +159,13 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
     else:
         length = jnp.asarray(length_scale, dtype)
         _, factor, half = likelihood(length)
-    weights = lax.linalg.triangular_solve(
-        factor, half[:, None], left_side=True, lower=True, transpose_a=True
-    )[:, 0]
+    weights = _solved(factor, half, transpose_a=True)
     return Posterior(length, factor, weights, holds, center, deviation)
+
+
+def _solved(factor: jax.Array, vector: jax.Array, **options: Any) -> jax.Array:
+    solve = functools.partial(lax.linalg.triangular_solve, left_side=True, lower=True)
+    return solve(factor, vector[:, None], **options)[:, 0]
 
 
 def filled(buffer: Buffer) -> jax.Array:
@@ -194,9 +180,8 @@ def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
     # A smaller jitter is lost in the rounding errors of the decomposition.
     least = len(holds) * float(jnp.finfo(gram.dtype).eps)
     jitter = jnp.maximum(jnp.asarray(jitter, gram.dtype), least)
-    return jnp.linalg.cholesky(
-        gram + jnp.diag(jnp.where(holds, jitter, jnp.ones_like(jitter)))
-    )
+    diagonal = jnp.where(holds, jitter, jnp.ones_like(jitter))
+    return jnp.linalg.cholesky(gram + jnp.diag(diagonal))
 
 
 def mean(kernel: Kernel, posterior: Posterior, distances: jax.Array) -> jax.Array:
@@ -228,13 +213,9 @@ def uncertainty(
     distances: jax.Array,
     dim: int,
 ) -> jax.Array:
-    """Return the mean posterior variance of the partial derivatives over the prior's.
-
-    `table` has the squared distances between the points, `distances` those from x.
-    """
-    each = _gradient_factor(kernel, posterior, distances) * posterior.filled.astype(
-        distances.dtype
-    )
+    """Return the mean variance of the partial derivatives over that of the prior."""
+    filled = posterior.filled.astype(distances.dtype)
+    each = _gradient_factor(kernel, posterior, distances) * filled
     # ⟨xᵢ − x, xⱼ − x⟩ by the law of cosines.
     inner = (distances[:, None] + distances[None, :] - table) / 2
     products = each[:, None] * each[None, :] * inner
@@ -244,9 +225,7 @@ def uncertainty(
     return 1 - jnp.trace(solved) / (max(dim, 1) * prior)
 
 
-def _gradient_factor(
-    kernel: Kernel, posterior: Posterior, distances: jax.Array
-) -> jax.Array:
+def _gradient_factor(kernel: Kernel, posterior: Posterior, distances: jax.Array) -> Any:
     """Return the factor of x − xᵢ in ∇ₓ k(x, xᵢ)."""
     squared = jnp.square(posterior.length_scale)
     return 2 * kernel.slope(_scaled(distances, posterior.length_scale)) / squared
@@ -256,9 +235,7 @@ def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
     return jnp.minimum(distances / jnp.square(length_scale), _FAR)
 
 
-def standardised(
-    values: jax.Array, holds: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def standardized(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, ...]:
     """Return mean, deviation and standardized values of the filled rows."""
     zero = jnp.zeros_like(values)
     number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
@@ -275,11 +252,3 @@ def standardised(
     deviation = jnp.sqrt(jnp.sum(jnp.square(off)) / number)
     deviation = jnp.where(deviation > 0, deviation, jnp.ones_like(deviation))
     return center, largest * deviation, off / deviation
-
-
-def _mean_distance(table: jax.Array, holds: jax.Array) -> jax.Array:
-    """Return the root mean squared distance between the points, or 1 if it is 0."""
-    pairs = holds[:, None] & holds[None, :]
-    number = jnp.maximum(jnp.sum(pairs, dtype=jnp.int32), 1).astype(table.dtype)
-    mean_square = jnp.sum(jnp.where(pairs, table / number, jnp.zeros_like(table)))
-    return jnp.sqrt(jnp.where(mean_square > 0, mean_square, jnp.ones_like(mean_square)))

@@ -17,11 +17,9 @@ class InterpolationState(NamedTuple):
 
     Attributes:
       count: int32 scalar, estimates so far.
-      points: (num_directions + 1, d) flat parameters: the points of the last step, then
-        its center.
-      values: (num_directions + 1,) their function values.
-      usable: (num_directions + 1,) bool, whether the row holds a point with a finite
-        value.
+      points: (N + 1, d) flat parameters: the points of the last step, then its center.
+      values: (N + 1,) their function values.
+      usable: (N + 1,) bool, whether the row holds a point with a finite value.
     """
 
     count: jax.Array
@@ -43,10 +41,9 @@ def interpolation_estimator(
 ) -> core.Estimator:
     """Estimate the gradient by linear interpolation with reused points, as ReLIZO does.
 
-    The estimate is the shortest gradient that explains all differences of a step, the
-    projection of the gradient onto the span of N directions. For N much less than d its
-    mean is about N/d of the gradient. It is exact for linear functions if the
-    directions span all d dimensions. A reused point costs no function value.
+    The estimate is the shortest gradient that explains all differences of a step: for N
+    much less than d about N/d of the gradient, and exact for linear functions if the N
+    directions span all dimensions.
 
       δᵢ = pᵢ − x     for the points pᵢ of the last step and its center: those with
                       ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,
@@ -56,33 +53,28 @@ def interpolation_estimator(
       g = Uᵀ (U Uᵀ)⁺ slope                           with rows δᵢ / ‖δᵢ‖ of U
 
     where r is the distance of a new point: `smoothing`, times √d for samplers with
-    ‖u‖ = √d. After a step of length s a point is at a distance of about √(r² + s²), so
-    by default points are reused while steps are shorter than 1.7 r: choose `smoothing`
-    near that length.
-
-    The pseudoinverse drops combinations that are dependent up to rounding: in float32
-    one of N = d random directions in a few percent of runs. Use a few more directions,
-    or the `orthogonal` sampler. `value_fn` must be the same in all steps: do not use
-    mini-batches.
+    ‖u‖ = √d. By default points are reused while steps are shorter than about 1.7 r:
+    choose `smoothing` near the length of a step. `value_fn` must be the same in all
+    steps: do not use mini-batches. The pseudoinverse drops directions that are
+    dependent up to rounding; the `orthogonal` sampler avoids them.
 
     Args:
-      num_directions: N, at least 1: number of points that the linear function fits.
-      smoothing, terms, mask, sharding: As in `finite_difference_estimator`. Differences
-        to reused points are those of the sums of their terms.
-      reuse_distance: Maximum distance of a reused point, at least 0, in units of the
-        distance of a new point. The bias grows in proportion to it.
+      num_directions: N, at least 1.
+      smoothing, terms, mask, sharding: As in `finite_difference_estimator`; but
+        differences to reused points are those of sums of terms.
+      reuse_distance: Maximum distance of a reused point, at least 0, in units of r. The
+        bias grows in proportion to it.
       max_reuse: Maximum share of the N points that are reused, in [0, 1].
-      sampler: Sampler of the new directions, e.g. `sphere`.
+      sampler: Sampler of the new directions.
     Returns:
       An `Estimator` whose value is f(x). `info.kept` is False where a value is not
       finite, or a displacement is lost to rounding.
     Raises:
-      TypeError, ValueError: As `finite_difference_estimator`, and if `reuse_distance`
-        or `max_reuse` is out of range.
+      As `finite_difference_estimator`.
     Cost:
-      1 + N − reused function values per step, see `info.num_values`; at least
-      1 + N − max_reuse · N. Under `jax.vmap`, N + 1 are evaluated. N + 1 copies of the
-      parameters in the state, in float32 at least, and 2N to 3N more during a step.
+      N + 1 function values per step without those reused (they count under `jax.vmap`).
+      N + 1 copies of the parameters in the state, in float32 at least, and 2N to 3N
+      more during a step.
     Example:
       >>> estimator = interpolation_estimator(num_directions=2)
       >>> fn, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
@@ -98,12 +90,19 @@ def interpolation_estimator(
       optimization, 2024.
     """
     api_name = "interpolation_estimator"
-    _check(api_name, num_directions, reuse_distance, max_reuse, sampler)
+    hint = "The estimate explains that many differences; 10 is a good start."
+    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    hint = "It is in distances of a new point; 0 reuses none."
+    validation.non_negative(api_name, "reuse_distance", reuse_distance, hint)
+    hint = "It is the share of points that may be reused; 0 reuses none."
+    validation.non_negative(api_name, "max_reuse", max_reuse, hint)
+    if max_reuse > 1:
+        validation.fail(api_name, "max_reuse", "be at most 1", repr(max_reuse), hint)
+    validation.check(api_name, sampler=sampler)
     # A product such as 0.29 · 100 is rounded to below the exact integer.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
-    def init(layout: flat.Layout, params: core.Params) -> InterpolationState:
-        del params
+    def init(layout: flat.Layout) -> InterpolationState:
         return InterpolationState(
             count=jnp.zeros((), jnp.int32),
             points=jnp.zeros((num_directions + 1, layout.dim), layout.dtype),
@@ -112,101 +111,46 @@ def interpolation_estimator(
         )
 
     def queries(step: core.Step, state: InterpolationState) -> core.Queries:
-        layout = step.layout
-        spread = math.sqrt(layout.dim / sampler.factor(max(layout.dim, 1)))
+        dim = step.layout.dim
+        spread = math.sqrt(dim / sampler.factor(max(dim, 1)))
         limit = step.smoothing * reuse_distance * spread
-        centre = flat.ravel(layout, step.params)
-        reused = _nearest(state, centre, limit, most)
-        return _queries(step, state, sampler, num_directions, reused)
+        center = flat.ravel(step.layout, step.params)
+        distances = jnp.sqrt(jnp.sum(jnp.square(state.points - center[None]), axis=1))
+        # A point equal to the center has no slope.
+        near = state.usable & (distances < limit) & (distances > 0)
+        nearest_first = jnp.argsort(jnp.where(near, distances, jnp.inf))[:-1]
+        num_reused = jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
+        return _queries(step, state, sampler, nearest_first, num_reused)
 
-    return build.estimator(
-        api_name,
-        init,
-        queries,
-        _estimate,
-        build.Settings(smoothing, terms, mask, sharding=sharding),
-    )
-
-
-def _check(
-    api_name: str,
-    num_directions: Any,
-    reuse_distance: Any,
-    max_reuse: Any,
-    sampler: Any,
-) -> None:
-    validation.integer(
-        api_name,
-        "num_directions",
-        num_directions,
-        1,
-        "The estimate explains that many differences; 10 is a good start.",
-    )
-    validation.non_negative(
-        api_name,
-        "reuse_distance",
-        reuse_distance,
-        "It is in distances of a new point; 0 reuses none.",
-    )
-    hint = "It is the share of points that may be reused; 0 reuses none."
-    validation.non_negative(api_name, "max_reuse", max_reuse, hint)
-    if max_reuse > 1:
-        validation.fail(api_name, "max_reuse", "be at most 1", repr(max_reuse), hint)
-    validation.check(api_name, sampler=sampler)
-
-
-class _Reused(NamedTuple):
-    """The points of the last step that are reused.
-
-    Attributes:
-      order: (num_directions + 1,) rows of the state, the nearest first.
-      number: int32 scalar, how many of them are reused.
-    """
-
-    order: jax.Array
-    number: jax.Array
-
-
-def _nearest(
-    state: InterpolationState, centre: jax.Array, limit: jax.Array, most: int
-) -> _Reused:
-    """Select the points near the center, at most `most`."""
-    distances = jnp.sqrt(jnp.sum(jnp.square(state.points - centre[None]), axis=1))
-    # A point equal to the center has no slope.
-    near = state.usable & (distances < limit) & (distances > 0)
-    order = jnp.argsort(jnp.where(near, distances, jnp.inf))
-    number = jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
-    return _Reused(order, number)
+    settings = build.Settings(smoothing, terms, mask, sharding=sharding)
+    return build.estimator(api_name, init, queries, _estimate, settings)
 
 
 def _queries(
     step: core.Step,
     state: InterpolationState,
     sampler: directions.DirectionSampler,
-    num_directions: int,
-    reused: _Reused,
+    rows: jax.Array,
+    num_reused: jax.Array,
 ) -> core.Queries:
     """Return the queries at the parameters and N points; reused points come first."""
-    layout = step.layout
+    layout, num_directions = step.layout, len(rows)
     prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
-    def vector(k: jax.Array) -> jax.Array:
+    def new_point(k: jax.Array, distance: jax.Array) -> core.Params:
         u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
         one = jnp.ones((), layout.dtype)
-        moved = flat.perturb(layout, step.params, step.smoothing * u, one, k)
-        is_reused = k < reused.number.astype(k.dtype)
-        old = state.points[reused.order[k]]
-        # The point as evaluated: in low precision it differs from x + smoothing · u.
-        return jnp.where(is_reused, old, flat.ravel(layout, moved))
-
-    vectors = lax.map(vector, jnp.arange(num_directions, dtype=jnp.uint32))
+        return flat.perturb(layout, step.params, distance * u, one, k)
 
     def point(index: Any) -> core.Params:
         k = jnp.maximum(jnp.asarray(index).astype(jnp.uint32), 1) - 1
-        u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
         distance = jnp.where(index > 0, step.smoothing, jnp.zeros_like(step.smoothing))
-        one = jnp.ones((), layout.dtype)
-        return flat.perturb(layout, step.params, distance * u, one, k)
+        return new_point(k, distance)
+
+    def evaluated_at(k: jax.Array) -> jax.Array:
+        # A new point as rounded: in low precision it differs from x + smoothing · u.
+        new = flat.ravel(layout, new_point(k, step.smoothing))
+        return jnp.where(k < num_reused.astype(k.dtype), state.points[rows[k]], new)
 
     def read(values: jax.Array, aux: Any) -> core.Readings:
         """Return the differences to the value at the center, then the values."""
@@ -218,52 +162,47 @@ def _queries(
         numbers = jnp.concatenate(lax.map(both, values[1:]))
         return core.Readings(jnp.sum(base), numbers, jnp.isfinite(numbers), aux)
 
-    def needed(index: Any) -> jax.Array:
-        return (index == 0) | (index > reused.number.astype(jnp.uint32))
-
+    points = lax.map(evaluated_at, jnp.arange(num_directions, dtype=jnp.uint32))
     return core.Queries(
         num=num_directions + 1,
         point=point,
         read=read,
         num_readings=2 * num_directions,
         base=step.params,
-        needed=needed,
-        shared=(vectors, reused),
+        needed=lambda i: (i == 0) | (i > num_reused.astype(jnp.uint32)),
+        shared=(points, state.values[rows], num_reused),
     )
 
 
 def _estimate(
-    step: core.Step,
-    state: InterpolationState,
-    queries: core.Queries,
-    readings: core.Readings,
+    step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
 ) -> core.Estimate:
     """Return the gradient of the linear function through all points of the step."""
-    layout, value = step.layout, readings.value
-    points, reused = queries.shared
+    points, old_values, num_reused = queries.shared
+    value = readings.value
     numbers = jnp.where(readings.valid, readings.slopes, jnp.nan)
     new_differences, new_values = jnp.split(numbers, 2)
-    old_values = state.values[reused.order[: queries.num - 1]]
-    is_reused = jnp.arange(queries.num - 1, dtype=jnp.int32) < reused.number
+    is_reused = jnp.arange(len(points), dtype=jnp.int32) < num_reused
     values = jnp.where(is_reused, old_values, new_values.astype(old_values.dtype))
     old_differences = old_values.astype(value.dtype) - value
     differences = jnp.where(is_reused, old_differences, new_differences)
-    centre = flat.ravel(layout, step.params)
-    gradient, slopes, kept = _interpolant(points - centre[None], differences)
-    state = _remembered(
-        state,
-        jnp.concatenate([points, centre[None]]),
-        jnp.append(values, value.astype(values.dtype)),
+    center = flat.ravel(step.layout, step.params)[None]
+    gradient, slopes, kept = _interpolant(points - center, differences)
+
+    points = jnp.concatenate([points, center])
+    values = jnp.append(values, value.astype(values.dtype))
+    usable = jnp.isfinite(values) & jnp.all(jnp.isfinite(points), axis=1)
+    state = state._replace(
+        points=jnp.where(usable[:, None], points, jnp.zeros_like(points)),
+        values=jnp.where(usable, values, jnp.zeros_like(values)),
+        usable=usable,
     )
-    num_values = queries.num - reused.number
-    info = core.EstimateInfo(slopes, kept, num_values, readings.aux)
-    index = reused.number.astype(jnp.uint32)
+    info = core.EstimateInfo(slopes, kept, queries.num - num_reused, readings.aux)
+    index = num_reused.astype(jnp.uint32)
     return core.Estimate(value, gradient, state, info, index)
 
 
-def _interpolant(
-    displacements: jax.Array, differences: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _interpolant(displacements: jax.Array, differences: jax.Array) -> tuple[Any, ...]:
     """Return the least-norm gradient of the differences, the slopes, and `kept`."""
     dtype = displacements.dtype
     eps = len(differences) * float(jnp.finfo(dtype).eps)
@@ -284,15 +223,3 @@ def _interpolant(
     weights = jnp.dot(basis, along * inverse, precision=lax.Precision.HIGHEST)
     gradient = jnp.dot(weights, rows, precision=lax.Precision.HIGHEST)
     return gradient, slopes, kept
-
-
-def _remembered(
-    state: InterpolationState, points: jax.Array, values: jax.Array
-) -> InterpolationState:
-    """Store these points, without those that are not finite."""
-    usable = jnp.isfinite(values) & jnp.all(jnp.isfinite(points), axis=1)
-    return state._replace(
-        points=jnp.where(usable[:, None], points, jnp.zeros_like(points)),
-        values=jnp.where(usable, values, jnp.zeros_like(values)),
-        usable=usable,
-    )

@@ -1,6 +1,5 @@
 """Estimate the sign of the gradient by a majority vote over the directions."""
 
-import math
 from typing import Any
 
 import jax
@@ -24,9 +23,9 @@ def majority_vote_estimator(
 ) -> core.Estimator:
     """Estimate the sign of each element of the gradient by a vote of the directions.
 
-    With `zo_signsgd` this is ZO-M-signSGD, sign descent by majority vote. Each
-    direction has one vote regardless of its slope, so outliers have bounded influence.
-    With `radazo`, which also bounds its steps, it was slower than `sphere_estimator`.
+    With `zo_signsgd` this is ZO-M-signSGD. Each direction has one vote regardless of
+    its slope, so outliers have bounded influence. With `radazo`, which also bounds its
+    steps, it was slower than `sphere_estimator`.
 
       g = 1 / |kept| · Σ_{k kept} sign(slopeₖ) · sign(uₖ)
 
@@ -40,43 +39,21 @@ def majority_vote_estimator(
     Returns:
       An `Estimator`. `info.factor` and `info.squared_norm` are NaN, since slope
       statistics do not describe votes.
-    Raises:
-      TypeError, ValueError: As `finite_difference_estimator`.
-    Cost:
+    Raises, Cost:
       As `finite_difference_estimator`.
     Example:
-      >>> optimizer = radazo.zo_signsgd(0.5, majority_vote_estimator(), key=0)
-      >>> params = jnp.array([3.0])
-      >>> updates, state = optimizer.update(
-      ...     None, optimizer.init(params), params, value_fn=lambda x: jnp.sum(x**2)
-      ... )
-      >>> print(updates)  # in one dimension the vote is unanimous
-      [-0.5]
+      >>> fn = radazo.value_and_grad(lambda x: x[0] ** 2, majority_vote_estimator())
+      >>> print(fn(0, jnp.array([3.0]))[1])  # In one dimension the vote is unanimous.
+      [1.]
     References:
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
     api_name = "majority_vote_estimator"
     validation.check(api_name, sampler=sampler)
-    options = mean.Options(
-        sampler._replace(factor=lambda dim: 1.0),
-        num_directions,
-        difference,
-        chunk_size,
-        _vote,
-    )
+    sampler = sampler._replace(factor=lambda dim: 1.0)
+    options = mean.Options(sampler, num_directions, difference, chunk_size, _vote)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
-    inner = mean.estimator(api_name, options, settings)
-
-    def without_statistics(estimate: core.Estimate) -> core.Estimate:
-        unknown = jnp.full_like(estimate.info.factor, math.nan)
-        info = estimate.info._replace(factor=unknown, squared_norm=unknown)
-        return estimate._replace(info=info)
-
-    fused = inner.fused
-    return inner._replace(
-        estimate=lambda *inputs: without_statistics(inner.estimate(*inputs)),
-        fused=fused and (lambda *inputs: without_statistics(fused(*inputs))),
-    )
+    return mean.estimator(api_name, options, settings)
 
 
 def _vote(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> Any:

@@ -2,15 +2,12 @@
 
   g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
-A chunk of `chunk_size` directions is drawn, evaluated and added in one batch. A chunk
-of 1 needs one perturbed point and one accumulator for any K. The directions do not
-depend on `chunk_size`; the estimate does in its last digits, since sums and batched
-functions round differently.
-
 `fused` evaluates and adds in one pass over the directions. `queries` and `estimated` do
-the same in two passes, for values that are evaluated elsewhere.
+the same in two passes, for values that are evaluated elsewhere. The last digits depend
+on `chunk_size`, since sums and batched functions round differently.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +19,10 @@ from jax import lax
 from radazo import core, differences, directions, flat, validation
 from radazo.estimators import build
 
-# weigh(slope, scale, drawn) -> (weight, vector): a direction adds weight · vector.
-Weigh = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+_Pair = tuple[jax.Array, jax.Array]
+_Draw = Callable[[jax.Array], jax.Array]
+# (slope, scale, drawn) -> (weight, vector): a direction adds weight · vector.
+_Weigh = Callable[[jax.Array, jax.Array, jax.Array], _Pair]
 
 
 class EstimatorState(NamedTuple):
@@ -36,28 +35,18 @@ class EstimatorState(NamedTuple):
     count: jax.Array
 
 
-def _slope_times_direction(
-    slope: jax.Array, scale: jax.Array, drawn: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _by_slope(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> _Pair:
     return slope.astype(drawn.dtype) * scale, drawn
 
 
 class Options(NamedTuple):
-    """Options of a mean over directions.
-
-    Attributes:
-      sampler: Sampler of the directions.
-      num_directions: K, or None for the number of perturbed elements.
-      difference: Finite difference that computes a slope.
-      chunk_size: Directions drawn and added in one batch.
-      weigh: Direction k adds weight · vector to the sum.
-    """
+    """Options of a mean over directions, as in `finite_difference_estimator`."""
 
     sampler: directions.DirectionSampler
     num_directions: int | None
     difference: differences.Difference
     chunk_size: int = 1
-    weigh: Weigh = _slope_times_direction
+    weigh: _Weigh = _by_slope
 
     def resolved(self, layout: flat.Layout) -> int:
         """Return K for parameters of this layout."""
@@ -72,35 +61,23 @@ def estimator(
     # With sharding, the rounding of the sum must not depend on the chunk size.
     chunked = options if settings.sharding is None else options._replace(chunk_size=1)
 
-    def init(layout: flat.Layout, params: core.Params) -> EstimatorState:
-        del layout, params
-        return EstimatorState(jnp.zeros((), jnp.int32))
-
-    def estimate(
-        step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
-    ) -> core.Estimate:
-        return estimated(step, chunked, queries, readings)._replace(state=state)
-
     return build.estimator(
         api_name,
-        init,
+        lambda layout: EstimatorState(jnp.zeros((), jnp.int32)),
         lambda step, state: queries(step, options),
-        estimate,
+        functools.partial(estimated, options=chunked),
         settings,
-        fused=lambda function, step, state: fused(function, step, options)._replace(
-            state=state
-        ),
+        fused=functools.partial(fused, options=options),
         memoryless=True,
     )
 
 
 def check(api_name: str, options: Options, settings: build.Settings) -> None:
     """Check the options, and that the points of a sharded step are known beforehand."""
-    validation.check(
-        api_name, num_directions=options.num_directions, difference=options.difference
-    )
+    number, difference = options.num_directions, options.difference
+    validation.check(api_name, num_directions=number, difference=difference)
     if settings.sharding is not None:
-        _check_steps(api_name, options.difference)
+        _check_steps(api_name, difference)
 
 
 def _check_steps(api_name: str, difference: differences.Difference) -> None:
@@ -115,19 +92,15 @@ def _check_steps(api_name: str, difference: differences.Difference) -> None:
 
 
 def queries(
-    step: core.Step,
-    options: Options,
-    draw: Callable[[jax.Array], jax.Array] | None = None,
+    step: core.Step, options: Options, draw: _Draw | None = None
 ) -> core.Queries:
     """Return the queries along K directions, `draw(k)` or those of the sampler."""
     layout, difference = step.layout, options.difference
-    num_directions, sampler = options.resolved(layout), options.sampler
     prepared = None
     if draw is None:
-        prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
-        draw = _drawer(sampler, prepared, layout)
+        prepared, draw = _prepared(step, options)
     if not difference.steps:
-        return _derivatives(options, num_directions, prepared, draw)
+        return _derivatives(step, options, prepared)
     num_base, num_steps = int(difference.at_params), len(difference.steps)
 
     def point(index: Any) -> core.Params:
@@ -136,17 +109,15 @@ def queries(
         drawn = draw(k)
         # XLA knows the distances of a constant `smoothing` only within the loop.
         distances = difference.distances(step.smoothing)
-        distance = distances[which] * _scale(sampler, drawn)
-        moved = flat.perturb(layout, step.params, drawn, distance, index)
+        distance = distances[which] * _scale(options.sampler, drawn)
+        perturbed = flat.perturb(layout, step.params, drawn, distance, index)
         if not num_base:
-            return moved
-        return jax.tree.map(
-            lambda new, x: (
-                jnp.where(index < num_base, x, new) if core.is_floating(x) else x
-            ),
-            moved,
-            step.params,
-        )
+            return perturbed
+
+        def chosen(x: Any, new: Any) -> Any:
+            return jnp.where(index < num_base, x, new) if core.is_floating(x) else x
+
+        return jax.tree.map(chosen, step.params, perturbed)
 
     def read(values: jax.Array, aux: Any) -> core.Readings:
         base = values[0] if num_base else None
@@ -161,6 +132,7 @@ def queries(
         value = mean_of_valid(means, valid) if base is None else jnp.sum(base)
         return core.Readings(value, slopes, valid, aux)
 
+    num_directions = options.resolved(layout)
     return core.Queries(
         num=difference.num_values(num_directions),
         point=point,
@@ -171,85 +143,73 @@ def queries(
     )
 
 
-def _derivatives(
-    options: Options,
-    num_directions: int,
-    prepared: Any,
-    draw: Callable[[jax.Array], jax.Array],
-) -> core.Queries:
+def _derivatives(step: core.Step, options: Options, prepared: Any) -> core.Queries:
     """Return queries for derivatives, which only their own `evaluate` can compute."""
 
     def unknown(*inputs: Any) -> Any:
         del inputs
         _check_steps("ask", options.difference)
 
-    def evaluate(
-        function: core.Function, step: core.Step, queries: core.Queries
-    ) -> core.Readings:
-        del queries
+    def evaluate(function: core.Function, *inputs: Any) -> core.Readings:
+        del inputs
+        return evaluated(function, step, options._replace(chunk_size=1))
 
-        def derivative(k: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
-            drawn = draw(k)
-
-            def line(distance: jax.Array) -> core.Params:
-                distance = distance * _scale(options.sampler, drawn)
-                return flat.perturb(step.layout, step.params, drawn, distance, k)
-
-            return differences.slope(
-                options.difference, function, line, None, step.smoothing
-            )
-
-        ks = jnp.arange(num_directions, dtype=jnp.uint32)
-        slopes, values, aux = lax.map(derivative, ks)
-        slopes, valid = valid_slope(slopes, options, step.layout)
-        aux = jax.tree.map(lambda x: x[0], aux)
-        return core.Readings(mean_of_valid(values, valid), slopes, valid, aux)
-
+    number = options.resolved(step.layout)
     return core.Queries(
-        num=num_directions,
-        point=unknown,
-        read=unknown,
-        num_readings=num_directions,
-        evaluate=evaluate,
-        shared=prepared,
+        number, unknown, unknown, number, evaluate=evaluate, shared=prepared
+    )
+
+
+def evaluated(
+    function: core.Function, step: core.Step, options: Options
+) -> core.Readings:
+    """Evaluate along each direction as `fused` does, with weights of zero."""
+
+    def weigh(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> _Pair:
+        del slope
+        return jnp.zeros_like(scale), drawn
+
+    found = fused(function, step, None, options._replace(weigh=weigh))
+    return core.Readings(
+        found.value, found.info.slopes, found.info.kept, found.info.aux
     )
 
 
 def estimated(
-    step: core.Step, options: Options, queries: core.Queries, readings: core.Readings
+    step: core.Step,
+    state: Any,
+    queries: core.Queries,
+    readings: core.Readings,
+    options: Options,
 ) -> core.Estimate:
     """Compute the estimate from readings, redrawing the directions."""
     layout, sampler = step.layout, options.sampler
-    slopes, valid = valid_slope(
-        jnp.where(readings.valid, readings.slopes, jnp.nan), options, layout
-    )
+    readings = valid_readings(readings, options, layout)
 
     def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
         del opaque_index
-        return options.weigh(slopes[k], _scale(sampler, drawn), drawn), None
+        return options.weigh(readings.slopes[k], _scale(sampler, drawn), drawn), None
 
     draw = _drawer(sampler, queries.shared, layout)
-    (total, opaque_index), _ = _summed(draw, one, layout, options)
-    readings = readings._replace(slopes=slopes, valid=valid)
-    return _finished(step, options, readings, total, opaque_index)
+    total, _ = _summed(draw, one, layout, options)
+    return _finished(layout, options, readings, state, *total)
 
 
-def fused(function: core.Function, step: core.Step, options: Options) -> core.Estimate:
+def fused(
+    function: core.Function, step: core.Step, state: Any, options: Options
+) -> core.Estimate:
     """Evaluate along each direction and add it, in one pass."""
-    layout, sampler, difference = step.layout, options.sampler, options.difference
-    prepared = sampler.prepare(
-        step.key, options.resolved(layout), layout.dim, layout.dtype
-    )
+    layout, difference = step.layout, options.difference
+    _, draw = _prepared(step, options)
     base, base_aux = function(step.params) if difference.at_params else (None, None)
 
     def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
         del k
-        scale = _scale(sampler, drawn)
+        scale = _scale(options.sampler, drawn)
 
         def line(distance: jax.Array) -> core.Params:
-            return flat.perturb(
-                layout, step.params, drawn, distance * scale, opaque_index
-            )
+            distance = distance * scale
+            return flat.perturb(layout, step.params, drawn, distance, opaque_index)
 
         slope, value, aux = differences.slope(
             difference, function, line, base, step.smoothing
@@ -259,28 +219,26 @@ def fused(function: core.Function, step: core.Step, options: Options) -> core.Es
         aux = aux if base is None else None
         return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
 
-    draw = _drawer(sampler, prepared, layout)
-    (total, opaque_index), seen = _summed(draw, one, layout, options)
-    slopes, valid, values, aux = seen
+    total, (slopes, valid, values, aux) = _summed(draw, one, layout, options)
     if base is None:
         value, aux = mean_of_valid(values, valid), jax.tree.map(lambda x: x[0], aux)
     else:
         value, aux = jnp.sum(base), base_aux
     readings = core.Readings(value, slopes, valid, aux)
-    return _finished(step, options, readings, total, opaque_index)
+    return _finished(layout, options, readings, state, *total)
 
 
 def _finished(
-    step: core.Step,
+    layout: flat.Layout,
     options: Options,
     readings: core.Readings,
+    state: Any,
     total: jax.Array,
     opaque_index: jax.Array,
 ) -> core.Estimate:
-    """Compute the estimate from the sum of weight times vector."""
-    gradient = mean_scale(options, step.layout, readings.valid) * total
-    info = make_info(step.layout, options, readings)
-    return core.Estimate(readings.value, gradient, None, info, opaque_index)
+    gradient = mean_scale(options, layout, readings.valid) * total
+    info = make_info(layout, options, readings)
+    return core.Estimate(readings.value, gradient, state, info, opaque_index)
 
 
 def make_info(
@@ -288,24 +246,32 @@ def make_info(
 ) -> core.EstimateInfo:
     """Return the info of a step with these readings."""
     _, slopes, valid, aux = readings
-    num_values = options.difference.num_values(slopes.size)
-    factors = _constants(options.sampler, layout.dim, slopes.dtype)
-    return core.EstimateInfo(
-        slopes, valid, jnp.asarray(num_values, jnp.int32), aux, *factors
-    )
+    num_values = jnp.asarray(options.difference.num_values(slopes.size), jnp.int32)
+    factor, squared_norm = options.sampler.factor(layout.dim), math.nan
+    if options.weigh is not _by_slope:
+        factor = math.nan
+    elif options.sampler.independent and layout.dim:
+        squared_norm = layout.dim / factor
+    constants = (jnp.asarray(x, slopes.dtype) for x in (factor, squared_norm))
+    return core.EstimateInfo(slopes, valid, num_values, aux, *constants)
+
+
+def _prepared(step: core.Step, options: Options) -> tuple[Any, _Draw]:
+    """Return the shared part of the directions, and a function that draws one."""
+    layout, sampler = step.layout, options.sampler
+    num_directions = options.resolved(layout)
+    prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
+    return prepared, _drawer(sampler, prepared, layout)
 
 
 def _drawer(
     sampler: directions.DirectionSampler, prepared: Any, layout: flat.Layout
-) -> Callable[[jax.Array], jax.Array]:
+) -> _Draw:
     return lambda k: sampler.draw(prepared, k, layout.dim, layout.dtype)
 
 
 def _summed(
-    draw: Callable[[jax.Array], jax.Array],
-    one: Callable[..., tuple[Any, Any]],
-    layout: flat.Layout,
-    options: Options,
+    draw: _Draw, one: Callable[..., Any], layout: flat.Layout, options: Options
 ) -> tuple[Any, Any]:
     """Return (sum of weight times vector, number of chunks), other outputs of `one`."""
     num_directions = options.resolved(layout)
@@ -320,16 +286,19 @@ def _summed(
         else:
             # In two batches: XLA on CPU redraws directions fused with a broadcast.
             drawn = lax.map(draw, ks, batch_size=-(-chunk_size // 2))
-            (weights, block), seen = jax.vmap(one, (0, 0, None))(
-                drawn, ks, opaque_index
-            )
+            in_batch = jax.vmap(one, (0, 0, None))
+            (weights, block), seen = in_batch(drawn, ks, opaque_index)
             total = total + jnp.dot(weights, block, precision=lax.Precision.HIGHEST)
         return (total, opaque_index + jnp.uint32(1)), seen
 
     ks = jnp.arange(num_directions, dtype=jnp.uint32)
     carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
     if jax.sharding.get_abstract_mesh().manual_axes:
-        carry = _varying(add_chunk, carry, ks[:chunk_size])
+        (total, _), _ = jax.eval_shape(add_chunk, carry, ks[:chunk_size])
+        kind = getattr(total, "manual_axis_type", None)  # None if it is not checked.
+        axes = getattr(total, "vma", None) if kind is None else kind.varying
+        if axes:  # The sum varies along the axes along which `add_chunk` does.
+            carry = lax.pcast(carry[0], tuple(axes), to="varying"), carry[1]
     whole = num_directions - num_directions % chunk_size
     carry, seen = lax.scan(add_chunk, carry, ks[:whole].reshape(-1, chunk_size))
     seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
@@ -346,20 +315,23 @@ def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
     return sampler.scale(drawn)
 
 
-def valid_slope(
-    slope: jax.Array, options: Options, layout: flat.Layout
-) -> tuple[jax.Array, jax.Array]:
-    """Return (slope, valid), with slope 0 where invalid.
-
-    A slope is invalid if it is not finite, or so large that an element of the gradient
-    could overflow.
-    """
+def valid_slope(slope: jax.Array, options: Options, layout: flat.Layout) -> _Pair:
+    """Return (slope, valid), slope 0 where it, or the gradient, could overflow."""
     # An element of u is below 16.
     factor = max(options.sampler.factor(layout.dim), 1.0)
     share = 16 * options.resolved(layout) * factor
     largest = min(float(jnp.finfo(x).max) for x in (slope.dtype, layout.dtype))
     valid = jnp.abs(slope) <= largest / share
     return jnp.where(valid, slope, jnp.zeros_like(slope)), valid
+
+
+def valid_readings(
+    readings: core.Readings, options: Options, layout: flat.Layout
+) -> core.Readings:
+    """Return the readings with `valid_slope` applied."""
+    slopes = jnp.where(readings.valid, readings.slopes, jnp.nan)
+    slopes, valid = valid_slope(slopes, options, layout)
+    return readings._replace(slopes=slopes, valid=valid)
 
 
 def mean_scale(options: Options, layout: flat.Layout, valid: jax.Array) -> jax.Array:
@@ -377,18 +349,3 @@ def mean_of_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
     sum_valid = jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)))
     mean_valid = sum_valid / num_valid(valid, values.dtype)
     return jnp.where(jnp.any(valid), mean_valid, values[0])
-
-
-def _constants(sampler: directions.DirectionSampler, dim: int, dtype: Any) -> Any:
-    """Return the factor of the sampler, and its mean of ‖u‖²."""
-    factor = sampler.factor(dim)
-    squared_norm = dim / factor if sampler.independent and dim else math.nan
-    return jnp.asarray(factor, dtype), jnp.asarray(squared_norm, dtype)
-
-
-def _varying(add_chunk: Any, carry: Any, ks: jax.Array) -> Any:
-    """Return the carry with the varying mesh axes that `add_chunk` gives it."""
-    (total, _), _ = jax.eval_shape(add_chunk, carry, ks)
-    kind = getattr(total, "manual_axis_type", None)  # None if it is not checked.
-    axes = getattr(total, "vma", None) if kind is None else kind.varying
-    return (lax.pcast(carry[0], tuple(axes), to="varying"), carry[1]) if axes else carry

@@ -1,10 +1,6 @@
-"""Guard an estimator against outliers: skip the step, or clip its slopes.
-
-A guard compares the largest slope of a step with those of recent steps.
-"""
+"""Guard an estimator against outliers: skip the step, or clip its slopes."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +11,6 @@ from radazo import core, validation
 from radazo.estimators import build
 
 _MIN_STEPS = 5  # Recent steps needed before a slope can be an outlier.
-
-# slope_factor(bound, largest) -> factor of the slopes of an outlier, in [0, 1)
-_SlopeFactor = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class OutlierState(NamedTuple):
@@ -53,16 +46,13 @@ def skip_outliers(
       s > bound   gradient zero and all directions dropped; the estimator state is
                   unchanged, and with `with_estimator` that of the optimizer too
 
-    The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers are stored
-    too, so a lasting change of scale is accepted after at most
-    window − ⌈quantile · window⌉ + 1 skipped steps in a row, 26 by default. Outliers
-    must be fewer than 1 − quantile of the steps. Nothing is skipped before 5 steps with
-    a nonzero slope (or `window`, if less).
+    The quantile of n numbers is the ⌈quantile · n⌉-th smallest. Outliers, which must be
+    fewer than 1 − quantile of the steps, are stored too: a lasting change of scale is
+    accepted after at most window − ⌈quantile · window⌉ + 1 skipped steps in a row.
+    Nothing is skipped before 5 steps with a nonzero slope (or `window`, if less).
 
-    With `zo_sgd`, a slope F times too large makes a step F times too long. `radazo`
-    bounds the update by learning_rate / √(1 − b2) per element, but its second moment
-    keeps an outlier for about 2 ln(F) / (1 − b2) steps, in which parameters hardly
-    move. The guard has no use with `zo_signsgd`, or against noise in every step.
+    `radazo` bounds its steps, but its second moment keeps a slope that is F times too
+    large for about 2 ln(F) / (1 − b2) steps. `zo_signsgd` needs no guard.
 
     Args:
       estimator: Any `Estimator`.
@@ -75,21 +65,18 @@ def skip_outliers(
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      The function values of `estimator`, in a skipped step too; `window` numbers of
-      state, no copy of the parameters. The state of `estimator` is held twice during a
-      step.
+      The function values of `estimator`, in a skipped step too. Its state is held twice
+      during a step.
     Example:
       >>> estimator = skip_outliers(radazo.sphere_estimator())
       >>> optimizer = radazo.zo_sgd(0.1, estimator, key=0)
-      >>> def value_fn(x, step):  # One value in forty is an outlier.
-      ...     return jnp.sum(x**2) * jnp.where(step % 40 == 39, 1e6, 1.0)
-      >>> result = radazo.minimize(
-      ...     value_fn, jnp.ones(5), optimizer, 200, batches=lambda step: step
-      ... )
+      >>> fn = lambda x, step: jnp.sum(x**2) * jnp.where(step % 40 == 39, 1e6, 1.0)
+      >>> steps = lambda step: step  # One value in forty is an outlier.
+      >>> result = radazo.minimize(fn, jnp.ones(5), optimizer, 200, batches=steps)
       >>> print(optax.tree.get(result.state, "num_outliers"), result.values[-2] < 0.01)
       5 True
     """
-    return _guarded("skip_outliers", estimator, quantile, window, factor, _zero_factor)
+    return _guarded("skip_outliers", estimator, quantile, window, factor, clip=False)
 
 
 def clip_outliers(
@@ -101,45 +88,32 @@ def clip_outliers(
 ) -> core.Estimator:
     """Clip the slopes of steps whose largest slope is an outlier.
 
-    Gradient clipping with an adaptive bound, for heavy-tailed noise.
+    Gradient clipping with an adaptive bound, for heavy-tailed noise. It biases the
+    estimate, and leaves outliers in the memory of `history_mean_estimator` and others.
 
-      bound = factor · quantile of s over the last `window` steps with a nonzero slope
-      slopes, gradient ← slopes, gradient · min(1, bound / s)
-
-    where s is the largest |slope| of the step before clipping. Clipping biases the
-    estimate. It does not affect the memory of an estimator such as
-    `history_mean_estimator`; use `skip_outliers` there.
+      slopes, gradient ← slopes, gradient · min(1, bound / s)    as in `skip_outliers`
 
     Args:
-      estimator: Any `Estimator`.
-      quantile, window: As in `skip_outliers`.
+      estimator, quantile, window: As in `skip_outliers`.
       factor: Multiple of the quantile that a slope may reach, greater than 0. A slope
         along a random direction exceeds three times the median of its size in one step
         of twenty, ten times in none.
     Returns:
-      An `Estimator`, which is not memoryless. `optax.tree.get(state, "num_outliers")`
-      is the number of clipped steps.
+      As `skip_outliers`; `num_outliers` is the number of clipped steps.
     Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range.
+      As `skip_outliers`.
     Cost:
-      That of `estimator`; `window` numbers of state, no copy of the parameters.
+      That of `estimator`.
     Example:
       >>> estimator = clip_outliers(radazo.rademacher_estimator(), factor=2.0)
-      >>> optimizer = radazo.zo_sgd(0.5, estimator, key=0)
-      >>> scale = jnp.array([1.0] * 10 + [1000.0])
-      >>> fn = lambda x, scale: scale * x
-      >>> x, state = jnp.zeros(()), optimizer.init(jnp.zeros(()))
-      >>> step = jax.jit(
-      ...     lambda state, scale: optimizer.update(
-      ...         None, state, x, value_fn=fn, scale=scale
-      ...     )
-      ... )
-      >>> for now in scale:
-      ...     updates, state = step(state, now)
-      >>> print(jnp.round(updates, 2))  # instead of -500
-      -1.0
+      >>> x, state = jnp.zeros(()), estimator.init(jnp.zeros(()))
+      >>> for scale in [1.0] * 5 + [1000.0]:
+      ...     fn = lambda x: scale * x
+      ...     _, gradient, state, _ = radazo.estimate(estimator, 0, fn, x, state)
+      >>> print(jnp.round(gradient, 2))  # instead of 1000
+      2.0
     """
-    return _guarded("clip_outliers", estimator, quantile, window, factor, _clip_factor)
+    return _guarded("clip_outliers", estimator, quantile, window, factor, clip=True)
 
 
 def _guarded(
@@ -148,9 +122,10 @@ def _guarded(
     quantile: float,
     window: int,
     factor: float,
-    slope_factor: _SlopeFactor,
+    *,
+    clip: bool,
 ) -> core.Estimator:
-    """Build the guarded estimator."""
+    """Multiply the slopes and the gradient of an outlier by a share in [0, 1)."""
     build.check_estimator(api_name, estimator)
     hint = "It is the share of recent steps that lie below; 0.5 is the median."
     validation.share(api_name, "quantile", quantile, hint)
@@ -160,23 +135,40 @@ def _guarded(
     validation.positive(api_name, "factor", factor, hint)
 
     def init(params: core.Params) -> OutlierState:
-        return OutlierState(
-            count=jnp.zeros((), jnp.int32),
-            num_outliers=jnp.zeros((), jnp.int32),
-            recent=jnp.zeros(window, jnp.result_type(float)),
-            inner_state=estimator.init(params),
-        )
+        zero, recent = jnp.zeros((), jnp.int32), jnp.zeros(window, float)
+        inner_state = estimator.init(params)
+        return OutlierState(zero, jnp.zeros((), jnp.int32), recent, inner_state)
 
-    guarded = functools.partial(_guard, quantile, window, factor, slope_factor)
+    def guarded(state: OutlierState, found: core.Estimate) -> core.Estimate:
+        recent, info = state.recent, found.info
+        largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
+        num_seen = jnp.sum(recent > 0, dtype=jnp.int32)
+        last = jnp.asarray(jnp.inf, recent.dtype)
+        in_order = jnp.sort(jnp.where(recent > 0, recent, last))
+        rank = jnp.asarray(quantile, recent.dtype) * num_seen.astype(recent.dtype)
+        row = jnp.clip(jnp.ceil(rank).astype(jnp.int32) - 1, 0, recent.size - 1)
+        bound = jnp.asarray(factor, recent.dtype) * in_order[row]
+        outlier = (num_seen >= min(_MIN_STEPS, window)) & (largest > bound)
+        share = jnp.zeros_like(largest)
+        if clip:
+            share = bound / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny)
+        share = jnp.where(outlier, share, jnp.ones_like(largest))
+        taken = share > 0
+        count = optax.safe_increment(state.num_outliers)
+        count = jnp.where(outlier, count, state.num_outliers)
+        shifted = jnp.concatenate([largest[None], recent[:-1]])
+        recent = jnp.where(largest > 0, shifted, recent)
+        chosen = functools.partial(jnp.where, taken)
+        inner_state = jax.tree.map(chosen, found.state, state.inner_state)
+        state = OutlierState(state.count, count, recent, inner_state)
+        slopes = info.slopes * share.astype(info.slopes.dtype)
+        info = info._replace(slopes=slopes, kept=info.kept & taken)
+        gradient = found.gradient * share.astype(found.gradient.dtype)
+        found = found._replace(gradient=gradient, state=state, info=info)
+        return build.next_count(found)
 
-    def estimate(
-        step: core.Step,
-        state: OutlierState,
-        queries: core.Queries,
-        readings: core.Readings,
-    ) -> core.Estimate:
-        inner = estimator.estimate(step, state.inner_state, queries, readings)
-        return guarded(state, inner)
+    def estimate(step: core.Step, state: OutlierState, *seen: Any) -> core.Estimate:
+        return guarded(state, estimator.estimate(step, state.inner_state, *seen))
 
     fused = estimator.fused
     return core.Estimator(
@@ -192,61 +184,3 @@ def _guarded(
             )
         ),
     )
-
-
-def _guard(
-    quantile: float,
-    window: int,
-    factor: float,
-    slope_factor: _SlopeFactor,
-    state: OutlierState,
-    found: core.Estimate,
-) -> core.Estimate:
-    """Multiply the slopes and the gradient of an outlier by the slope factor."""
-    recent, info = state.recent, found.info
-    largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
-    num_seen, typical = _quantile(recent, quantile)
-    bound = jnp.asarray(factor, recent.dtype) * typical
-    outlier = (num_seen >= min(_MIN_STEPS, window)) & (largest > bound)
-    share = jnp.where(outlier, slope_factor(bound, largest), jnp.ones_like(largest))
-    taken = share > 0
-    state = OutlierState(
-        count=state.count,
-        num_outliers=jnp.where(
-            outlier, optax.safe_increment(state.num_outliers), state.num_outliers
-        ),
-        recent=jnp.where(
-            largest > 0, jnp.concatenate([largest[None], recent[:-1]]), recent
-        ),
-        inner_state=jax.tree.map(
-            lambda new, old: jnp.where(taken, new, old),
-            found.state,
-            state.inner_state,
-        ),
-    )
-    info = info._replace(
-        slopes=info.slopes * share.astype(info.slopes.dtype),
-        kept=info.kept & taken,
-    )
-    gradient = found.gradient * share.astype(found.gradient.dtype)
-    found = found._replace(gradient=gradient, state=state, info=info)
-    return build.next_count(found)
-
-
-def _zero_factor(bound: jax.Array, largest: jax.Array) -> jax.Array:
-    del bound
-    return jnp.zeros_like(largest)
-
-
-def _clip_factor(bound: jax.Array, largest: jax.Array) -> jax.Array:
-    return bound / jnp.maximum(largest, jnp.finfo(largest.dtype).tiny)
-
-
-def _quantile(recent: jax.Array, quantile: Any) -> tuple[jax.Array, jax.Array]:
-    """Return the number of nonzero elements of `recent`, and their quantile."""
-    num_seen = jnp.sum(recent > 0, dtype=jnp.int32)
-    last = jnp.asarray(jnp.inf, recent.dtype)
-    in_order = jnp.sort(jnp.where(recent > 0, recent, last))
-    share = jnp.asarray(quantile, recent.dtype) * num_seen.astype(recent.dtype)
-    place = jnp.clip(jnp.ceil(share).astype(jnp.int32) - 1, 0, recent.size - 1)
-    return num_seen, in_order[place]

@@ -1,7 +1,4 @@
-"""Reduce the variance of an estimator by a snapshot of the parameters.
-
-Near the snapshot, the noise of estimates at the parameters and at the snapshot cancels.
-"""
+"""Reduce the variance of an estimator by a snapshot of the parameters."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
@@ -27,10 +23,8 @@ class SvrgState(NamedTuple):
     Attributes:
       count: int32 scalar, estimates so far.
       age: int32 scalar, estimates since the snapshot; negative before the first one.
-      snapshot: Floating-point leaves of the parameters at the snapshot, None for other
-        leaves.
-      full_gradient: Gradient estimate of `full_value_fn` there, structured as
-        `snapshot`.
+      snapshot: The parameters at the snapshot; None for leaves that are not floating.
+      full_gradient: Gradient estimate of `full_value_fn` there.
     """
 
     count: jax.Array
@@ -49,74 +43,70 @@ def svrg_estimator(
     """Reduce the mini-batch noise of an estimator by a snapshot, as ZO-SVRG does.
 
     For objectives that are a mean over data: `value_fn` takes a different batch in each
-    step, and `full_value_fn` all data. If the noise of the directions exceeds that of
-    the batches, as with K much less than d, it gains nothing with `radazo` or `zo_sgd`
-    for the cost of three estimates.
+    step, and `full_value_fn` all data. It gains nothing if the noise of the directions
+    exceeds that of the batches, as with K much less than d.
 
       every `num_inner_steps` steps:  x₀ ← x,  G ← estimate of `full_value_fn` at x₀
       g = estimate(x) − estimate(x₀) + G           both of `value_fn`, of this step
 
-    The mean of g is that of an estimate of the whole objective at x. Batch noise
-    vanishes as x approaches x₀. With independent directions, as in the paper, g has the
-    direction noise of three estimates. With shared directions it has that of G near x₀.
+    Batch noise vanishes as x approaches x₀. With independent directions, as in the
+    paper, g has the direction noise of three estimates; with shared ones that of G.
+
+    If all directions are dropped at x, g is zero. If all are dropped at x₀, or the last
+    full estimate failed, g is the estimate at x alone. A failed full estimate leaves
+    the snapshot unchanged and is repeated in the next step.
 
     Args:
-      estimator: Computes all three estimates; memoryless, e.g. `sphere_estimator(...)`
-        with a constant `smoothing`.
+      estimator: A memoryless `Estimator`, with a constant `smoothing`.
       full_value_fn: `full_value_fn(params)`, the whole objective; without aux, and with
         terms if the estimator has `terms=True`.
       num_inner_steps: Steps between two snapshots, at least 1.
       share_directions: Whether the estimates at x and x₀ use the same directions.
     Returns:
-      An `Estimator`, which is not memoryless. Its value, aux, and the slopes and `kept`
-      of `info` are those of the estimate at x; `info.num_values` counts all three. If
-      all directions are dropped at x, the gradient is zero. If all are dropped at x₀,
-      or the last full estimate failed, it is the estimate at x alone. A failed full
-      estimate leaves the snapshot unchanged and is repeated in the next step.
+      An `Estimator`, which is not memoryless. Its value and `info` are those of the
+      estimate at x, but `info.num_values` counts all three.
     Raises:
-      TypeError: If an argument has the wrong type.
-      ValueError: If `estimator` is not memoryless, or `num_inner_steps` < 1.
+      TypeError, ValueError: If an argument has the wrong type or is out of range, or
+        `estimator` is not memoryless.
     Cost:
-      Twice the function values of `estimator` per step, three times with a snapshot;
-      one call of `full_value_fn` counts as one value. Two copies of the parameters in
-      the state and two more during a step. Under `jax.vmap` each step computes a
-      snapshot.
+      Twice the function values of `estimator` per step, three times with a snapshot and
+      under `jax.vmap`; a call of `full_value_fn` counts as one value. Two copies of the
+      parameters in the state and two more during a step.
     Example:
       >>> data = jnp.arange(8.0)
       >>> fn = lambda x, batch: jnp.mean((x - batch) ** 2)
-      >>> estimator = svrg_estimator(
-      ...     radazo.rademacher_estimator(smoothing=0.5, difference=radazo.central),
-      ...     lambda x: fn(x, data),
-      ...     share_directions=True,
-      ... )
+      >>> inner = radazo.rademacher_estimator(smoothing=0.5, difference=radazo.central)
+      >>> full = lambda x: fn(x, data)
+      >>> estimator = svrg_estimator(inner, full, share_directions=True)
       >>> optimizer = radazo.zo_sgd(0.25, estimator, key=0)
-      >>> step = jax.jit(
-      ...     lambda x, state, batch: optimizer.update(
-      ...         None, state, x, value_fn=fn, batch=batch
-      ...     )
-      ... )
-      >>> x, state = jnp.zeros(()), optimizer.init(jnp.zeros(()))
-      >>> for batch in data.reshape(4, 2):  # No batch has the mean of all, 3.5.
-      ...     updates, state = step(x, state, batch)
-      ...     x = x + updates
-      >>> print(x)  # The same as with all data in each step: 3.5 · (1 − 2⁻⁴)
+      >>> batches = lambda step: data.reshape(4, 2)[step]  # None has the mean of all.
+      >>> result = radazo.minimize(fn, jnp.zeros(()), optimizer, 4, batches=batches)
+      >>> print(result.params)  # As with all data in each step: 3.5 · (1 − 2⁻⁴)
       3.28125
     References:
       Liu et al., Zeroth-order stochastic variance reduction for nonconvex optimization,
       2018. arXiv:1805.10367, algorithm 2.
     """
     api_name = "svrg_estimator"
-    _check(api_name, estimator, full_value_fn, num_inner_steps, share_directions)
-
+    hint = "Three estimates of a step share it: give `smoothing` as a number."
+    build.check_memoryless(api_name, estimator, hint)
+    hint = "It takes the parameters alone and returns the whole objective."
+    validation.function(api_name, "full_value_fn", full_value_fn, hint)
+    hint = "It is the number of steps between two snapshots; 50 is a good start."
+    validation.integer(api_name, "num_inner_steps", num_inner_steps, 1, hint)
+    hint = "True draws the same directions at the parameters and at the snapshot."
+    validation.instance(api_name, "share_directions", share_directions, bool, hint)
     there = _HERE if share_directions else _THERE
 
     def due(state: SvrgState) -> jax.Array:
         return (state.age < 0) | (state.age >= num_inner_steps)
 
-    part = functools.partial(_part, estimator)
+    def part(outer: core.Step, number: int, params: core.Params) -> Any:
+        """Return the step of one of the three estimates, and its state."""
+        key, state = random.fold_in(outer.key, number), estimator.init(params)
+        return estimator.step(key, params, state), state
 
-    def parts(step: core.Step, state: SvrgState) -> list[tuple[core.Step, Any]]:
-        """Return the steps at x, at x₀, and of the full gradient."""
+    def parts(step: core.Step, state: SvrgState) -> list[Any]:
         anchor = _anchor(step.params, state, due(state))
         points = (_HERE, step.params), (there, anchor), (_FULL, step.params)
         return [part(step, *point) for point in points]
@@ -126,90 +116,44 @@ def svrg_estimator(
         return _joined(three, due(state), full_value_fn)
 
     def estimate(
-        step: core.Step,
-        state: SvrgState,
-        queries: core.Queries,
-        readings: core.Readings,
+        step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
-        three = zip(parts(step, state), _split(queries.shared, readings), strict=True)
-        at_x, at_x0, full = (estimator.estimate(*x, *y) for x, y in three)
+        three = zip(parts(step, state), queries.shared, _split(readings), strict=True)
+        at_x, at_x0, full = (estimator.estimate(*x, *seen) for x, *seen in three)
         is_due = due(state)
         state, num_full = _renewed(is_due, step, lambda: full, state)
         # x₀ is x if a snapshot is due, so if it fails the old one is not used.
         failed = is_due & (state.age != 0)
         return _combined(step, state, at_x, at_x0, num_full, failed)
 
-    def fused(
-        function: core.Function, step: core.Step, state: SvrgState
-    ) -> core.Estimate:
-        full = differences.evaluation(
+    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
+        full_function = differences.evaluation(
             api_name, full_value_fn, terms=step.terms, has_aux=False
         )
-        loop = functools.partial(build.closed_loop, estimator)
-        state, num_full = _renewed(
-            due(state), step, lambda: loop(full, *part(step, _FULL, step.params)), state
-        )
+
+        def estimated(function: core.Function, *where: Any) -> core.Estimate:
+            return build.closed_loop(estimator, function, *part(step, *where))
+
+        def full() -> core.Estimate:
+            return estimated(full_function, _FULL, step.params)
+
+        state, num_full = _renewed(due(state), step, full, state)
         never = jnp.asarray(False)
-        anchor = _anchor(step.params, state, never)
-        at_x = loop(function, *part(step, _HERE, step.params))
-        at_x0 = loop(function, *part(step, there, anchor))
+        at_x = estimated(function, _HERE, step.params)
+        at_x0 = estimated(function, there, _anchor(step.params, state, never))
         return _combined(step, state, at_x, at_x0, num_full, never)
 
-    return core.Estimator(
-        api_name,
-        functools.partial(_init, estimator),
-        estimator.step,
-        queries,
-        estimate,
-        fused=fused,
-    )
+    init = functools.partial(_init, estimator)
+    return core.Estimator(api_name, init, estimator.step, queries, estimate, fused)
 
 
 def _init(estimator: core.Estimator, params: core.Params) -> SvrgState:
-    estimator.init(params)  # It says what in them cannot be perturbed.
+    estimator.init(params)  # It checks the parameters.
     snapshot = jax.tree.map(
         lambda x: jnp.array(x, copy=True) if core.is_floating(x) else None, params
     )
-    return SvrgState(
-        count=jnp.zeros((), jnp.int32),
-        age=jnp.full((), -1, jnp.int32),
-        snapshot=snapshot,
-        full_gradient=jax.tree.map(jnp.zeros_like, snapshot),
-    )
-
-
-def _check(
-    api_name: str,
-    estimator: Any,
-    full_value_fn: Any,
-    num_inner_steps: Any,
-    share_directions: Any,
-) -> None:
-    build.check_estimator(api_name, estimator)
-    if not estimator.memoryless:
-        validation.fail(
-            api_name,
-            "estimator",
-            "be memoryless",
-            "one whose `memoryless` is False (it uses past steps, or a `smoothing` "
-            "schedule reads the step)",
-            "Three estimates of a step share it: take `radazo.sphere_estimator()`, "
-            "say, with a number for its `smoothing`.",
-        )
-    hint = "It takes the parameters alone and returns the whole objective."
-    validation.function(api_name, "full_value_fn", full_value_fn, hint)
-    hint = "It is the number of steps between two snapshots; 50 is a good start."
-    validation.integer(api_name, "num_inner_steps", num_inner_steps, 1, hint)
-    hint = "True draws the same directions at the parameters and at the snapshot."
-    validation.instance(api_name, "share_directions", share_directions, bool, hint)
-
-
-def _part(
-    estimator: core.Estimator, outer: core.Step, number: int, params: core.Params
-) -> tuple[core.Step, Any]:
-    """Return the step of one of the three estimates, with its own key."""
-    state = estimator.init(params)
-    return estimator.step(random.fold_in(outer.key, number), params, state), state
+    zero, before = jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)
+    return SvrgState(zero, before, snapshot, jax.tree.map(jnp.zeros_like, snapshot))
 
 
 def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Params:
@@ -224,46 +168,38 @@ def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Param
 def _joined(
     three: list[core.Queries], due: jax.Array, full_value_fn: core.ValueFn
 ) -> core.Queries:
-    """Concatenate the queries of the three estimates."""
-    ends = np.cumsum([queries.num for queries in three]).tolist()
+    """Concatenate the queries of the three estimates, which are equally many."""
+    here, num = three[0], int(three[0].num)
 
     def point(index: Any) -> core.Params:
-        index = jnp.asarray(index).astype(jnp.uint32)
-        which = sum((index >= end).astype(jnp.int32) for end in ends[:-1])
-        first = jnp.asarray([0, *ends[:-1]], jnp.uint32)[which]
-        return lax.switch(which, [queries.point for queries in three], index - first)
+        which, index = jnp.divmod(jnp.asarray(index).astype(jnp.uint32), num)
+        return lax.switch(which.astype(jnp.int32), [x.point for x in three], index)
 
     def read(values: jax.Array, aux: Any) -> core.Readings:
-        pieces = zip(three, jnp.split(values, ends[:-1]), strict=True)
-        here, *others = (queries.read(values, aux) for queries, values in pieces)
-        return here._replace(
-            slopes=jnp.concatenate([here.slopes, *(x.slopes for x in others)]),
-            valid=jnp.concatenate([here.valid, *(x.valid for x in others)]),
-        )
+        pieces = zip(three, jnp.split(values, 3), strict=True)
+        readings = [queries.read(values, aux) for queries, values in pieces]
+        slopes = jnp.concatenate([x.slopes for x in readings])
+        valid = jnp.concatenate([x.valid for x in readings])
+        return readings[0]._replace(slopes=slopes, valid=valid)
 
     return core.Queries(
-        num=ends[-1],
+        num=3 * num,
         point=point,
         read=read,
-        num_readings=sum(queries.num_readings for queries in three),
-        needed=lambda index: (index < ends[1]) | due,
+        num_readings=3 * here.num_readings,
+        needed=lambda index: (index < 2 * num) | due,
         functions=(full_value_fn,),
-        function_of=lambda index: (index >= ends[1]).astype(jnp.int32),
-        evaluate=three[0].evaluate,
+        function_of=lambda index: (index >= 2 * num).astype(jnp.int32),
+        evaluate=here.evaluate,
         shared=three,
     )
 
 
-def _split(
-    three: list[core.Queries], readings: core.Readings
-) -> list[tuple[core.Queries, core.Readings]]:
-    """Return the queries and the readings of each of the three estimates."""
-    ends = np.cumsum([queries.num_readings for queries in three]).tolist()[:-1]
-    slopes, valid = jnp.split(readings.slopes, ends), jnp.split(readings.valid, ends)
-    return [
-        (queries, readings._replace(slopes=slopes[i], valid=valid[i]))
-        for i, queries in enumerate(three)
-    ]
+def _split(readings: core.Readings) -> list[core.Readings]:
+    """Return the readings of each of the three estimates."""
+    slopes, valid = jnp.split(readings.slopes, 3), jnp.split(readings.valid, 3)
+    pieces = zip(slopes, valid, strict=True)
+    return [readings._replace(slopes=x, valid=y) for x, y in pieces]
 
 
 def _combined(
@@ -294,40 +230,29 @@ def _combined(
 
 
 def _renewed(
-    due: jax.Array,
-    step: core.Step,
-    full: Callable[[], core.Estimate],
-    state: SvrgState,
+    due: jax.Array, step: core.Step, full: Callable[[], core.Estimate], state: SvrgState
 ) -> tuple[SvrgState, jax.Array]:
     """Take a snapshot if one is due; return the state and the number of values used."""
 
     def renew(state: SvrgState) -> tuple[SvrgState, jax.Array]:
         found = full()
         succeeded = jnp.any(found.info.kept)
-        gradient = flat.unravel(
-            step.layout, step.params, found.gradient, found.opaque_index
-        )
+        layout, params = step.layout, step.params
+        gradient = flat.unravel(layout, params, found.gradient, found.opaque_index)
 
         def chosen(new: Any, old: Any) -> Any:
             return None if old is None else jnp.where(succeeded, new, old)
 
         state = state._replace(
             age=chosen(jnp.zeros((), jnp.int32), state.age),
-            snapshot=jax.tree.map(chosen, step.params, state.snapshot),
+            snapshot=jax.tree.map(chosen, params, state.snapshot),
             full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
         )
         return state, jnp.asarray(found.info.num_values, jnp.int32)
 
-    return _if(due, renew, lambda state: (state, jnp.zeros((), jnp.int32)), state)
+    def keep(state: SvrgState) -> tuple[SvrgState, jax.Array]:
+        return state, jnp.zeros((), jnp.int32)
 
-
-def _if(
-    condition: jax.Array,
-    yes: Callable[[SvrgState], Any],
-    no: Callable[[SvrgState], Any],
-    state: SvrgState,
-) -> Any:
-    """Apply one of two functions to the state; untraced, the other is not called."""
-    if isinstance(condition, Tracer):
-        return lax.cond(condition, yes, no, state)
-    return (yes if condition else no)(state)
+    if isinstance(due, Tracer):
+        return lax.cond(due, renew, keep, state)
+    return (renew if due else keep)(state)  # Evaluates nothing unless it is due.

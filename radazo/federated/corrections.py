@@ -261,7 +261,7 @@ def _fitted(
     rows = features.factor() * jnp.cos(features.angles(buffer.points))
     rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
     gram = jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
-    _, deviation, standard = gaussian_process.standardised(buffer.values, filled)
+    _, deviation, standard = gaussian_process.standardized(buffer.values, filled)
     factor = gaussian_process.factorized(gram, filled, jitter)
     solved = jax.scipy.linalg.cho_solve((factor, True), standard)
     weights = deviation * jnp.dot(solved, rows, precision=lax.Precision.HIGHEST)

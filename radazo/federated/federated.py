@@ -240,7 +240,7 @@ def _clients(
             updates, state = optimizer.update(
                 None, state, params, value_fn=lambda params: value_fn(params, client)
             )
-            return (core.moved(updates, params), state), state.last_value
+            return (core.apply_updates(updates, params), state), state.last_value
 
         carry = start, optimizer.init(start)
         (params, last), values = lax.scan(step, carry, length=options.num_local_steps)

@@ -68,14 +68,11 @@ def value_and_grad(
     """
     api_name = "value_and_grad"
     validation.check(api_name, value_fn=value_fn)
-    build.check_estimator(api_name, estimator)
-    if not estimator.memoryless:
-        got = "one whose `memoryless` is False (a `smoothing` schedule reads the step)"
-        hint = (
-            "Use `with_estimator` or `estimate_gradient`, which carry its state, or "
-            "give `smoothing` as a number."
-        )
-        validation.fail(api_name, "estimator", "be memoryless", got, hint)
+    hint = (
+        "Use `with_estimator` or `estimate_gradient`, which carry its state, or give "
+        "`smoothing` as a number."
+    )
+    build.check_memoryless(api_name, estimator, hint)
 
     def estimated_value_and_grad(
         key: core.Key, params: core.Params, *args: Any, **kwargs: Any
@@ -264,23 +261,9 @@ def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.
     )
     validation.current_params(call, params, hint)
     if value_fn is None:
-        return functools.partial(_not_known_before, api_name)
+        return build.evaluated_elsewhere(api_name)
     validation.check(call, value_fn=value_fn)
     return value_fn
-
-
-def _not_known_before(api_name: str, params: core.Params, **keywords: Any) -> Any:
-    """Fail: the function is evaluated elsewhere, before the step."""
-    del params, keywords
-    validation.fail(
-        api_name,
-        "value_fn",
-        "be evaluated at points that are known before the step",
-        "other points",
-        "A line search and `forward_mode` evaluate further points: use an optimizer "
-        "without, and `forward`, `central` or `one_point`.",
-        TypeError,
-    )
 
 
 def _fast(params: Any) -> Any:

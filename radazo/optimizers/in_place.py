@@ -145,7 +145,8 @@ def in_place(
         call = f"{api_name}(...).step"
         if evaluate is None or value_fn is not None:
             validation.check(call, value_fn=value_fn)
-        bound = functools.partial(value_fn or _unknown, **extra)
+        value_fn = value_fn or build.evaluated_elsewhere(call)
+        bound = functools.partial(value_fn, **extra)
         layout = flat.layout(api_name, params, mask, in_parts=True)
         function = differences.evaluation(api_name, bound, terms=terms, has_aux=False)
         distance = build.smoothing_at(smoothing, state.count, layout)
@@ -167,13 +168,6 @@ def in_place(
         return params, combinators.update_counters(state, value, info, any_kept), info
 
     return stepping.InPlace(init, step)
-
-
-def _unknown(params: core.Params) -> Any:
-    """Fail: the function is evaluated elsewhere."""
-    del params
-    hint = "Use `forward`, `central` or `one_point`, whose points are known."
-    validation.fail("in_place(...).step", "value_fn", "be a function", "None", hint)
 
 
 def _check_takes_a_gradient(api_name: str, states: Any) -> None:
@@ -243,12 +237,12 @@ def _weights(
     options: mean.Options, step: core.Step, readings: core.Readings, scales: jax.Array
 ) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
     """Return the value, the weight of each direction in the gradient, and the info."""
-    layout, slopes = step.layout, jnp.where(readings.valid, readings.slopes, jnp.nan)
-    slopes, valid = mean.valid_slope(slopes, options, layout)
-    readings = readings._replace(slopes=slopes, valid=valid)
+    layout = step.layout
+    readings = mean.valid_readings(readings, options, layout)
     info = mean.make_info(layout, options, readings)
-    share = mean.mean_scale(options, layout, valid)
-    return readings.value, share * (slopes.astype(layout.dtype) * scales), info
+    share = mean.mean_scale(options, layout, readings.valid)
+    weights = share * (readings.slopes.astype(layout.dtype) * scales)
+    return readings.value, weights, info
 
 
 def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:

@@ -107,8 +107,7 @@ def pars(
     mean.check(api_name, options, settings)
     constants = _Constants(smoothness, num_directions, guesses)
 
-    def init(layout: flat.Layout, params: core.Params) -> ParsState:
-        del params
+    def init(layout: flat.Layout) -> ParsState:
         return ParsState(
             count=jnp.zeros((), jnp.int32),
             memory=prior_guided.empty_memory(layout),
@@ -142,7 +141,7 @@ def pars(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
         here, own = at_y(step, state)
-        estimate = mean.estimated(here, own, queries, readings)
+        estimate = mean.estimated(here, state, queries, readings, own)
         return moved(here, state, queries.shared[0], estimate)
 
     def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
@@ -150,7 +149,7 @@ def pars(
         layout = step.layout
         rows = own.sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
         own = own._replace(sampler=own.sampler._replace(prepare=lambda *_: rows))
-        return moved(here, state, rows[0], mean.fused(function, here, own))
+        return moved(here, state, rows[0], mean.fused(function, here, state, own))
 
     built = build.estimator(api_name, init, queries, estimate, settings, fused=fused)
     return combinators.attached(api_name, built, _AGAINST, key)

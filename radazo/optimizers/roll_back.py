@@ -128,7 +128,7 @@ def roll_back(
         kept_params = _either(due, params, state.kept_params)
         kept_state = _either(due, _memory(state.inner_state), state.kept_state)
         num_bad = jnp.where(good, 0, state.num_bad + 1)
-        back = (num_bad >= patience) | ~_all_finite(core.moved(updates, params))
+        back = (num_bad >= patience) | ~_all_finite(core.apply_updates(updates, params))
 
         def towards_kept(leaf: Any, update: Any, kept: Any) -> Any:
             if kept is None:

@@ -47,7 +47,7 @@ def take_step(
         extra["value_fn"] = value_fn
     update: Any = optimizer.update
     updates, state = update(None, state, params, **extra)
-    return core.moved(updates, params), state
+    return core.apply_updates(updates, params), state
 
 
 class _ReachedError(Exception):

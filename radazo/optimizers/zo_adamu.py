@@ -99,8 +99,7 @@ def zo_adamu(
         boundaries = first, max(4 * num_steps // 5, first + 1)
     _check_boundaries(api_name, boundaries)
 
-    def init(layout: flat.Layout, params: core.Params) -> ZoAdamuState:
-        del params
+    def init(layout: flat.Layout) -> ZoAdamuState:
         momentum = jnp.zeros(layout.dim, layout.dtype)
         return ZoAdamuState(jnp.zeros((), jnp.int32), momentum)
 
