@@ -171,6 +171,13 @@ def apply_updates(updates: Params, params: Params) -> Params:
     )
 
 
+def select(condition: jax.Array, params: Params, others: Params) -> Params:
+    """Return `params`, with the floating-point leaves of `others` unless `condition`."""
+    return jax.tree.map(
+        lambda x, y: jnp.where(condition, x, y) if is_floating(x) else x, params, others
+    )
+
+
 def is_floating(leaf: Any) -> bool:
     """Return whether `leaf` is a floating-point array."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -137,19 +137,18 @@ def _queries(
     layout, num_directions = step.layout, len(rows)
     prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
-    def new_point(k: jax.Array, distance: jax.Array) -> core.Params:
+    def new_point(k: jax.Array) -> core.Params:
         u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
         one = jnp.ones((), layout.dtype)
-        return flat.perturb(layout, step.params, distance * u, one, k)
+        return flat.perturb(layout, step.params, step.smoothing * u, one, k)
 
     def point(index: Any) -> core.Params:
-        k = jnp.maximum(jnp.asarray(index).astype(jnp.uint32), 1) - 1
-        distance = jnp.where(index > 0, step.smoothing, jnp.zeros_like(step.smoothing))
-        return new_point(k, distance)
+        k = jnp.asarray(index).astype(jnp.uint32)
+        return core.select(k < 1, step.params, new_point(jnp.maximum(k, 1) - 1))
 
     def evaluated_at(k: jax.Array) -> jax.Array:
         # A new point as rounded: in low precision it differs from x + smoothing · u.
-        new = flat.ravel(layout, new_point(k, step.smoothing))
+        new = flat.ravel(layout, new_point(k))
         return jnp.where(k < num_reused.astype(k.dtype), state.points[rows[k]], new)
 
     def read(values: jax.Array, aux: Any) -> core.Readings:

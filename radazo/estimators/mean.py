@@ -111,13 +111,8 @@ def queries(
         distances = difference.distances(step.smoothing)
         distance = distances[which] * _scale(options.sampler, drawn)
         perturbed = flat.perturb(layout, step.params, drawn, distance, index)
-        if not num_base:
-            return perturbed
-
-        def chosen(x: Any, new: Any) -> Any:
-            return jnp.where(index < num_base, x, new) if core.is_floating(x) else x
-
-        return jax.tree.map(chosen, step.params, perturbed)
+        at_params = index < num_base
+        return core.select(at_params, step.params, perturbed) if num_base else perturbed
 
     def read(values: jax.Array, aux: Any) -> core.Readings:
         base = values[0] if num_base else None
