@@ -172,7 +172,7 @@ def apply_updates(updates: Params, params: Params) -> Params:
 
 
 def select(condition: jax.Array, params: Params, others: Params) -> Params:
-    """Return `params`, with the floating-point leaves of `others` unless `condition`."""
+    """Return the floating-point leaves of `params` if `condition`, else of `others`."""
     return jax.tree.map(
         lambda x, y: jnp.where(condition, x, y) if is_floating(x) else x, params, others
     )
