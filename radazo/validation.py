@@ -9,8 +9,8 @@ import math
 import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from functools import partial
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +32,11 @@ def fail(
 
 def _is_number(value: Any) -> bool:
     """Return whether `value` is a concrete real scalar of Python, NumPy or JAX."""
-    if isinstance(value, bool | np.bool_):
-        return False
-    if isinstance(value, int | float | np.number):
-        return not isinstance(value, np.complexfloating)
-    return (
-        isinstance(value, np.ndarray | jax.Array)
-        and value.ndim == 0
-        and (
-            np.issubdtype(value.dtype, np.integer)
-            or jnp.isdtype(value.dtype, "real floating")
-        )
-    )
+    if isinstance(value, int | float | np.integer | np.floating):
+        return not isinstance(value, bool)
+    kinds = ("integral", "real floating")
+    is_scalar = isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
+    return is_scalar and jnp.isdtype(value.dtype, kinds)
 
 
 def integer(api_name: str, argument: str, value: Any, minimum: int, hint: str) -> None:
@@ -58,10 +51,10 @@ def _number(
     api_name: str,
     argument: str,
     value: Any,
-    rule: str,
-    holds: Callable[[float], bool],
     hint: str,
     *,
+    rule: str,
+    holds: Callable[[float], bool],
     schedule: bool = False,
 ) -> None:
     """Check that `value` is finite, real and satisfies `holds`, or is a schedule."""
@@ -74,51 +67,15 @@ def _number(
         fail(api_name, argument, rule, repr(value), hint)
 
 
-def positive(
-    api_name: str, argument: str, value: Any, hint: str, *, schedule: bool = False
-) -> None:
-    """Check that `value` is greater than 0."""
-    _number(
-        api_name,
-        argument,
-        value,
-        "be finite and greater than 0",
-        lambda x: x > 0,
-        hint,
-        schedule=schedule,
-    )
-
-
-def non_negative(
-    api_name: str, argument: str, value: Any, hint: str, *, schedule: bool = False
-) -> None:
-    """Check that `value` is at least 0."""
-    _number(
-        api_name,
-        argument,
-        value,
-        "be finite and at least 0",
-        lambda x: x >= 0,
-        hint,
-        schedule=schedule,
-    )
-
-
-def decay(api_name: str, argument: str, value: Any) -> None:
-    """Check that `value` is a decay rate, in [0, 1)."""
-    _number(
-        api_name,
-        argument,
-        value,
-        "be in [0, 1)",
-        lambda x: 0 <= x < 1,
-        "It is the share of the past that a moment keeps at each step.",
-    )
-
-
-def share(api_name: str, argument: str, value: Any, hint: str) -> None:
-    """Check that `value` is a share, in [0, 1]."""
-    _number(api_name, argument, value, "be in [0, 1]", lambda x: 0 <= x <= 1, hint)
+positive = partial(_number, rule="be finite and greater than 0", holds=lambda x: x > 0)
+non_negative = partial(_number, rule="be finite and at least 0", holds=lambda x: x >= 0)
+share = partial(_number, rule="be in [0, 1]", holds=lambda x: 0 <= x <= 1)
+decay = partial(
+    _number,
+    rule="be in [0, 1)",
+    holds=lambda x: 0 <= x < 1,
+    hint="It is the share of the past that a moment keeps at each step.",
+)
 
 
 def _floating(api_name: str, argument: str, value: Any) -> None:
@@ -128,15 +85,8 @@ def _floating(api_name: str, argument: str, value: Any) -> None:
     except TypeError:
         fits = False
     if not fits:
-        rule = "be None or a floating-point type"
-        fail(
-            api_name,
-            argument,
-            rule,
-            repr(value),
-            "Pass `jnp.bfloat16`, say.",
-            TypeError,
-        )
+        rule, hint = "be None or a floating-point type", "Pass e.g. `jnp.bfloat16`."
+        fail(api_name, argument, rule, repr(value), hint, TypeError)
 
 
 def function(api_name: str, argument: str, value: Any, hint: str) -> None:
@@ -161,7 +111,9 @@ def current_params(api_name: str, params: Any, hint: str) -> None:
 def instance(api_name: str, argument: str, value: Any, of: type, hint: str) -> None:
     """Check that `value` is an instance of `of`."""
     if not isinstance(value, of):
-        fail(api_name, argument, f"be {_article(of)}", repr(value), hint, TypeError)
+        article = "an" if of.__name__[0] in "AEIOU" else "a"
+        rule = f"be {article} {of.__name__}"
+        fail(api_name, argument, rule, repr(value), hint, TypeError)
 
 
 def real(returned: Any) -> float:
@@ -180,44 +132,37 @@ def real(returned: Any) -> float:
     return math.nan
 
 
+_RULES: dict[str, tuple[Any, ...]] = {}
+
+
+def declare(
+    rule: Callable[..., None], *names: str, optional: bool = False, **options: Any
+) -> None:
+    """Declare one rule for the arguments of these names in every function.
+
+    An `optional` argument may be None. A name has one rule in all of radazo.
+    """
+    for name in names:
+        declared = rule, optional, options
+        if _RULES.setdefault(name, declared) != declared:
+            fail("declare", "names", "have one rule each", repr(name), "Rename it.")
+
+
 def check(api_name: str, **arguments: Any) -> None:
     """Check each argument by the rule that `declare` gave its name."""
     for name, value in arguments.items():
-        _RULES[name](api_name, name, value)
-
-
-def declare(rule: Callable[..., None], *names: str, **options: Any) -> None:
-    """Declare one rule for the arguments of these names in every function."""
-    for name in names:
-        _RULES[name] = lambda api_name, argument, value: rule(
-            api_name, argument, value, **options
-        )
-
-
-def _optional(rule: Callable[..., None]) -> Callable[..., None]:
-    """Return the rule for an argument that may be None."""
-
-    def check_unless_none(
-        api_name: str, argument: str, value: Any, **options: Any
-    ) -> None:
-        if value is not None:
-            rule(api_name, argument, value, **options)
-
-    return check_unless_none
-
-
-_RULES: dict[str, Callable[[str, str, Any], None]] = {}
+        rule, optional, options = _RULES[name]
+        if not (optional and value is None):
+            rule(api_name, name, value, **options)
 
 
 @contextmanager
 def traceable(api_name: str) -> Iterator[None]:
     """Add a hint to JAX's error about a `value_fn` that it cannot trace."""
+    untraceable = jax.errors.TracerArrayConversionError
     try:
         yield
-    except (
-        jax.errors.TracerArrayConversionError,
-        jax.errors.ConcretizationTypeError,
-    ) as error:
+    except (untraceable, jax.errors.ConcretizationTypeError) as error:
         error.add_note(
             f"`{api_name}(value_fn=...)` must be traceable by JAX. Wrap a function of "
             "NumPy or plain Python in `jax.pure_callback`."
@@ -225,28 +170,16 @@ def traceable(api_name: str) -> Iterator[None]:
         raise
 
 
-def _article(of: type) -> str:
-    return f"{'an' if of.__name__[0] in 'AEIOU' else 'a'} {of.__name__}"
+_ERRORS = (Exception, SystemExit)  # Not KeyboardInterrupt.
 
 
-class Caught(NamedTuple):
+@contextmanager
+def caught(tell: Callable[[BaseException], Any]) -> Iterator[None]:
     """Pass exceptions to `tell`; let KeyboardInterrupt propagate."""
-
-    tell: Callable[[BaseException], Any]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception | SystemExit):
-            return False
-        self.tell(error)
-        return True
+    try:
+        yield
+    except _ERRORS as error:
+        tell(error)
 
 
 declare(
@@ -257,8 +190,9 @@ declare(
     schedule=True,
 )
 declare(
-    _optional(integer),
+    integer,
     "num_directions",
+    optional=True,
     minimum=1,
     hint="The variance of the estimate falls as one over it; 10 is a good start.",
 )

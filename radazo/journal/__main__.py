@@ -29,7 +29,7 @@ _SHOWN = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status."""
     options = _parser().parse_args(arguments)
-    with validation.Caught(_print_error):
+    with validation.caught(_print_error):
         return options.command(options)
     return 2
 
@@ -181,7 +181,7 @@ def _imported(argument: str, name: str | None) -> Any:
         hint = "Modules are also found in the current folder; functions are called."
         validation.fail("replay", argument, rule, got, hint)
 
-    with validation.Caught(explain), contextlib.ExitStack() as stack:
+    with validation.caught(explain), contextlib.ExitStack() as stack:
         if name is not None:
             sys.path.insert(0, "")
             stack.callback(sys.path.remove, "")

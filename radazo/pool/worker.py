@@ -66,7 +66,7 @@ def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
     mark.write()
     # As text: some exceptions cannot be pickled, and others keep resources open.
     failures: list[str] = []
-    with validation.Caught(lambda error: failures.append(_text(error))):
+    with validation.caught(lambda error: failures.append(_text(error))):
         point = to_numpy(point)  # A copy, which the function may modify.
         if isinstance(point, OtherFunction):
             value_fn, point = point
