@@ -50,10 +50,10 @@ class DirectionSampler(NamedTuple):
       independent: Whether the directions of a step are independent of each other.
       part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
         of a drawn direction with key fold_in(step key, k); the offset is an int, a
-        traced uint32 or an `offsets.Offset`. The default marks samplers that draw
+        traced uint32 or an `random.Offset`. The default marks samplers that draw
         directions only as a whole.
       at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
-        uint32 or an `offsets.Offset` of arrays.
+        uint32 or an `random.Offset` of arrays.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]

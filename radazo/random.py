@@ -1,9 +1,8 @@
 """Random numbers as pure functions of (key, counter), which XLA fuses into consumers.
 
-On CPU, JAX's generator is a rolled loop that XLA cannot fuse: noise is written to
-memory, and drawing it dominates a cheap step. Here the same function, Threefry-2x32
-with 20 rounds (Salmon et al., 2011), is written in plain `jax.numpy`, so that noise is
-computed where it is used.
+On CPU, JAX's generator is a loop that XLA cannot fuse: it writes noise to memory, which
+dominates a cheap step. Here the same function, Threefry-2x32 with 20 rounds (Salmon et
+al., 2011), is plain `jax.numpy`, so that noise is computed where it is used.
 
 Key contract, version 1. With `key` the two uint32 words of a threefry key:
 
@@ -14,24 +13,24 @@ Key contract, version 1. With `key` the two uint32 words of a threefry key:
 
 where `as` means the same bits as JAX's partitionable generator at shape (d,). An
 element depends only on the key, its index and the type, so part of a direction can be
-drawn from its offset. Bits are equal on all backends; normal numbers may differ in the
-last place if a backend rounds erf⁻¹ differently.
+drawn from its offset: an int, a traced uint32 or, beyond their range, an `Offset` of
+two words, because JAX has no 64-bit integers by default. Bits are equal on all
+backends; normal numbers may differ in the last place if erf⁻¹ is rounded differently.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import offsets, validation
+from radazo import validation
 
-__all__ = [
-    "KEY_CONTRACT_VERSION",
-]
+__all__ = ["KEY_CONTRACT_VERSION"]
 
 KEY_CONTRACT_VERSION = 1
+WORD = 1 << 32
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -39,24 +38,69 @@ _SIGN_PARTS = 4
 _IMPL = "threefry2x32"
 
 
+class Offset(NamedTuple):
+    """hi · 2³² + lo, both uint32."""
+
+    hi: jax.Array
+    lo: jax.Array
+
+
+def advance(offset: Any, index: Any, unit: int, extent: int) -> Any:
+    """Return offset + index · unit, which is less than offset + extent.
+
+    `index` is an int or a uint32, `unit` an int.
+    """
+    if isinstance(offset, int) and isinstance(index, int):
+        return offset + index * unit
+    index = jnp.asarray(index, jnp.uint32)
+    if not _may_end_beyond(offset, extent):
+        return jnp.asarray(offset, jnp.uint32) + index * jnp.uint32(unit)
+    hi, lo = (jnp.uint32(word) for word in split_offset(offset))
+    low = index * jnp.uint32(unit % WORD)
+    high = _multiply_high(index, unit % WORD) + index * jnp.uint32(unit // WORD)
+    lo = lo + low
+    return Offset(hi + high + (lo < low).astype(jnp.uint32), lo)
+
+
+def split_offset(offset: Any) -> tuple[Any, Any]:
+    """Return (hi, lo) of an offset."""
+    if isinstance(offset, int):
+        return divmod(offset, WORD)
+    return offset if isinstance(offset, Offset) else (jnp.zeros_like(offset), offset)
+
+
+def _may_end_beyond(offset: Any, size: int) -> bool:
+    """Return whether a part of this size may have elements beyond index 2³² − 1."""
+    if isinstance(offset, int):
+        return offset + size > WORD
+    return isinstance(offset, Offset)
+
+
+def _multiply_high(a: jax.Array, b: int) -> jax.Array:
+    """Return the upper word of the 64-bit product of two uint32."""
+    half, sixteen = jnp.uint32(0xFFFF), jnp.uint32(16)
+    a1, a0 = a >> sixteen, a & half
+    b1, b0 = jnp.uint32(b >> 16), jnp.uint32(b & 0xFFFF)
+    middle = a1 * b0 + ((a0 * b0) >> sixteen)
+    other = (middle & half) + a0 * b1
+    return a1 * b1 + (middle >> sixteen) + (other >> sixteen)
+
+
 def key_data(api_name: str, key: Any) -> jax.Array:
     """Return the two uint32 words of `key`, a typed threefry key or an integer seed."""
     rule, hint = "be a key or an integer seed", "Pass `jax.random.key(seed)` or a seed."
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**63:
-            validation.fail(
-                api_name, "key", f"{rule} of at most 64 bits", repr(key), hint
-            )
+            rule = f"{rule} of at most 64 bits"
+            validation.fail(api_name, "key", rule, repr(key), hint)
         return jax.random.key_data(jax.random.key(key, impl=_IMPL))
     got = repr(key)
     if isinstance(key, jax.Array | np.ndarray):
         if key.ndim:
             rule = "be one key, a scalar"
             got = f"an array of shape {key.shape} and type {key.dtype}"
-            hint = (
-                "Wrap raw key data by `jax.random.wrap_key_data(key)`; for several "
-                "keys use `jax.vmap`."
-            )
+            hint = "Wrap raw key data by `jax.random.wrap_key_data(key)`; for several "
+            hint += "keys use `jax.vmap`."
         elif jnp.issubdtype(key.dtype, np.integer):
             return jax.random.key_data(jax.random.key(key, impl=_IMPL))
         elif not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -97,15 +141,12 @@ def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
 
 
 def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array]:
-    """Return both output words for the counters offset, ..., offset + size - 1.
-
-    If the offset is a uint32, the counters must stay below 2³².
-    """
-    first_hi, first_lo = offsets.words(offset)
+    """Return both words of counters offset, ...; with a uint32 they stay below 2³²."""
+    first_hi, first_lo = split_offset(offset)
     start = jnp.uint32(first_lo)
     lo = lax.iota(jnp.uint32, size) + start
     hi = jnp.zeros_like(lo)
-    if offsets.may_end_beyond(offset, size):
+    if _may_end_beyond(offset, size):
         hi = jnp.uint32(first_hi) + (lo < start).astype(jnp.uint32)
     return threefry(key, hi, lo)
 
@@ -123,7 +164,7 @@ def normal(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
 
 def normal_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
     """Return elements of `normal` at `indices`, uint32 or an `Offset` of arrays."""
-    return _normal(*threefry(key, *offsets.words(indices)), dtype)
+    return _normal(*threefry(key, *split_offset(indices)), dtype)
 
 
 def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
@@ -173,7 +214,7 @@ def _word_and_bit(index: Any) -> tuple[Any, Any]:
     """Return the word that holds the sign of element `index` < 2³⁷, and its bit."""
     if isinstance(index, int):
         return divmod(index, 32)
-    hi, lo = offsets.words(index)
+    hi, lo = split_offset(index)
     first = (hi << jnp.uint32(27)) | (lo >> jnp.uint32(5))
     return first, lo & jnp.uint32(31)
 
@@ -192,6 +233,6 @@ def _sign(words: jax.Array, dtype: Any) -> jax.Array:
 def index_below(key: jax.Array, size: int) -> jax.Array:
     """Return ⌊x · size / 2⁶⁴⌋ for 64 random bits x: uniform in [0, size), uint32."""
     hi, lo = threefry(key, jnp.uint32(0), jnp.uint32(0))
-    carried = hi * jnp.uint32(size) + offsets.multiply_high(lo, size)
+    carried = hi * jnp.uint32(size) + _multiply_high(lo, size)
     carry = carried < hi * jnp.uint32(size)
-    return offsets.multiply_high(hi, size) + carry.astype(jnp.uint32)
+    return _multiply_high(hi, size) + carry.astype(jnp.uint32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import radazo
-from radazo import flat, offsets, random
+from radazo import flat, random
 from radazo.evaluate import lazy, perturbed
 from radazo.optimizers import partwise
 
@@ -21,13 +21,13 @@ BOUNDARY = WORD - 100  # Parts that begin here end beyond 2³².
 
 
 def number(offset):
-    if isinstance(offset, offsets.Offset):
+    if isinstance(offset, random.Offset):
         return (int(offset.hi) << 32) + int(offset.lo)
     return int(offset)
 
 
 def two_words(offset):
-    return offsets.Offset(jnp.uint32(offset // WORD), jnp.uint32(offset % WORD))
+    return random.Offset(jnp.uint32(offset // WORD), jnp.uint32(offset % WORD))
 
 
 @settings(deadline=None, max_examples=60)
@@ -38,19 +38,19 @@ def two_words(offset):
     st.booleans(),
 )
 def test_offsets_are_added_as_integers(offset, index, unit, known):
-    found = offsets.moved(
+    found = random.advance(
         offset if known else two_words(offset), jnp.uint32(index), unit, 2**62
     )
     assert number(found) == (offset + index * unit) % 2**64
-    assert offsets.moved(offset, index, unit, 2**62) == offset + index * unit
+    assert random.advance(offset, index, unit, 2**62) == offset + index * unit
 
 
 def test_offsets_below_one_word_stay_in_one():
-    found = offsets.moved(1000, jnp.uint32(7), 3, 500)
+    found = random.advance(1000, jnp.uint32(7), 3, 500)
     assert found.dtype == jnp.uint32
     assert int(found) == 1021
-    assert int(offsets.moved(found, jnp.uint32(2), 10, 100)) == 1041
-    assert isinstance(offsets.moved(BOUNDARY, jnp.uint32(0), 3, 500), offsets.Offset)
+    assert int(random.advance(found, jnp.uint32(2), 10, 100)) == 1041
+    assert isinstance(random.advance(BOUNDARY, jnp.uint32(0), 3, 500), random.Offset)
 
 
 @pytest.mark.parametrize("draw", [random.normal, random.signs])
@@ -70,7 +70,7 @@ def test_elements_from_two_words_are_those_from_the_integer(draw, offset):
 def test_elements_at_indices_of_two_words_are_those_of_the_row(at, draw):
     lo = (jnp.arange(300, dtype=jnp.uint32) + jnp.uint32(BOUNDARY)).reshape(3, 100)
     hi = (lo < jnp.uint32(BOUNDARY)).astype(jnp.uint32)
-    found = at(KEY, offsets.Offset(hi, lo), jnp.float32)
+    found = at(KEY, random.Offset(hi, lo), jnp.float32)
     expected = draw(KEY, 300, jnp.float32, BOUNDARY)
     np.testing.assert_array_equal(found, expected.reshape(3, 100))
 
@@ -141,7 +141,7 @@ def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
     """Of a law whose blocks are as long as their first offset is beyond 2³²."""
 
     def part(key, size, dtype, offset):
-        hi, _ = offsets.words(offset)
+        hi, _ = random.split_offset(offset)
         return jnp.asarray([hi], dtype)
 
     scale = lambda drawn: jnp.sqrt(jnp.sum(drawn**2))

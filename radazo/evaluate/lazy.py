@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core as jax_core
 
-from radazo import core, flat, offsets, validation
+from radazo import core, flat, random, validation
 
 _NO_INDEX = np.uint32(0xFFFFFFFF)  # Not the index of any element.
 BLOCK = 1 << 20  # Elements of a matrix that are materialized at once.
@@ -87,7 +87,7 @@ class Moved(NamedTuple):
     def part(self, stored: jax.Array, index: Any = 0, unit: int = 1) -> "Moved":
         """Return the part from index · unit on; axes must be in stored order."""
         axes = tuple(range(stored.ndim))
-        offset = offsets.moved(self.offset, index, unit, self.stored.size)
+        offset = random.advance(self.offset, index, unit, self.stored.size)
         return self._replace(stored=stored, offset=offset, order=axes)
 
     def rows(self, start: Any, count: int) -> "Moved":
@@ -95,7 +95,7 @@ class Moved(NamedTuple):
         first = jnp.clip(start, 0, self.stored.shape[0] - count)
         stored = lax.dynamic_slice_in_dim(self.stored, first, count)
         row = math.prod(stored.shape[1:])
-        offset = offsets.moved(self.offset, first, row, self.stored.size)
+        offset = random.advance(self.offset, first, row, self.stored.size)
         return self._replace(stored=stored, offset=offset)
 
     def whole(self) -> jax.Array:
@@ -109,7 +109,7 @@ class Moved(NamedTuple):
 
 def check_size(shape: tuple[int, ...]) -> None:
     """Check that a part materialized at once has fewer than 2³² elements."""
-    if math.prod(shape) >= offsets.WORD:
+    if math.prod(shape) >= random.WORD:
         validation.fail(
             "in_place(...).step",
             "params",
@@ -351,7 +351,7 @@ def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
     places = taken(places, fill_value=_NO_INDEX)
     rows = taken(x.stored, fill_value=params["fill_value"])
     x.noise.seen(x.leaf, rows.size)
-    indices = offsets.moved(x.offset, places, 1, x.stored.size)
+    indices = random.advance(x.offset, places, 1, x.stored.size)
     moved = _added(rows, x.noise.at(indices))
     return [jnp.where(places == _NO_INDEX, rows, moved).astype(x.dtype)]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from radazo import core, directions, flat, offsets, random, validation
+from radazo import core, directions, flat, random, validation
 from radazo.evaluate import lazy
 
 
@@ -98,7 +98,7 @@ def scale_of(
     num, rest = divmod(layout.dim, lazy.BLOCK)
 
     def of_block(i: jax.Array) -> jax.Array:
-        start = offsets.moved(0, i, lazy.BLOCK, layout.dim)
+        start = random.advance(0, i, lazy.BLOCK, layout.dim)
         return norm(start, lazy.BLOCK)
 
     norms = lax.map(of_block, jnp.arange(num, dtype=jnp.uint32))

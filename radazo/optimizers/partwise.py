@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from radazo import core, directions, flat, offsets, random
+from radazo import core, directions, flat, random
 from radazo.evaluate import lazy
 
 _UNROLLED = 4  # Directions drawn within one loop over the elements.
@@ -143,7 +143,7 @@ def _in_parts(
         part = jax.tree.map(
             lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), whole
         )
-        offset = offsets.moved(start, i, size, num * size)
+        offset = random.advance(start, i, size, num * size)
         return jax.tree.map(
             lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0),
             whole,
