@@ -1,8 +1,7 @@
 """Slopes along a direction, from function values or by forward mode.
 
 Differences are taken in at least float32, and term by term if the function returns
-terms: the rounding of a long sum limits a difference in float32, and terms that a small
-step barely changes cancel exactly.
+terms: the rounding of a long sum limits a difference, and equal terms cancel exactly.
 """
 
 from collections.abc import Callable
@@ -14,21 +13,15 @@ from jax import lax
 
 from radazo import core, naming, validation
 
-__all__ = [
-    "Difference",
-    "central",
-    "forward",
-    "forward_mode",
-    "one_point",
-]
+__all__ = ["Difference", "central", "forward", "forward_mode", "one_point"]
 
 
 class Difference(NamedTuple):
     """A slope from values at given distances along a direction.
 
     Attributes:
-      steps: The distances at which to evaluate, in units of `smoothing`, in order.
-        Empty for the derivative by forward mode.
+      steps: The distances at which to evaluate, in units of `smoothing`, in order;
+        empty for the derivative by forward mode.
       slope: `slope(base, along, smoothing) -> (slope, value)`. `base` holds the terms
         of f(x), or is None; `along[i]` those at `steps[i]`. `value` replaces f(x) where
         f(x) is not evaluated.
@@ -49,23 +42,20 @@ class Difference(NamedTuple):
         return smoothing * jnp.asarray(self.steps, smoothing.dtype)
 
 
-def _forward_slope(
-    base: jax.Array, along: jax.Array, smoothing: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+_Pair = tuple[jax.Array, jax.Array]  # (slope, value)
+
+
+def _forward_slope(base: jax.Array, along: jax.Array, smoothing: jax.Array) -> _Pair:
     return jnp.sum(along[0] - base) / smoothing.astype(base.dtype), jnp.sum(base)
 
 
-def _central_slope(
-    base: None, along: jax.Array, smoothing: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _central_slope(base: None, along: jax.Array, smoothing: jax.Array) -> _Pair:
     del base
     slope = jnp.sum(along[0] - along[1]) / (2 * smoothing.astype(along.dtype))
     return slope, jnp.sum((along[0] + along[1]) / 2)
 
 
-def _one_point_slope(
-    base: None, along: jax.Array, smoothing: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _one_point_slope(base: None, along: jax.Array, smoothing: jax.Array) -> _Pair:
     del base
     value = jnp.sum(along[0])
     return value / smoothing.astype(value.dtype), value
@@ -80,7 +70,14 @@ def slope(
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Return (slope, value, aux) along a direction; `line(distance)` is a point."""
     if not difference.steps:
-        return _forward_mode_slope(function, line, smoothing)
+
+        def summed(distance: jax.Array) -> tuple[jax.Array, Any]:
+            terms, aux = function(line(distance))
+            return jnp.sum(terms), aux
+
+        zero = jnp.zeros_like(smoothing)
+        value, slope, aux = derivative("forward_mode", summed, zero)
+        return slope, value, aux
     distances = difference.distances(smoothing)
     if len(difference.steps) == 1:
         terms, aux = function(line(distances[0]))
@@ -91,17 +88,6 @@ def slope(
     return *difference.slope(base, terms, smoothing), aux
 
 
-def _forward_mode_slope(
-    function: Any, line: Any, smoothing: jax.Array
-) -> tuple[jax.Array, jax.Array, Any]:
-    def summed(distance: jax.Array) -> tuple[jax.Array, Any]:
-        terms, aux = function(line(distance))
-        return jnp.sum(terms), aux
-
-    value, slope, aux = derivative("forward_mode", summed, jnp.zeros_like(smoothing))
-    return slope, value, aux
-
-
 def derivative(
     api_name: str, function: Any, point: jax.Array
 ) -> tuple[jax.Array, jax.Array, Any]:
@@ -110,8 +96,8 @@ def derivative(
         return jax.jvp(function, (point,), (jnp.ones_like(point),), has_aux=True)
     except (TypeError, ValueError, NotImplementedError) as error:
         jax.eval_shape(function, point)  # Raises errors unrelated to the derivative.
-        got = f"one that has none ({str(error).splitlines()[0]})"
         rule = "have a derivative in forward mode"
+        got = f"one that has none ({str(error).splitlines()[0]})"
         hint = "Only functions written in JAX have one."
         return validation.fail(api_name, "value_fn", rule, got, hint, TypeError)
 
@@ -129,14 +115,13 @@ one_point = Difference((1.0,), _one_point_slope)
 
 The bandit estimator (Flaxman et al., Online convex optimization in the bandit setting,
 2005). It has the mean of `forward`, since E u = 0, but f(x)² / smoothing² adds to its
-variance: prefer any other difference."""
+variance."""
 
 forward_mode = Difference((), _one_point_slope)
 """⟨∇f(x), u⟩ by forward mode: the reference, without discretization error.
 
-It ignores `smoothing`. K values, each with its derivative along u, which together cost
-two to three values. The function must be written in JAX; the derivative has the dtypes
-of the parameters."""
+It ignores `smoothing`. K values, each with a derivative, at the cost of two to three
+values. The function must be written in JAX."""
 
 
 def evaluation(
@@ -147,30 +132,15 @@ def evaluation(
     def evaluate(params: core.Params) -> tuple[jax.Array, Any]:
         with validation.traceable(api_name):
             out = value_fn(params)
-        value, aux = _with_aux(api_name, out) if has_aux else (out, None)
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            rule = "return a pair (value, aux), since `has_aux=True`"
+            hint, got = "Return the pair or leave `has_aux` out.", type(out).__name__
+            validation.fail(api_name, "value_fn", rule, f"a {got}", hint, TypeError)
+        value, aux = out if has_aux else (out, None)
         return _checked(api_name, value, terms), aux
 
     # `jit` traces the function once per step program.
     return jax.jit(evaluate)
-
-
-def _with_aux(api_name: str, out: Any) -> tuple[Any, Any]:
-    if not (isinstance(out, tuple) and len(out) == 2):
-        validation.fail(
-            api_name,
-            "value_fn",
-            "return a pair (value, aux), since `has_aux=True`",
-            f"a {type(out).__name__}",
-            "Return the pair or leave `has_aux` out.",
-            TypeError,
-        )
-    return out[0], out[1]
-
-
-def _named(value: Any) -> str:
-    if isinstance(value, jax.Array):
-        return f"an array of type {value.dtype} and shape {value.shape}"
-    return f"a {type(value).__name__} {value!r}"[:200]
 
 
 def _checked(api_name: str, value: Any, terms: bool) -> jax.Array:
@@ -181,23 +151,17 @@ def _checked(api_name: str, value: Any, terms: bool) -> jax.Array:
     except (TypeError, ValueError):
         numeric = False
     if not numeric:
-        validation.fail(
-            api_name,
-            "value_fn",
-            "return a real number",
-            _named(value),
-            "If it returns (value, aux), say `has_aux=True` where there is one.",
-            TypeError,
-        )
+        got = f"a {type(value).__name__} {value!r}"[:200]
+        if isinstance(value, jax.Array):
+            got = f"an array of type {value.dtype} and shape {value.shape}"
+        rule = "return a real number"
+        hint = "If it returns (value, aux), say `has_aux=True` where there is one."
+        validation.fail(api_name, "value_fn", rule, got, hint, TypeError)
     if value.ndim and not terms:
-        validation.fail(
-            api_name,
-            "value_fn",
-            "return a scalar",
-            f"shape {value.shape}",
-            "Return its sum or mean; or, if the objective is the sum of these terms, "
-            "give the estimator `terms=True`.",
-        )
+        rule, got = "return a scalar", f"shape {value.shape}"
+        hint = "Return its sum or mean; or, if the objective is the sum of these "
+        hint += "terms, give the estimator `terms=True`."
+        validation.fail(api_name, "value_fn", rule, got, hint)
     return value.astype(core.wide(value.dtype))
 
 

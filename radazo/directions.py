@@ -1,12 +1,6 @@
 """Samplers of the directions of a step.
 
-A `DirectionSampler` is a few pure functions: `prepare` computes what the directions of
-a step share, `draw` returns direction k, and `factor` makes
-
-  factor(d) · (1/K) · Σₖ ⟨a, uₖ⟩ uₖ
-
-an unbiased estimate of `a`, that is E[u uᵀ] = I / factor. Direction k is drawn from
-fold_in(step key, k), independently of which other directions are drawn.
+Direction k is drawn from fold_in(step key, k), independently of which others are drawn.
 """
 
 import functools
@@ -41,19 +35,19 @@ class DirectionSampler(NamedTuple):
     """Functions that draw the directions of a step.
 
     Attributes:
-      prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`.
+      prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`, the arrays
+        that the directions of a step share.
       draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k up to `scale`.
-      factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
-      scale: `scale(drawn) -> scalar`, the factor from what is drawn to the direction,
-        or None for 1. It multiplies scalars where the direction is used, so that
-        normalizing needs no copy of the parameters.
+      factor: `factor(dim) -> float`, the inverse of E[uᵢ²]; factor / K · Σₖ ⟨a, uₖ⟩ uₖ
+        is an unbiased estimate of `a`.
+      scale: `scale(drawn) -> scalar`, the ratio of the direction to the drawn array, or
+        None for 1. Scalars are multiplied by it: normalizing needs no copy of x.
       independent: Whether the directions of a step are independent of each other.
       part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
-        of a drawn direction with key fold_in(step key, k); the offset is an int, a
-        traced uint32 or an `random.Offset`. The default marks samplers that draw
-        directions only as a whole.
+        of a drawn array with key fold_in(step key, k); for offsets see `radazo.random`.
+        The default marks samplers that draw directions only as a whole.
       at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
-        uint32 or an `random.Offset` of arrays.
+        uint32 or a `random.Offset` of arrays.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
@@ -72,23 +66,12 @@ def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.
     return key
 
 
-def _draw_gaussian(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    return random.normal(random.fold_in(key, k), dim, dtype)
-
-
 def _inverse_norm(drawn: jax.Array) -> jax.Array:
     return lax.rsqrt(jnp.sum(jnp.square(drawn)))
 
 
-def _draw_rademacher(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    return random.signs(random.fold_in(key, k), dim, dtype)
-
-
 def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
-    """Draw all indices of a step at once.
-
-    XLA's CPU backend would otherwise draw the index again for every element.
-    """
+    # All at once, since XLA on CPU would draw an index again for every element.
     del dtype
     index = jax.vmap(lambda k: random.index_below(random.fold_in(key, k), dim))
     return index(jnp.arange(num_directions, dtype=jnp.uint32))
@@ -103,14 +86,10 @@ def _draw_coordinate(
 def _each_once(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> None:
     del key, dtype
     if num_directions != max(dim, 1):
-        validation.fail(
-            "basis",
-            "num_directions",
-            f"be the number of perturbed elements, {dim}",
-            num_directions,
-            "None takes each coordinate once; to sample coordinates, pass "
-            "`radazo.directions.coordinate`.",
-        )
+        rule = f"be the number of perturbed elements, {dim}"
+        hint = "None takes each coordinate once; to sample coordinates, pass "
+        hint += "`radazo.directions.coordinate`."
+        validation.fail("basis", "num_directions", rule, num_directions, hint)
 
 
 def _draw_basis(prepared: None, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
@@ -131,17 +110,12 @@ def orthonormal_rows(
     `first`, (dim,), replaces the first direction unless it is zero or not finite.
     """
     if num_directions > dim:
-        validation.fail(
-            api_name,
-            "num_directions",
-            f"be at most the number of perturbed elements, {dim}",
-            num_directions,
-            "There are no more orthogonal directions than dimensions.",
-        )
-    # A loop: if `first` replaces a row, XLA's CPU backend draws a batch of rows six
-    # times as slowly.
+        rule = f"be at most the number of perturbed elements, {dim}"
+        hint = "There are no more orthogonal directions than dimensions."
+        validation.fail(api_name, "num_directions", rule, num_directions, hint)
+    # A loop: with `first`, XLA on CPU draws a batch of rows six times as slowly.
     rows = lax.map(
-        lambda k: _draw_gaussian(key, k, dim, dtype),
+        lambda k: random.normal(random.fold_in(key, k), dim, dtype),
         jnp.arange(num_directions, dtype=jnp.uint32),
     )
     if first is not None:
@@ -156,17 +130,24 @@ def orthonormal_rows(
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
-_in_parts = {"part": random.normal, "at": random.normal_at}
+def _elementwise(
+    part: Any, at: Any, factor: Callable[[int], float], scale: Any = None
+) -> DirectionSampler:
+    """Return a sampler that can draw any elements of a direction alone."""
 
-gaussian = DirectionSampler(_step_key, _draw_gaussian, lambda dim: 1.0, **_in_parts)
+    def draw(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+        return part(random.fold_in(key, k), dim, dtype)
+
+    return DirectionSampler(_step_key, draw, factor, scale, part=part, at=at)
+
+
+gaussian = _elementwise(random.normal, random.normal_at, lambda dim: 1.0)
 """Independent standard normals: ‖u‖ ≈ √d."""
 
-sphere = DirectionSampler(_step_key, _draw_gaussian, float, _inverse_norm, **_in_parts)
+sphere = _elementwise(random.normal, random.normal_at, float, _inverse_norm)
 """Uniform on the unit sphere in R^d: ‖u‖ = 1."""
 
-rademacher = DirectionSampler(
-    _step_key, _draw_rademacher, lambda dim: 1.0, part=random.signs, at=random.signs_at
-)
+rademacher = _elementwise(random.signs, random.signs_at, lambda dim: 1.0)
 """Independent signs, one random bit each: ‖u‖ = √d."""
 
 coordinate = DirectionSampler(_indices, _draw_coordinate, float)
@@ -206,9 +187,8 @@ def sampler_from(
     Returns:
       A `DirectionSampler` for `finite_difference_estimator`.
     Raises:
-      TypeError: If `draw` is not callable or `factor` is not a number; at the first
-        estimate, if `draw` does not return a real array of shape (d,).
-      ValueError: If `factor` is not greater than 0.
+      TypeError, ValueError: If `draw` is not callable or `factor` not a number greater
+        than 0; at the first estimate, if `draw` returns no real array of shape (d,).
     Cost:
       No function values.
     Example:
@@ -238,34 +218,26 @@ def sampler_from(
 
 
 def _real_vector(api_name: str, drawn: Any, dim: int) -> jax.Array:
-    named = f"a {type(drawn).__name__}"
+    got = f"a {type(drawn).__name__}"
     if isinstance(drawn, jax.Array | np.ndarray):
         vector = jnp.asarray(drawn)
-        kinds = (jnp.integer, jnp.floating)
-        real = any(jnp.issubdtype(vector.dtype, kind) for kind in kinds)
-        if real and vector.shape == (dim,):
+        if validation.is_real(vector.dtype) and vector.shape == (dim,):
             return vector
-        named = f"an array of type {vector.dtype} and shape {vector.shape}"
-    return validation.fail(
-        api_name,
-        "draw",
-        f"return a real array of shape ({dim},)",
-        named,
-        "All perturbed leaves form one vector, e.g. `jax.random.normal(key, (dim,))`.",
-        TypeError,
+        got = f"an array of type {vector.dtype} and shape {vector.shape}"
+    rule = f"return a real array of shape ({dim},)"
+    hint = (
+        "All perturbed leaves form one vector, e.g. `jax.random.normal(key, (dim,))`."
     )
+    return validation.fail(api_name, "draw", rule, got, hint, TypeError)
 
 
 def check_parts(api_name: str, sampler: DirectionSampler) -> None:
     """Fail if `sampler` draws its directions only as a whole."""
     if _only_whole in (sampler.part, sampler.at):
-        validation.fail(
-            api_name,
-            "sampler",
-            "have a `part` and an `at`",
-            "a sampler that draws directions as a whole",
-            "Pass `gaussian`, `sphere` or `rademacher` of `radazo.directions`.",
-        )
+        rule = "have a `part` and an `at`"
+        got = "a sampler that draws directions as a whole"
+        hint = "Pass `gaussian`, `sphere` or `rademacher` of `radazo.directions`."
+        validation.fail(api_name, "sampler", rule, got, hint)
 
 
 def direction(
@@ -284,11 +256,9 @@ def sample_directions(
     num_directions: int,
     mask: core.Mask = None,
 ) -> core.Params:
-    """Draw the directions that an estimator would draw from a step key, as pytrees.
+    """Draw the directions of an estimator from a step key, as pytrees.
 
       uₖ = draw(fold_in(key, k)) over all perturbed leaves of `params` jointly
-
-    Estimators draw the same values where they use them and store none.
 
     Args:
       key: Step key, typed or an integer seed.
@@ -299,8 +269,7 @@ def sample_directions(
       A pytree like `params` whose leaves have a leading axis of length
       `num_directions`; zeros for leaves that are not perturbed.
     Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range, or
-        no leaf can be perturbed.
+      TypeError, ValueError: If an argument or a leaf cannot be used.
     Cost:
       No function values; `num_directions` copies of the parameters.
     Example:
@@ -314,12 +283,11 @@ def sample_directions(
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
     validation.check(api_name, sampler=sampler)
     layout = flat.layout(api_name, params, mask)
-    prepared = sampler.prepare(
-        random.key_data(api_name, key), num_directions, layout.dim, layout.dtype
-    )
+    shape = layout.dim, layout.dtype
+    prepared = sampler.prepare(random.key_data(api_name, key), num_directions, *shape)
 
     def draw(k: jax.Array) -> core.Params:
-        u = direction(sampler, prepared, k, layout.dim, layout.dtype)
+        u = direction(sampler, prepared, k, *shape)
         return flat.unravel(layout, params, u, jnp.uint32(0))
 
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))

@@ -1,9 +1,7 @@
 """Layout of the perturbed leaves of a pytree in one flat direction.
 
-A direction is one vector over all perturbed leaves: one norm, one dimension d. It is
-drawn flat and cut into leaves where they are used, because a model with a hundred
-leaves then compiles much faster than with a hundred draws. Element i depends on its
-index in the flat vector and not on the layout.
+A direction is drawn as one vector and cut into leaves where they are used, because a
+model with a hundred leaves then compiles much faster than with a hundred draws.
 """
 
 from typing import Any, NamedTuple
@@ -48,23 +46,19 @@ def layout(
     Directions that are drawn `in_parts` may have up to 2³⁷ elements.
     """
     _no_masked_node(api_name, params)
+    chosen = _chosen(api_name, params, mask)
     paths = jax.tree.leaves_with_path(params)
-    active = tuple(
-        _is_floating(api_name, path, leaf) and choice
-        for (path, leaf), choice in zip(
-            paths, _chosen(api_name, params, mask), strict=True
-        )
-    )
+    floating = [_is_floating(api_name, path, leaf) for path, leaf in paths]
+    active = tuple(a and b for a, b in zip(floating, chosen, strict=True))
     perturbed = [leaf for (_, leaf), on in zip(paths, active, strict=True) if on]
     if paths and not perturbed:
-        validation.fail(
-            api_name,
-            "params",
-            "have a floating-point leaf to perturb",
-            "none" if mask is None else "none where the mask is True",
+        rule = "have a floating-point leaf to perturb"
+        got = "none" if mask is None else "none where the mask is True"
+        hint = (
             "Integers, bools, keys and Python numbers are not perturbed: convert them "
-            "by `jnp.asarray(x, float)`, and select at least one leaf with `mask`.",
+            "by `jnp.asarray(x, float)`, and select at least one leaf with `mask`."
         )
+        validation.fail(api_name, "params", rule, got, hint)
     dim, limit, power = sum(leaf.size for leaf in perturbed), _MAX_DIM, "2³²"
     hint = "Freeze some leaves with `mask`, or take `radazo.in_place`."
     if in_parts:
@@ -85,22 +79,19 @@ def perturb(
     step: jax.Array,
     opaque_index: jax.Array,
 ) -> core.Params:
-    """Return params + step · direction, rounded once to the type of each leaf.
+    """Return params + step · direction, rounded once to the type of each leaf."""
 
-    For `opaque_index` see `unravel`.
-    """
-
-    def add(leaf: jax.Array, part: jax.Array) -> jax.Array:
+    def add(leaf: Any, part: jax.Array | None) -> Any:
+        if part is None:
+            return leaf
+        leaf = jnp.asarray(leaf)
         wide = core.wide(leaf.dtype)
         end = leaf.astype(wide) + step.astype(wide) * part.astype(wide)
         return end.astype(leaf.dtype)
 
     leaves, treedef = jax.tree.flatten(params)
     parts = _cut(layout, leaves, direction, opaque_index)
-    return treedef.unflatten(
-        leaf if part is None else add(jnp.asarray(leaf), part)
-        for leaf, part in zip(leaves, parts, strict=True)
-    )
+    return treedef.unflatten(map(add, leaves, parts))
 
 
 def ravel(layout: Layout, params: core.Params) -> jax.Array:
@@ -122,20 +113,19 @@ def unravel(
     leaves from tables with equal entries, because constant offsets would keep leaves of
     one shape from sharing a compiled kernel and double the compile time.
     """
+
+    def saturate(leaf: Any, part: jax.Array | None) -> Any:
+        """Cast `part` to the type of `leaf`, clipped to its largest finite number."""
+        if part is None:
+            return _zeros(leaf)
+        if part.dtype == leaf.dtype:
+            return part
+        largest = jnp.finfo(leaf.dtype).max.astype(part.dtype)
+        return jnp.clip(part, -largest, largest).astype(leaf.dtype)
+
     leaves, treedef = jax.tree.flatten(params)
     parts = _cut(layout, leaves, flat, opaque_index)
-    return treedef.unflatten(
-        _zeros(leaf) if part is None else _saturate(part, leaf.dtype)
-        for leaf, part in zip(leaves, parts, strict=True)
-    )
-
-
-def _saturate(part: jax.Array, dtype: Any) -> jax.Array:
-    """Cast `part` to `dtype`, clipped to its largest finite number."""
-    if part.dtype == dtype:
-        return part
-    largest = jnp.finfo(dtype).max.astype(part.dtype)
-    return jnp.clip(part, -largest, largest).astype(dtype)
+    return treedef.unflatten(map(saturate, leaves, parts))
 
 
 def _cut(
@@ -143,19 +133,15 @@ def _cut(
 ) -> list[jax.Array | None]:
     parts, start = [], 0
     for leaf, on, size in zip(leaves, layout.active, layout.sizes, strict=True):
-        part = _part(flat, start, size, opaque_index) if on else None
-        parts.append(part.reshape(leaf.shape) if part is not None else None)
+        part = flat
+        if on and size != flat.size:
+            # The third entry is never read; it keeps the table from being folded.
+            table = jnp.asarray(np.array([start, start, _MAX_DIM - 1], np.uint32))
+            place = lax.dynamic_slice(table, (opaque_index & jnp.uint32(1),), (1,))
+            part = lax.dynamic_slice(flat, (place[0],), (size,))
+        parts.append(part.reshape(leaf.shape) if on else None)
         start += size
     return parts
-
-
-def _part(flat: jax.Array, start: int, size: int, opaque_index: jax.Array) -> jax.Array:
-    if size == flat.size:
-        return flat
-    # The third entry is never read; it keeps the table from being folded.
-    table = jnp.asarray(np.array([start, start, _MAX_DIM - 1], np.uint32))
-    place = lax.dynamic_slice(table, (opaque_index & jnp.uint32(1),), (1,))
-    return lax.dynamic_slice(flat, (place[0],), (size,))
 
 
 def _zeros(leaf: Any) -> Any:
@@ -173,40 +159,28 @@ def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
         return False
     name = jax.tree_util.keystr(path) or "params itself"
     if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
-        validation.fail(
-            api_name,
-            "params",
-            "have arrays for leaves",
-            f"a {type(leaf).__name__} at {name}",
-            "Separate the arrays from the rest of the model, e.g. by "
-            "`equinox.partition(model, equinox.is_inexact_array)`.",
-            TypeError,
-        )
+        rule, got = "have arrays for leaves", f"a {type(leaf).__name__} at {name}"
+        hint = "Separate the arrays from the rest of the model, e.g. by "
+        hint += "`equinox.partition(model, equinox.is_inexact_array)`."
+        validation.fail(api_name, "params", rule, got, hint, TypeError)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        validation.fail(
-            api_name,
-            "params",
-            "have real leaves",
-            f"{leaf.dtype} at {name}",
-            "Store the real and the imaginary part as two leaves.",
-            TypeError,
-        )
+        rule, got = "have real leaves", f"{leaf.dtype} at {name}"
+        hint = "Store the real and the imaginary part as two leaves."
+        validation.fail(api_name, "params", rule, got, hint, TypeError)
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def _no_masked_node(api_name: str, params: core.Params) -> None:
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
-        validation.fail(
-            api_name,
-            "params",
-            "be all of the parameters",
-            "parameters that contain an optax.MaskedNode",
+        rule = "be all of the parameters"
+        got = "parameters that contain an optax.MaskedNode"
+        hint = (
             "`optax.masked` and `optax.partition` hide leaves that the function needs: "
-            "put the estimator outside, `with_estimator(estimator, "
-            "optax.masked(...), key)`, and select the perturbed leaves with its "
-            "`mask`.",
+            "put the estimator outside, `with_estimator(estimator, optax.masked(...), "
+            "key)`, and select the perturbed leaves with its `mask`."
         )
+        validation.fail(api_name, "params", rule, got, hint)
 
 
 def resolve_mask(mask: core.Mask, params: core.Params) -> Any:
@@ -225,21 +199,13 @@ def _chosen(api_name: str, params: core.Params, mask: core.Mask) -> list[bool]:
     try:
         chosen = jax.tree.leaves(jax.tree.broadcast(mask, params))
     except (ValueError, TypeError):
-        validation.fail(
-            api_name,
-            "mask",
-            "be a pytree of bools like `params` or a prefix of it",
-            f"{jax.tree.structure(mask)} for parameters {jax.tree.structure(params)}",
-            "Make it by `jax.tree.map(lambda p: ..., params)`.",
-        )
+        rule = "be a pytree of bools like `params` or a prefix of it"
+        got, own = jax.tree.structure(mask), jax.tree.structure(params)
+        hint = "Make it by `jax.tree.map(lambda p: ..., params)`."
+        validation.fail(api_name, "mask", rule, f"{got} for parameters {own}", hint)
+    rule = "have bools for leaves"
+    hint = "It decides what is compiled, so it cannot be traced or be numbers."
     for choice in chosen:
         if not isinstance(choice, bool | np.bool_):
-            validation.fail(
-                api_name,
-                "mask",
-                "have bools for leaves",
-                repr(choice),
-                "It decides what is compiled, so it cannot be traced or be numbers.",
-                TypeError,
-            )
+            validation.fail(api_name, "mask", rule, repr(choice), hint, TypeError)
     return [bool(choice) for choice in chosen]

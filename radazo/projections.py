@@ -4,27 +4,27 @@ A projection `project(params, metric=None)` returns the nearest point of a set,
 
   argmin over y in the set of Σᵢ hᵢ (yᵢ − xᵢ)²
 
-over all floating-point leaves jointly, with weights hᵢ = 1 or those of `metric`. The
-arithmetic is at least float32, and results are rounded towards the inside of the set.
-Balls are shrunk by four units in the last place, so that a projected point is returned
-unchanged. What has no closed form is the root of a monotone function of one multiplier,
-found by bisection.
+over all floating-point leaves jointly, with weights hᵢ = 1 or those of `metric`, in at
+least float32 and rounded towards the inside of the set. Balls are shrunk by four units
+in the last place, so that a projected point is returned unchanged. A projection without
+a closed form is the root of a monotone function of one multiplier, found by bisection.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from radazo import core, partition, validation
 
 __all__ = ["box", "l1_ball", "l2_ball", "simplex"]
 
-# project(params, metric=None) -> params
-Projection = Callable[..., core.Params]
+Projection = Callable[..., core.Params]  # project(params, metric=None) -> params
+_BOUNDS = ("bounds", "bounds")
 
 
 def box(lower: Any, upper: Any) -> Projection:
@@ -43,25 +43,23 @@ def box(lower: Any, upper: Any) -> Projection:
     Returns:
       `project(params, metric=None) -> params`.
     Raises:
-      ValueError: If `lower` exceeds `upper`; when called, if the bounds do not fit the
-        parameters.
+      ValueError: If `lower` exceeds `upper`, or if bounds do not fit the parameters.
     Cost:
       No function values; one pass over the parameters.
     Example:
-      >>> project = box(-1.0, jnp.array([1.0, 2.0]))
-      >>> print(project(jnp.array([-3.0, 3.0])))
+      >>> print(box(-1.0, jnp.array([1.0, 2.0]))(jnp.array([-3.0, 3.0])))
       [-1.  2.]
     References:
       Liu et al., Zeroth-order online ADMM, 2018 (projected methods).
     """
-    names = ("lower", "upper")
-    if all(_is_scalar(bound) for bound in (lower, upper)):
-        clipping("box", np.zeros(()), (lower, upper), names)
+    bounds, names = (lower, upper), ("lower", "upper")
+    if all(map(_is_scalar, bounds)):
+        sides("box", 0, bounds, names)
 
     def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         del metric
         arrays, rest = partition.split(params)
-        return rest.join(clipping("box", params, (lower, upper), names)(arrays))
+        return rest.join(clipping("box", params, bounds, names)(arrays))
 
     return project
 
@@ -107,10 +105,9 @@ def l1_ball(scale: Any = 1.0) -> Projection:
     Returns:
       As `l2_ball`.
     Raises:
-      TypeError, ValueError: If `scale` is not a number greater than 0.
+      As `l2_ball`.
     Cost:
-      No function values; three temporary float32 copies of the parameters; 33 passes
-      over them, or 79 in a metric.
+      As `l2_ball`, but 33 passes without a metric.
     Example:
       >>> print(jnp.round(l1_ball(1.0)(jnp.array([2.0, -1.5, 0.3])), 2))
       [ 0.75 -0.25  0.  ]
@@ -134,7 +131,7 @@ def simplex(scale: Any = 1.0) -> Projection:
     Returns:
       As `l2_ball`.
     Raises:
-      TypeError, ValueError: If `scale` is not a number greater than 0.
+      As `l2_ball`.
     Cost:
       As `l1_ball`.
     Example:
@@ -148,15 +145,9 @@ def simplex(scale: Any = 1.0) -> Projection:
 
 
 def clipping(
-    api_name: str,
-    params: core.Params,
-    bounds: Any,
-    names: tuple[str, str] = ("bounds", "bounds"),
+    api_name: str, params: core.Params, bounds: Any, names: Sequence[str] = _BOUNDS
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    """Return the projection of a list of arrays on a box, checked against `params`.
-
-    Error messages refer to the arguments `names`.
-    """
+    """Return the projection of a list of the arrays of `params` on a box."""
     if bounds is None:
         return list  # The arrays as they are.
     pairs = sides(api_name, params, bounds, names)
@@ -167,21 +158,16 @@ def clipping(
 
 
 def sides(
-    api_name: str,
-    params: core.Params,
-    bounds: Any,
-    names: tuple[str, str] = ("bounds", "bounds"),
+    api_name: str, params: core.Params, bounds: Any, names: Sequence[str] = _BOUNDS
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (lower, upper) for each array of the parameters: an array or a scalar."""
+    """Return (lower, upper) for each array of the parameters: an array or a scalar.
+
+    Messages refer to the arguments `names`.
+    """
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
-        validation.fail(
-            api_name,
-            "bounds",
-            "be a pair (lower, upper)",
-            f"{bounds!r}"[:200],
-            "Each is a number or a pytree like `params`; use inf for no bound.",
-            TypeError,
-        )
+        rule, got = "be a pair (lower, upper)", f"{bounds!r}"[:200]
+        hint = "Each is a number or a pytree like `params`; use inf for no bound."
+        validation.fail(api_name, "bounds", rule, got, hint, TypeError)
     arrays, rest = partition.split(params)
     shapes = [np.shape(x) for x in jax.tree.leaves(params)]
 
@@ -191,31 +177,22 @@ def sides(
             full = [np.asarray(x, np.float64) for x in leaves]
         except (TypeError, ValueError):
             full = []
-        if len(full) == 1 and full[0].ndim == 0 and treedef == jax.tree.structure(0):
+        if full and _is_scalar(bound):
             return full * len(arrays)
-        fits = len(full) == len(shapes) and treedef == rest.treedef
+        fits = treedef == rest.treedef and len(full) == len(shapes)
         pairs = zip(full, shapes, strict=fits)
         if not (fits and all(b.shape in ((), shape) for b, shape in pairs)):
-            validation.fail(
-                api_name,
-                name,
-                "be numbers or have the structure and the shapes of `params`",
-                f"{bound!r}"[:200],
-                f"Its shapes are {rest.treedef.unflatten(shapes)}; "
-                "a leaf may be a number.",
-            )
+            rule = "be numbers or have the structure and the shapes of `params`"
+            shape = rest.treedef.unflatten(shapes)
+            hint = f"Its shapes are {shape}; a leaf may be a number."
+            validation.fail(api_name, name, rule, f"{bound!r}"[:200], hint)
         return rest.pick(full)
 
-    lower, upper = side(names[0], bounds[0]), side(names[1], bounds[1])
-    if not all(np.all(low <= up) for low, up in zip(lower, upper, strict=True)):
-        validation.fail(
-            api_name,
-            names[1],
-            "have lower ≤ upper everywhere",
-            f"{bounds!r}"[:200],
-            "Pass (lower, upper) without NaN.",
-        )
-    return list(zip(lower, upper, strict=True))
+    pairs = [*zip(*map(side, names, bounds), strict=True)]
+    if not all(np.all(lower <= upper) for lower, upper in pairs):
+        rule, hint = "have lower ≤ upper everywhere", "Pass (lower, upper) without NaN."
+        validation.fail(api_name, names[1], rule, f"{bounds!r}"[:200], hint)
+    return pairs
 
 
 def _is_scalar(bound: Any) -> bool:
@@ -253,30 +230,25 @@ def _jointly(
 
     def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         leaves, treedef = jax.tree.flatten(params)
-        moving = [i for i, leaf in enumerate(leaves) if core.is_floating(leaf)]
-        if not sum(leaves[i].size for i in moving):
+        floating = [i for i, leaf in enumerate(leaves) if core.is_floating(leaf)]
+        if not sum(leaves[i].size for i in floating):
             return params
-        dtype = core.wide(*(leaves[i].dtype for i in moving))
-        x = _flat([leaves[i] for i in moving], dtype)
+        dtype = core.wide(*(leaves[i].dtype for i in floating))
+        x, unravel = ravel_pytree([leaves[i].astype(dtype) for i in floating])
         h = jnp.ones((), dtype)
         if metric is not None:
             weights = treedef.flatten_up_to(metric)
-            full = [jnp.broadcast_to(weights[i], leaves[i].shape) for i in moving]
-            h = _flat(full, dtype)
+            full = [jnp.broadcast_to(weights[i], leaves[i].shape) for i in floating]
+            h = ravel_pytree([weight.astype(dtype) for weight in full])[0]
             h = h / jnp.max(h)
             least = jnp.finfo(dtype).eps ** 2  # Smaller ratios make no difference.
             h = jnp.where(h > least, h, least)
         y = on(x, h, jnp.asarray(scale, dtype))
-        ends = np.cumsum([leaves[i].size for i in moving])
-        for i, part in zip(moving, jnp.split(y, ends[:-1]), strict=True):
-            leaves[i] = rounded(part, leaves[i].dtype).reshape(leaves[i].shape)
+        for i, part in zip(floating, unravel(y), strict=True):
+            leaves[i] = rounded(part, leaves[i].dtype)
         return treedef.unflatten(leaves)
 
     return project
-
-
-def _flat(leaves: list[Any], dtype: Any) -> jax.Array:
-    return jnp.concatenate([jnp.ravel(x).astype(dtype) for x in leaves])
 
 
 def _inward(y: jax.Array, dtype: Any) -> jax.Array:
@@ -287,18 +259,17 @@ def _inward(y: jax.Array, dtype: Any) -> jax.Array:
 
 
 def _on_l2_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
-    norm = _norm(x)
+    norm, y = _norm(x), x
 
     def shrunk(multiplier: jax.Array) -> jax.Array:
         return x * (h / (h + multiplier))
 
-    y = x
+    def excess(multiplier: jax.Array) -> jax.Array:
+        return 1 - jnp.sum(jnp.square(shrunk(multiplier) / scale))
+
     if h.ndim:
         ratio = jnp.maximum(norm / scale - 1, jnp.zeros_like(norm))
-        low, high = jnp.min(h) * ratio, jnp.max(h) * ratio
-        y = shrunk(
-            _root(lambda m: 1 - jnp.sum(jnp.square(shrunk(m) / scale)), low, high, h)
-        )
+        y = shrunk(_root(excess, jnp.min(h) * ratio, jnp.max(h) * ratio, h))
     return jnp.where(norm <= scale, x, _just_inside(y, _norm(y), scale))
 
 
@@ -336,15 +307,9 @@ def _just_inside(y: jax.Array, norm: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _root(
-    excess: Callable[[jax.Array], jax.Array],
-    low: jax.Array,
-    high: jax.Array,
-    h: jax.Array,
+    excess: Callable[[jax.Array], jax.Array], low: Any, high: Any, h: jax.Array
 ) -> jax.Array:
-    """Return the root of the increasing function `excess` in [low, high] by bisection.
-
-    The result is the upper end of the last interval.
-    """
+    """Return the upper end of the last interval of a bisection of [low, high]."""
     # In a metric the interval may exceed its root by the spread of h.
     steps = (3 if h.ndim else 1) * jnp.finfo(low.dtype).nmant + 10
 

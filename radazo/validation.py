@@ -34,9 +34,13 @@ def _is_number(value: Any) -> bool:
     """Return whether `value` is a concrete real scalar of Python, NumPy or JAX."""
     if isinstance(value, int | float | np.integer | np.floating):
         return not isinstance(value, bool)
-    kinds = ("integral", "real floating")
     is_scalar = isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
-    return is_scalar and jnp.isdtype(value.dtype, kinds)
+    return is_scalar and is_real(value.dtype)
+
+
+def is_real(dtype: Any) -> bool:
+    """Return whether `dtype` is an integer or a real floating-point type."""
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating))
 
 
 def integer(api_name: str, argument: str, value: Any, minimum: int, hint: str) -> None:
