@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -20,8 +21,8 @@ def fingerprint(params: core.Params) -> jax.Array:
 
       h = Σᵢ mix(bitsᵢ + c · i) mod 2³², for two constants c, over all words i
 
-    Pytrees with different bits have equal hashes with a probability of 2⁻⁶⁴. The hash
-    is not cryptographic.
+    Different bits have equal hashes with a probability of 2⁻⁶⁴. The hash is not
+    cryptographic.
 
     Args:
       params: Pytree of arrays.
@@ -30,9 +31,8 @@ def fingerprint(params: core.Params) -> jax.Array:
     Cost:
       No function values; one pass over the parameters without a copy.
     Example:
-      >>> params = {"a": jnp.zeros(3), "b": jnp.ones(2)}
-      >>> moved = {"a": jnp.zeros(3).at[1].set(1e-30), "b": jnp.ones(2)}
-      >>> print(jnp.any(fingerprint(params) != fingerprint(moved)))
+      >>> params, other = jnp.zeros(3), jnp.zeros(3).at[1].set(1e-30)
+      >>> print(jnp.any(fingerprint(params) != fingerprint(other)))
       True
     """
     leaves = enumerate(jax.tree.leaves(params))
@@ -52,17 +52,15 @@ def check_replicas(params: core.Params) -> None:
 
     In a run over a mesh each replica computes its own update from the same slopes. A
     function that differs between processes or a hardware fault makes replicas diverge
-    silently. Call this function every few hundred steps in all processes:
-    `minimize(..., callback=lambda result: check_replicas(result.params),
-    callback_every=500)`.
+    silently. Call this every few hundred steps in all processes, e.g. as the `callback`
+    of `minimize`: `lambda result: check_replicas(result.params)`.
 
     Args:
       params: Pytree; only leaves with a `NamedSharding` are compared.
     Returns:
       None.
     Raises:
-      RuntimeError: If devices hold different values of a leaf or shard. The message
-        names the leaf and the devices.
+      RuntimeError: If devices hold different values of a leaf or shard.
     Cost:
       No function values; one pass over the parameters, and a transfer of two words for
       each leaf and device.
@@ -101,12 +99,9 @@ def _gathered(mesh: Any, specs: tuple[Any, ...], leaves: list[Any]) -> jax.Array
         gathered = lax.all_gather(own, mesh.axis_names)
         return gathered.reshape(*mesh.devices.shape, len(leaves), 2)
 
+    ins, outs = (list(specs),), PartitionSpec()
     return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(list(specs),),
-        out_specs=PartitionSpec(),
-        check_vma=False,
+        local, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False
     )(leaves)
 
 
@@ -121,15 +116,13 @@ def _compare(mesh: Any, path: Any, spec: Any, hashes: np.ndarray) -> None:
         place = different[0]
         devices = mesh.devices[*place], mesh.devices[*np.where(replicated, 0, place)]
         name = jax.tree_util.keystr(path) or "params itself"
-        validation.fail(
-            "check_replicas",
-            "params",
-            "be the same on all devices that hold them",
-            f"other bits at {name} on {devices[0]} than on {devices[1]}",
+        rule = "be the same on all devices that hold them"
+        got = f"other bits at {name} on {devices[0]} than on {devices[1]}"
+        hint = (
             "Look for functions, data or random numbers that differ between processes, "
-            "and resume from an earlier checkpoint.",
-            RuntimeError,
+            "and resume from an earlier checkpoint."
         )
+        validation.fail("check_replicas", "params", rule, got, hint, RuntimeError)
 
 
 def _hashed(leaf: jax.Array, number: int) -> jax.Array:
@@ -141,13 +134,9 @@ def _hashed(leaf: jax.Array, number: int) -> jax.Array:
         for c in _WORDS
     ]
     # One reduction of both: XLA on CPU materializes the operand of a single sum.
-    zeros, axes = [jnp.uint32(0) for _ in _WORDS], tuple(range(words.ndim))
-    sums = lax.reduce(mixed, zeros, _add, axes)
-    return jnp.stack(sums)
-
-
-def _add(some: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
-    return [x + y for x, y in zip(some, others, strict=True)]
+    zeros = [jnp.uint32(0) for _ in _WORDS]
+    axes = tuple(range(words.ndim))
+    return jnp.stack(lax.reduce(mixed, zeros, optax.tree.add, axes))
 
 
 def _words(leaf: jax.Array) -> jax.Array:
