@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -134,9 +133,12 @@ def _hashed(leaf: jax.Array, number: int) -> jax.Array:
         for c in _WORDS
     ]
     # One reduction of both: XLA on CPU materializes the operand of a single sum.
-    zeros = [jnp.uint32(0) for _ in _WORDS]
-    axes = tuple(range(words.ndim))
-    return jnp.stack(lax.reduce(mixed, zeros, optax.tree.add, axes))
+    zeros, axes = [jnp.uint32(0) for _ in _WORDS], tuple(range(words.ndim))
+    return jnp.stack(lax.reduce(mixed, zeros, _add, axes))
+
+
+def _add(some: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
+    return [x + y for x, y in zip(some, others, strict=True)]
 
 
 def _words(leaf: jax.Array) -> jax.Array:
