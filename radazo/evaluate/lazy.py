@@ -1,24 +1,13 @@
 """Evaluate a function at x + noise, drawing noise only for the parts in use.
 
-`evaluate` interprets the jaxpr of an unmodified function. A parameter in it is not an
-array but a lazy `Moved`: a part of x and its offset in the flat direction. Operations
-that select or rearrange a part return a `Moved`. Operations that need numbers
-materialize the part temporarily:
-
-  scan                        a stacked leaf, layer by layer in the loop
-  gather                      only the rows that are looked up
-  slice, dynamic_slice        along the first axis: that part
-  squeeze, reshape,           nothing yet
-  transpose, convert
-  dot_general                 a large matrix, in blocks of its rows
-  jit, cond, checkpoint       interpreted recursively
-  any other                   the whole leaf, just before use
-
-The values are those of a perturbed copy, since an element of a direction depends only
-on its index; a product computed in blocks may round differently.
+`evaluate` interprets the jaxpr of an unmodified function, in which a parameter is a
+lazy `Perturbed`. Operations that select or rearrange a part of it (slices along the
+first axis, squeeze, reshape, transpose, conversions) return a `Perturbed`; a scan takes
+a stacked leaf layer by layer, a gather only the rows in use, a product with a large
+matrix blocks of its rows. Any other operation materializes the leaf temporarily. The
+values are those of a perturbed copy; a product in blocks may round differently.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -34,63 +23,40 @@ from radazo import core, flat, random, validation
 _NO_INDEX = np.uint32(0xFFFFFFFF)  # Not the index of any element.
 BLOCK = 1 << 20  # Elements of a matrix that are materialized at once.
 
-# Primitives that call a jaxpr, and the parameter that holds it.
-_CALLS = {
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "remat2": "jaxpr",
-}
+# Primitives that call a jaxpr.
+_CALLS = ("checkpoint", "closed_call", "core_call", "jit", "pjit", "remat2")
 
 
 class Noise(NamedTuple):
-    """Noise that is added to the parameters, by element index.
+    """Noise that is added to the parameters, by index in the flat direction."""
 
-    Attributes:
-      part: `part(offset, size) -> (size,)`, elements offset, ... of the noise.
-      at: `at(indices) -> like indices`, the elements at these indices, uint32 or an
-        `Offset` of arrays.
-      seen: `seen(leaf, size)` is called with the number of elements of a leaf that are
-        materialized at once.
-    """
-
-    part: Callable[[Any, int], jax.Array]
-    at: Callable[[Any], jax.Array]
-    seen: Callable[[int, int], None] = lambda leaf, size: None
+    part: Callable[[Any, int], jax.Array]  # (offset, size) -> elements offset, ...
+    at: Callable[[Any], jax.Array]  # indices -> the elements; uint32 or an `Offset`.
+    # Called with a leaf and the number of its elements that are materialized at once.
+    record: Callable[[int, int], None] = lambda leaf, size: None
 
 
-class Moved(NamedTuple):
-    """A lazy part of x + noise that is contiguous in the flat direction.
-
-    Attributes:
-      noise: The noise.
-      leaf: Index of the leaf.
-      stored: The part of x.
-      offset: Index of its first element in the flat direction.
-      order: Permutation of its axes after the noise is added.
-      dtype: Type to which it is converted after that.
-    """
+class Perturbed(NamedTuple):
+    """A lazy part of x + noise that is contiguous in the flat direction."""
 
     noise: Noise
     leaf: int
-    stored: jax.Array
-    offset: Any
-    order: tuple[int, ...]
-    dtype: Any
+    stored: jax.Array  # The part of x.
+    offset: Any  # Of its first element in the flat direction.
+    order: tuple[int, ...]  # Permutation of its axes after the noise is added.
+    dtype: Any  # Type to which it is converted after that.
 
     @property
-    def lies_as_stored(self) -> bool:
+    def in_order(self) -> bool:
         return self.order == tuple(range(len(self.order)))
 
-    def part(self, stored: jax.Array, index: Any = 0, unit: int = 1) -> "Moved":
+    def part(self, stored: jax.Array, index: Any = 0, unit: int = 1) -> "Perturbed":
         """Return the part from index · unit on; axes must be in stored order."""
         axes = tuple(range(stored.ndim))
         offset = random.advance(self.offset, index, unit, self.stored.size)
         return self._replace(stored=stored, offset=offset, order=axes)
 
-    def rows(self, start: Any, count: int) -> "Moved":
+    def rows(self, start: Any, count: int) -> "Perturbed":
         """Return `count` rows of the stored part, with the axes in the same order."""
         first = jnp.clip(start, 0, self.stored.shape[0] - count)
         stored = lax.dynamic_slice_in_dim(self.stored, first, count)
@@ -101,23 +67,20 @@ class Moved(NamedTuple):
     def whole(self) -> jax.Array:
         """Materialize the part."""
         check_size(self.stored.shape)
-        self.noise.seen(self.leaf, self.stored.size)
+        self.noise.record(self.leaf, self.stored.size)
         drawn = self.noise.part(self.offset, self.stored.size)
-        moved = _added(self.stored, drawn.reshape(self.stored.shape))
-        return lax.transpose(moved, self.order).astype(self.dtype)
+        perturbed = _added(self.stored, drawn.reshape(self.stored.shape))
+        return lax.transpose(perturbed, self.order).astype(self.dtype)
 
 
 def check_size(shape: tuple[int, ...]) -> None:
     """Check that a part materialized at once has fewer than 2³² elements."""
     if math.prod(shape) >= random.WORD:
-        validation.fail(
-            "in_place(...).step",
-            "params",
-            "be used in parts of fewer than 2³² elements",
-            f"one of shape {shape}",
-            "Hold it with layers along its first axis, and run over that by "
-            "`jax.lax.scan` in `value_fn`.",
-        )
+        rule = "be used in parts of fewer than 2³² elements"
+        hint = "Hold it with layers along its first axis, and run over that by "
+        hint += "`jax.lax.scan` in `value_fn`."
+        got = f"one of shape {shape}"
+        validation.fail("in_place(...).step", "params", rule, got, hint)
 
 
 def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
@@ -131,24 +94,19 @@ def evaluate(
 ) -> Any:
     """Return `value_fn(params + noise)`; noise is one vector over perturbed leaves."""
     closed, out = jax.make_jaxpr(value_fn, return_shape=True)(params)
-    starts = np.cumsum([0, *layout.sizes]).tolist()
-    inputs = [
-        _promise(noise, i, jnp.asarray(leaf), start) if on and leaf.size else leaf
-        for i, (leaf, on, start) in enumerate(
-            zip(jax.tree.leaves(params), layout.active, starts[:-1], strict=True)
-        )
-    ]
+    inputs, start = jax.tree.leaves(params), 0
+    for i, (on, size) in enumerate(zip(layout.active, layout.sizes, strict=True)):
+        if on and size:
+            x = jnp.asarray(inputs[i])
+            axes = tuple(range(x.ndim))
+            inputs[i] = Perturbed(noise, i, x, start, axes, x.dtype)
+        start += size
     outs = [_materialized(x) for x in _run(closed.jaxpr, closed.consts, inputs)]
     return jax.tree.unflatten(jax.tree.structure(out), outs)
 
 
-def _promise(noise: Noise, leaf: int, stored: jax.Array, start: int) -> Moved:
-    axes = tuple(range(stored.ndim))
-    return Moved(noise, leaf, stored, start, axes, stored.dtype)
-
-
 def _materialized(x: Any) -> Any:
-    return x.whole() if isinstance(x, Moved) else x
+    return x.whole() if isinstance(x, Perturbed) else x
 
 
 def _run(
@@ -163,9 +121,8 @@ def _run(
 
     for eqn in program.eqns:
         ins = [read(atom) for atom in eqn.invars]
-        rule = _RULES.get(eqn.primitive.name)
-        outs = None
-        if rule is not None and any(isinstance(x, Moved) for x in ins):
+        rule, outs = _RULES.get(eqn.primitive.name), None
+        if rule is not None and any(isinstance(x, Perturbed) for x in ins):
             outs = rule(eqn.params, *ins)
         if outs is None:
             outs = _applied(program, eqn, [_materialized(x) for x in ins])
@@ -176,30 +133,23 @@ def _run(
 def _applied(
     program: jax_core.Jaxpr, eqn: jax_core.JaxprEqn, ins: list[Any]
 ) -> Sequence[Any]:
-    """Evaluate one equation as a program of its own.
-
-    How to bind its parameters, and in which context, differs between versions of JAX.
-    """
-    named = {
-        atom: x
-        for atom, x in zip(eqn.invars, ins, strict=True)
-        if not isinstance(atom, jax_core.Literal)
-    }
-    alone = program.replace(
-        constvars=[],
-        invars=[*named],
-        outvars=eqn.outvars,
-        eqns=[eqn],
-        effects=eqn.effects,
-    )
+    """Evaluate one equation as a program: binding differs between versions of JAX."""
+    pairs = zip(eqn.invars, ins, strict=True)
+    named = {x: value for x, value in pairs if not isinstance(x, jax_core.Literal)}
+    own = {"invars": [*named], "outvars": eqn.outvars, "effects": eqn.effects}
+    alone = program.replace(constvars=[], eqns=[eqn], **own)
     return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(alone, []))(*named.values())
 
 
-def _call(name: str, params: dict[str, Any], *ins: Any) -> list[Any]:
-    inner = params[_CALLS[name]]
-    if isinstance(inner, jax_core.ClosedJaxpr):
-        return _run(inner.jaxpr, inner.consts, ins)
-    return _run(inner, (), ins)
+def _called(params: dict[str, Any]) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
+    """Return the jaxpr that a primitive calls, and its constants."""
+    inner = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
+    closed = isinstance(inner, jax_core.ClosedJaxpr)
+    return (inner.jaxpr, inner.consts) if closed else (inner, ())
+
+
+def _call(params: dict[str, Any], *ins: Any) -> list[Any]:
+    return _run(*_called(params), ins)
 
 
 def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
@@ -214,121 +164,115 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
     program = params["jaxpr"]
     num_consts, num_carried = _scan_sizes(params)
     last = num_consts + num_carried
-    variables = program.jaxpr.invars[:num_consts]
     # A constant stays lazy if each iteration uses only parts of it.
     consts = [
         x if _is_used_in_parts(program.jaxpr, variable) else _materialized(x)
-        for x, variable in zip(ins[:num_consts], variables, strict=True)
+        for x, variable in zip(ins[:num_consts], program.jaxpr.invars, strict=False)
     ]
     init = [_materialized(x) for x in ins[num_consts:last]]
     stacks = [
-        _materialized(x) if isinstance(x, Moved) and x.order[0] else x
+        _materialized(x) if isinstance(x, Perturbed) and x.order[0] else x
         for x in ins[last:]
     ]
 
     def body(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
         number, slices = inputs
         parts = [
-            _layer(stack, number, x) if isinstance(stack, Moved) else x
-            for stack, x in zip(stacks, slices, strict=True)
+            _layer(stack, number, x) for stack, x in zip(stacks, slices, strict=True)
         ]
         outs = _run(program.jaxpr, program.consts, [*consts, *carry, *parts])
         outs = [_materialized(x) for x in outs]
         return outs[: len(init)], outs[len(init) :]
 
     numbers = jnp.arange(params["length"], dtype=jnp.uint32)
-    values = [x.stored if isinstance(x, Moved) else x for x in stacks]
+    values = [x.stored if isinstance(x, Perturbed) else x for x in stacks]
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, ys = lax.scan(body, init, (numbers, values), **options)
     return [*carry, *ys]
 
 
-def _layer(stack: Moved, number: jax.Array, stored: jax.Array) -> Moved:
-    """Return slice `number` of a stacked leaf."""
+def _layer(stack: Any, number: jax.Array, stored: jax.Array) -> Any:
+    """Return slice `number` of a stacked leaf, lazy if the leaf is."""
+    if not isinstance(stack, Perturbed):
+        return stored
     order = tuple(axis - 1 for axis in stack.order[1:])
-    layer = stack.part(stored, number, stored.size)
-    return layer._replace(order=order)
+    return stack.part(stored, number, stored.size)._replace(order=order)
 
 
 def _is_used_in_parts(program: jax_core.Jaxpr, variable: Any) -> bool:
     """Return whether a program uses an input only by its slices and rows."""
-    if any(variable is x for x in program.outvars):
-        return False
-    return all(
-        _uses_parts(eqn, place)
+
+    def uses_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
+        name, params = eqn.primitive.name, eqn.params
+        if name in _CALLS:
+            inner, _ = _called(params)
+            return _is_used_in_parts(inner, inner.invars[place])
+        if name == "scan":
+            num_consts, num_carried = _scan_sizes(params)
+            if place >= num_consts:
+                return place >= num_consts + num_carried  # Stacked: layer by layer.
+            inner = params["jaxpr"].jaxpr
+            return _is_used_in_parts(inner, inner.invars[place])
+        return name in ("dynamic_slice", "gather") and place == 0
+
+    return not any(variable is x for x in program.outvars) and all(
+        uses_parts(eqn, place)
         for eqn in program.eqns
         for place, x in enumerate(eqn.invars)
         if variable is x
     )
 
 
-def _uses_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
-    name, params = eqn.primitive.name, eqn.params
-    if name in _CALLS:
-        inner = params[_CALLS[name]]
-        inner = inner.jaxpr if isinstance(inner, jax_core.ClosedJaxpr) else inner
-        return _is_used_in_parts(inner, inner.invars[place])
-    if name == "scan":
-        inner = params["jaxpr"].jaxpr
-        num_consts, num_carried = _scan_sizes(params)
-        if place < num_consts:
-            return _is_used_in_parts(inner, inner.invars[place])
-        return place >= num_consts + num_carried  # Stacked: layer by layer.
-    return name in ("dynamic_slice", "gather") and place == 0
-
-
 def _cond(params: dict[str, Any], index: Any, *ins: Any) -> list[Any]:
     def branch(closed: jax_core.ClosedJaxpr) -> Callable[..., list[Any]]:
         def run(*arrays: Any) -> list[Any]:
             rest = iter(arrays)
-            args = [x if isinstance(x, Moved) else next(rest) for x in ins]
+            args = [x if isinstance(x, Perturbed) else next(rest) for x in ins]
             return [_materialized(x) for x in _run(closed.jaxpr, closed.consts, args)]
 
         return run
 
     branches = [branch(closed) for closed in params["branches"]]
-    arrays = [x for x in ins if not isinstance(x, Moved)]
+    arrays = [x for x in ins if not isinstance(x, Perturbed)]
     return lax.switch(_materialized(index), branches, *arrays)
 
 
-def _slice(params: dict[str, Any], x: Moved) -> list[Any] | None:
+def _slice(params: dict[str, Any], x: Perturbed) -> list[Any] | None:
     start, limit = params["start_indices"], params["limit_indices"]
     strides = params["strides"] or (1,)
     rest = zip(start[1:], limit[1:], x.stored.shape[1:], strict=True)
     by_rows = all(first == 0 and end == size for first, end, size in rest)
-    if not (x.lies_as_stored and by_rows and {*strides} == {1}):
+    if not (x.in_order and by_rows and {*strides} == {1}):
         return None
     row = math.prod(x.stored.shape[1:])
     return [x.part(lax.slice(x.stored, start, limit), start[0], row)]
 
 
 def _dynamic_slice(params: dict[str, Any], x: Any, *starts: Any) -> list[Any] | None:
-    sizes = params["slice_sizes"]
-    if not (isinstance(x, Moved) and x.lies_as_stored and starts):
+    if not (isinstance(x, Perturbed) and x.in_order and starts):
         return None
-    if tuple(sizes[1:]) != x.stored.shape[1:]:
-        return None
-    return [x.rows(_materialized(starts[0]), sizes[0])]
+    count, *rest = params["slice_sizes"]
+    by_rows = tuple(rest) == x.stored.shape[1:]
+    return [x.rows(_materialized(starts[0]), count)] if by_rows else None
 
 
-def _squeeze(params: dict[str, Any], x: Moved) -> list[Any] | None:
-    if not x.lies_as_stored:
-        return None
-    return [x.part(lax.squeeze(x.stored, params["dimensions"]))]
+def _squeeze(params: dict[str, Any], x: Perturbed) -> list[Any] | None:
+    axes = params["dimensions"]
+    return [x.part(lax.squeeze(x.stored, axes))] if x.in_order else None
 
 
-def _reshape(params: dict[str, Any], x: Moved, *sizes: Any) -> list[Any] | None:
-    if sizes or not x.lies_as_stored or params["dimensions"] is not None:
+def _reshape(params: dict[str, Any], x: Perturbed, *sizes: Any) -> list[Any] | None:
+    if sizes or not x.in_order or params["dimensions"] is not None:
         return None
     return [x.part(x.stored.reshape(params["new_sizes"]))]
 
 
-def _transpose(params: dict[str, Any], x: Moved) -> list[Any]:
+def _transpose(params: dict[str, Any], x: Perturbed) -> list[Any]:
     order = tuple(x.order[axis] for axis in params["permutation"])
     return [x._replace(order=order)]
 
 
-def _convert(params: dict[str, Any], x: Moved) -> list[Any] | None:
+def _convert(params: dict[str, Any], x: Perturbed) -> list[Any] | None:
     dtype = params["new_dtype"]
     # Do not merge two conversions: the first may round more than the second.
     once = x.dtype == x.stored.dtype and jnp.issubdtype(dtype, jnp.floating)
@@ -336,29 +280,28 @@ def _convert(params: dict[str, Any], x: Moved) -> list[Any] | None:
 
 
 def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
-    if not (isinstance(x, Moved) and x.lies_as_stored):
+    if not (isinstance(x, Perturbed) and x.in_order):
         return None
     names = ("dimension_numbers", "slice_sizes", "unique_indices")
-    taken = functools.partial(
-        lax.gather,
-        start_indices=_materialized(indices),
-        indices_are_sorted=params["indices_are_sorted"],
-        mode=params["mode"],
-        **{name: params[name] for name in names},
-    )
+    options = {n: params[n] for n in (*names, "indices_are_sorted", "mode")}
+    indices = _materialized(indices)
+
+    def taken(operand: jax.Array, fill_value: Any) -> jax.Array:
+        return lax.gather(operand, indices, fill_value=fill_value, **options)
+
     check_size(x.stored.shape)
     places = lax.iota(jnp.uint32, x.stored.size).reshape(x.stored.shape)
-    places = taken(places, fill_value=_NO_INDEX)
-    rows = taken(x.stored, fill_value=params["fill_value"])
-    x.noise.seen(x.leaf, rows.size)
-    indices = random.advance(x.offset, places, 1, x.stored.size)
-    moved = _added(rows, x.noise.at(indices))
-    return [jnp.where(places == _NO_INDEX, rows, moved).astype(x.dtype)]
+    places = taken(places, _NO_INDEX)
+    rows = taken(x.stored, params["fill_value"])
+    x.noise.record(x.leaf, rows.size)
+    noise = x.noise.at(random.advance(x.offset, places, 1, x.stored.size))
+    rows = jnp.where(places == _NO_INDEX, rows, _added(rows, noise))
+    return [rows.astype(x.dtype)]
 
 
 def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
     for side, x in enumerate(operands):
-        if not (isinstance(x, Moved) and x.stored.ndim > 1 and x.stored.size > BLOCK):
+        if not isinstance(x, Perturbed) or x.stored.ndim < 2 or x.stored.size <= BLOCK:
             continue
         contracted, batch = (axes[side] for axes in params["dimension_numbers"])
         axis = x.order.index(0)
@@ -371,12 +314,9 @@ def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
 
 
 def _in_blocks(
-    params: dict[str, Any], x: Moved, other: jax.Array, side: int, place: int
+    params: dict[str, Any], x: Perturbed, other: jax.Array, side: int, place: int
 ) -> jax.Array:
-    """Multiply in blocks of x; axis `place` of the product is the first stored axis.
-
-    The last block ends with the last row, so that all blocks have one size.
-    """
+    """Multiply in blocks of x; axis `place` of the product is the first stored axis."""
     num_rows = x.stored.shape[0]
     count = max(1, BLOCK * num_rows // x.stored.size)
 
@@ -386,16 +326,16 @@ def _in_blocks(
         return lax.dot_general(*pair, **params)
 
     def put(i: jax.Array, out: jax.Array) -> jax.Array:
-        start = jnp.minimum(i * count, num_rows - count)
+        start = jnp.minimum(i * count, num_rows - count)  # All blocks have one size.
         return lax.dynamic_update_slice_in_dim(out, product(start), start, place)
 
     block = jax.eval_shape(product, 0)
     shape = [*block.shape[:place], num_rows, *block.shape[place + 1 :]]
-    start = jnp.zeros(shape, block.dtype)
-    return lax.fori_loop(0, -(-num_rows // count), put, start)
+    out = jnp.zeros(shape, block.dtype)
+    return lax.fori_loop(0, -(-num_rows // count), put, out)
 
 
-_RULES = {name: functools.partial(_call, name) for name in _CALLS} | {
+_RULES: dict[str, Callable[..., Any]] = dict.fromkeys(_CALLS, _call) | {
     "cond": _cond,
     "convert_element_type": _convert,
     "dot_general": _dot_general,

@@ -1,6 +1,7 @@
 """Evaluate the queries of a step in order, in the program of the step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,21 +23,14 @@ def local(chunk_size: int = 1) -> core.Evaluate:
             return queries.read(*_in_python(call, needed, queries))
 
         def take(i: Any) -> tuple[jax.Array, Any]:
-            def evaluated(i: Any) -> tuple[jax.Array, Any]:
-                return call(queries.point(i), i)
-
-            return (
-                evaluated(i) if needed is None else if_needed(needed(i), evaluated, i)
-            )
+            return evaluated(call, queries, i, None if needed is None else needed(i))
 
         first = queries.base is not None
         base = call(queries.base, 0) if first else None
         at_once = min(chunk_size, max(queries.num - first, 1))
-        values, aux = lax.map(
-            take,
-            jnp.arange(first, queries.num, dtype=jnp.uint32),
-            batch_size=at_once if at_once > 1 else None,
-        )
+        batch_size = at_once if at_once > 1 else None
+        indices = jnp.arange(first, queries.num, dtype=jnp.uint32)
+        values, aux = lax.map(take, indices, batch_size=batch_size)
         if base is None:
             return queries.read(values, jax.tree.map(lambda x: x[0], aux))
         return queries.read(jnp.concatenate([base[0][None], values]), base[1])
@@ -51,11 +45,8 @@ def caller(
     function_of = queries.function_of
     if function_of is None:
         return lambda point, index: function(point)
-    further = [
-        differences.evaluation("estimate", x, terms=step.terms, has_aux=False)
-        for x in queries.functions
-    ]
-    functions = [function, *further]
+    evaluation = partial(differences.evaluation, terms=step.terms, has_aux=False)
+    functions = [function, *(evaluation("estimate", x) for x in queries.functions)]
 
     def call(point: core.Params, index: Any) -> tuple[jax.Array, Any]:
         # With more than one function, none has aux.
@@ -64,17 +55,18 @@ def caller(
     return call
 
 
-def if_needed(
-    needed: Any, take: Callable[[Any], tuple[jax.Array, Any]], index: Any
+def evaluated(
+    call: Callable[..., Any], queries: core.Queries, index: Any, needed: Any = None
 ) -> tuple[jax.Array, Any]:
-    """Return `take(index)`, or zeros of its shape if it is not needed."""
-    kind = jax.eval_shape(take, index)
+    """Evaluate a query, or return zeros of its type if it is not needed."""
 
-    def zeros(index: Any) -> Any:
-        del index
-        return jax.tree.map(_zeros, kind)
+    def take(index: Any) -> tuple[jax.Array, Any]:
+        return call(queries.point(index), index)
 
-    return lax.cond(needed, take, zeros, index)
+    if needed is None:
+        return take(index)
+    kinds = jax.eval_shape(take, index)
+    return lax.cond(needed, take, lambda _: jax.tree.map(_zeros, kinds), index)
 
 
 def _zeros(kind: Any) -> jax.Array:
@@ -88,7 +80,7 @@ def _zeros(kind: Any) -> jax.Array:
 def _in_python(
     call: Callable[..., Any], needed: Callable[[Any], Any], queries: core.Queries
 ) -> tuple[jax.Array, Any]:
-    """Evaluate the needed queries outside of any traced program."""
+    """Evaluate the needed queries outside of any program."""
     indices = [jnp.uint32(i) for i in range(queries.num)]
     results = [call(queries.point(i), i) if needed(i) else None for i in indices]
     known = [values for values, _ in filter(None, results)]

@@ -27,19 +27,17 @@ def perturbed_value_fn(
 
     Args:
       value_fn: `value_fn(params, *args, **kwargs)`, with any output.
-      sampler: `gaussian`, `sphere` or `rademacher`: samplers that can draw parts of a
-        direction.
+      sampler: `gaussian`, `sphere` or `rademacher`, which can draw parts.
       mask: As in `finite_difference_estimator`.
     Returns:
       A function `(key, params, distance, *args, **kwargs)` that returns
       `value_fn(params + distance · u, *args, **kwargs)`, rounded the same except for
       products computed in blocks. Wrap it in `jax.jit`.
     Raises:
-      TypeError, ValueError: If an argument has the wrong type, or the sampler draws
-        only whole directions; in a call, if `key` or a leaf cannot be used.
+      TypeError, ValueError: If an argument, a key or a leaf cannot be used.
     Cost:
-      One function value. In addition to the parameters, the memory of the function and
-      of the largest part that is perturbed at once.
+      One function value; beside the parameters, the memory of the function and of the
+      largest part that is perturbed at once.
     Example:
       >>> f = jax.jit(perturbed_value_fn(lambda x, scale: scale * jnp.sum(x)))
       >>> up, down = f(0, jnp.ones(5), 0.1, 2.0), f(0, jnp.ones(5), -0.1, 2.0)
@@ -50,10 +48,7 @@ def perturbed_value_fn(
       arXiv:2305.17333 (which perturbs the parameters in place and restores them).
     """
     api_name = "perturbed_value_fn"
-    validation.function(
-        api_name, "value_fn", value_fn, "It takes the parameters first."
-    )
-    validation.check(api_name, sampler=sampler)
+    validation.check(api_name, value_fn=value_fn, sampler=sampler)
     directions.check_parts(api_name, sampler)
 
     def value(
@@ -62,8 +57,8 @@ def perturbed_value_fn(
         layout = flat.layout(api_name, params, mask, in_parts=True)
         own = random.fold_in(random.key_data(api_name, key), 0)
         scale = scale_of(sampler, own, layout)
-        moved = jnp.asarray(distance, layout.dtype) * scale
-        noise = noise_along(sampler, own, layout, moved)
+        distance = jnp.asarray(distance, layout.dtype) * scale
+        noise = noise_along(sampler, own, layout, distance)
         return lazy.evaluate(
             lambda params: value_fn(params, *args, **kwargs), params, layout, noise
         )
@@ -91,16 +86,13 @@ def scale_of(
     if sampler.scale is None:
         return jnp.ones((), layout.dtype)
 
-    def norm(offset: Any, size: int) -> jax.Array:
-        part = sampler.part(key, size, layout.dtype, offset)
-        return jnp.sqrt(jnp.sum(jnp.square(part)))
-
     num, rest = divmod(layout.dim, lazy.BLOCK)
 
-    def of_block(i: jax.Array) -> jax.Array:
+    def norm(i: Any, size: int = lazy.BLOCK) -> jax.Array:
         start = random.advance(0, i, lazy.BLOCK, layout.dim)
-        return norm(start, lazy.BLOCK)
+        part = sampler.part(key, size, layout.dtype, start)
+        return jnp.sqrt(jnp.sum(jnp.square(part)))
 
-    norms = lax.map(of_block, jnp.arange(num, dtype=jnp.uint32))
+    norms = lax.map(norm, jnp.arange(num, dtype=jnp.uint32))
     # The vector of block norms has the norm of all elements.
-    return sampler.scale(jnp.append(norms, norm(num * lazy.BLOCK, rest)))
+    return sampler.scale(jnp.append(norms, norm(num, rest)))

@@ -1,7 +1,4 @@
-"""Corrections that clients of a federated run add to their gradient estimates.
-
-Without a correction, clients drift in a round towards minimizers of their own
-functions. The methods differ only in the correction:
+"""Corrections of the drift of clients towards minimizers of their own functions.
 
   fed_avg     none
   fed_prox    strength · (xᵢ − x), x the parameters at the start of the round
@@ -12,7 +9,9 @@ where c and s are the means of cᵢ and sᵢ over the clients, and t counts loca
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +30,9 @@ Arrays = tuple[jax.Array, ...]
 class Correction(NamedTuple):
     """A term that a client adds to its gradient estimates.
 
-    `memory` is what a client keeps from round to round and sends: a pytree of arrays.
-
     Attributes:
-      init: `init(params, estimator_state) -> memory` of a client.
+      init: `init(params, estimator_state) -> memory`, a pytree of arrays that a client
+        keeps from round to round and sends.
       prepare: `prepare(key_data, params) -> shared`, drawn anew in each round from the
         key of the run, the same for all clients.
       term: `term(shared, memory, mean, start, params, count)`, an array for each
@@ -69,24 +67,23 @@ def displacement(x: jax.Array, start: jax.Array) -> jax.Array:
     return jnp.where(x == start, jnp.zeros_like(x), x - start)
 
 
-def _zeros(params: core.Params) -> Arrays:
+def zeros(params: core.Params) -> Arrays:
+    """Return zeros like `wide_leaves`."""
     return tuple(jnp.zeros_like(x) for x in wide_leaves(params))
 
 
 fed_avg = Correction(
     lambda params, estimator_state: (),
     lambda key_data, params: (),
-    lambda shared, memory, mean, start, params, count: _zeros(params),
+    lambda shared, memory, mean, start, params, count: zeros(params),
     lambda shared, params, mean_gradient, estimator_state: (),
 )
 """No correction: McMahan et al., Communication-efficient learning of deep networks from
 decentralized data, 2017. arXiv:1602.05629."""
 
 scaffold = fed_avg._replace(
-    init=lambda params, estimator_state: _zeros(params),
-    term=lambda shared, memory, mean, start, params, count: tuple(
-        c - own for c, own in zip(mean, memory, strict=True)
-    ),
+    init=lambda params, estimator_state: zeros(params),
+    term=lambda shared, memory, mean, *_: tuple(map(operator.sub, mean, memory)),
     learn=lambda shared, params, mean_gradient, estimator_state: mean_gradient,
 )
 """c − cᵢ: Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated
@@ -108,8 +105,7 @@ def fed_prox(strength: float) -> Correction:
     Cost:
       No function values; no memory.
     Example:
-      >>> correction = fed_prox(0.5)
-      >>> print(correction.term((), (), (), jnp.zeros(2), jnp.ones(2), 0))
+      >>> print(fed_prox(0.5).term((), (), (), jnp.zeros(2), jnp.ones(2), 0))
       (Array([0.5, 0.5], dtype=float32),)
     References:
       Li et al., Federated optimization in heterogeneous networks, 2020.
@@ -122,28 +118,25 @@ def fed_prox(strength: float) -> Correction:
         shared: Any, memory: Any, mean: Any, start: Any, params: Any, count: Any
     ) -> Arrays:
         del shared, memory, mean, count
-        pairs = zip(wide_leaves(params), wide_leaves(start), strict=True)
-        return tuple(
-            jnp.asarray(strength, x.dtype) * displacement(x, first)
-            for x, first in pairs
-        )
+        moves = map(displacement, wide_leaves(params), wide_leaves(start))
+        return tuple(jnp.asarray(strength, x.dtype) * x for x in moves)
 
     return fed_avg._replace(term=term)
 
 
 class _Features(NamedTuple):
-    """Random Fourier features φₘ(x) = √(2 / M) · cos(⟨wₘ, x⟩ + bₘ)."""
+    """Random Fourier features φₘ(x) = factor · cos(⟨wₘ, x⟩ + bₘ)."""
 
+    factor: float  # √(2 / M)
     frequencies: jax.Array  # (M, dim)
     phases: jax.Array  # (M,)
 
     def angles(self, points: jax.Array) -> jax.Array:
         """Return (n, M) angles of (n, dim) points."""
-        product = jnp.dot(points, self.frequencies.T, precision=lax.Precision.HIGHEST)
-        return product + self.phases[None]
+        return _dot(points, self.frequencies.T) + self.phases[None]
 
-    def factor(self) -> float:
-        return math.sqrt(2 / self.phases.size)
+
+_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
 
 
 def fzoos(
@@ -174,33 +167,26 @@ def fzoos(
       A `Correction` for `federated`.
     Raises:
       TypeError, ValueError: If a number is out of range; in `init`, if the estimator is
-        not a `trajectory_estimator` or has a mask with another number of elements.
+        no `trajectory_estimator`, or its mask selects another number of elements.
     Cost:
       No function values; M numbers in the state of each client, and M copies of the
       parameters during a round, shared by all clients.
     Example:
-      >>> targets = jnp.array([[-1.0], [3.0]])  # Their mean is 1.
-      >>> run = radazo.federated.federated(
-      ...     lambda x, client: jnp.sum((x - targets[client]) ** 2),
-      ...     radazo.trajectory_estimator(num_points=20, num_directions=2),
-      ...     optax.sgd(0.1),
-      ...     num_clients=2,
-      ...     key=0,
-      ...     num_local_steps=5,
-      ...     correction=fzoos(num_features=100),
-      ... )
+      >>> value_fn = lambda x, client: jnp.sum((x + 1 - 4 * client) ** 2)
+      >>> estimator = radazo.trajectory_estimator(num_points=20, num_directions=2)
+      >>> options = {"num_clients": 2, "num_local_steps": 5, "correction": fzoos()}
+      >>> federated = radazo.federated.federated
+      >>> run = federated(value_fn, estimator, optax.sgd(0.1), key=0, **options)
       >>> state, step = run.init(jnp.zeros(1)), jax.jit(run.round)
       >>> for _ in range(5):
       ...     state, info = step(state)
-      >>> print(jnp.round(state.params), info.num_values)
+      >>> print(jnp.round(state.params), info.num_values)  # The mean of −1 and 3.
       [1.] 30
     References:
       Shu et al., Federated zeroth-order optimization using trajectory-informed
       surrogate gradients, 2023. arXiv:2308.04077. There a client also evaluates points
-      where its surrogate is least certain, after each local step and at the end of a
-      round, and fits only the 500 points nearest to the server's parameters; the server
-      rejects a mean that is no improvement. Here a client evaluates only the points of
-      its estimator.
+      where its surrogate is least certain and fits only the 500 points nearest to the
+      server's parameters; the server rejects a mean that is no improvement.
     """
     api_name = "fzoos"
     hint = "1000 is a good start."
@@ -231,7 +217,8 @@ def fzoos(
         key = random.typed(random.fold_in(words, 1))
         phases = jax.random.uniform(key, (num_features,), dtype, maxval=2 * math.pi)
         frequencies = normal.reshape(num_features, layout.dim)
-        return _Features(frequencies / jnp.asarray(length_scale, dtype), phases)
+        frequencies = frequencies / jnp.asarray(length_scale, dtype)
+        return _Features(math.sqrt(2 / num_features), frequencies, phases)
 
     def term(
         shared: _Features, memory: Any, mean: Any, start: Any, params: Any, count: Any
@@ -239,8 +226,8 @@ def fzoos(
         del start
         layout = flat.layout(api_name, params, mask)
         angles = shared.angles(flat.ravel(layout, params)[None])[0]
-        slopes = -shared.factor() * (mean - memory) * jnp.sin(angles)
-        gradient = jnp.dot(slopes, shared.frequencies, precision=lax.Precision.HIGHEST)
+        slopes = -shared.factor * (mean - memory) * jnp.sin(angles)
+        gradient = _dot(slopes, shared.frequencies)
         gradient = gradient / (count + 1).astype(layout.dtype)
         return wide_leaves(flat.unravel(layout, params, gradient, jnp.uint32(count)))
 
@@ -256,13 +243,12 @@ def fzoos(
 def _fitted(
     features: _Features, buffer: gaussian_process.Buffer, jitter: Any
 ) -> jax.Array:
-    """Return the (M,) weights of the features fitted to the values of the buffer."""
+    """Return the (M,) weights of the features."""
     filled = gaussian_process.filled(buffer)
-    rows = features.factor() * jnp.cos(features.angles(buffer.points))
+    rows = features.factor * jnp.cos(features.angles(buffer.points))
     rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
-    gram = jnp.dot(rows, rows.T, precision=lax.Precision.HIGHEST)
     _, deviation, standard = gaussian_process.standardized(buffer.values, filled)
-    factor = gaussian_process.factorized(gram, filled, jitter)
+    factor = gaussian_process.factorized(_dot(rows, rows.T), filled, jitter)
     solved = jax.scipy.linalg.cho_solve((factor, True), standard)
-    weights = deviation * jnp.dot(solved, rows, precision=lax.Precision.HIGHEST)
+    weights = deviation * _dot(solved, rows)
     return jnp.where(jnp.isfinite(weights), weights, jnp.zeros_like(weights))

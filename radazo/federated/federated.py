@@ -1,11 +1,12 @@
 """Federated optimization: clients take local steps, a server averages the results.
 
-In a round each client takes some steps of `with_estimator` from the server's
-parameters, with the term of a `Correction` added to its gradient estimates. It sends
-its parameters and what its correction remembers; its data and values stay local.
+Clients send their parameters and what their `Correction` remembers; their data and
+values stay local.
 """
 
+import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -91,9 +92,8 @@ def federated(
 
       x ← x + learning_rate · Σᵢ sharesᵢ · (xᵢ − x)
 
-    The local optimizer is reset in each round; the states of the estimators are kept.
     For R-AdaZO on the clients pass `optax.chain(scale_by_radazo(), optax.scale(-0.01))`
-    as `local_optimizer`.
+    as `local_optimizer`. The states of the estimators are kept from round to round.
 
     Args:
       client_value_fn: `client_value_fn(params, client, *args)`, the function of one
@@ -103,16 +103,15 @@ def federated(
       num_clients: n, at least 1.
       key: Typed key or integer seed of the run.
       num_local_steps: Steps of each client in a round, at least 1.
-      correction: `fed_avg`, `fed_prox(strength)`, `scaffold`, `fzoos()`, or another
-        `Correction`.
+      correction: Any `Correction`, e.g. `scaffold` or `fzoos()`.
       learning_rate: Rate of the server; 1 sets x to the mean of the xᵢ.
       shares: Weights of the clients in all means, normalized to sum to 1; None for
         equal weights.
     Returns:
       `Federated(init, round)`. Compile `round` with `jax.jit`.
     Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range; in
-        `init`, if a leaf of the parameters is not an array.
+      TypeError, ValueError: If an argument has the wrong type or is out of range, or a
+        leaf of the parameters is not an array.
     Cost:
       num_clients · num_local_steps times the function values of the estimator per
       round. The state has one copy of the parameters, and for each client the state of
@@ -120,13 +119,9 @@ def federated(
       two more copies, the state of the optimizer, and the memory of an estimate.
     Example:
       >>> targets = jnp.array([[0.0, 1.0], [4.0, 3.0]])
-      >>> run = federated(
-      ...     lambda x, client: jnp.sum((x - targets[client]) ** 2),
-      ...     radazo.orthogonal_estimator(num_directions=2),
-      ...     optax.sgd(0.1),
-      ...     num_clients=2,
-      ...     key=0,
-      ... )
+      >>> value_fn = lambda x, client: jnp.sum((x - targets[client]) ** 2)
+      >>> estimator = radazo.orthogonal_estimator(num_directions=2)
+      >>> run = federated(value_fn, estimator, optax.sgd(0.1), num_clients=2, key=0)
       >>> state, info = jax.jit(run.round)(run.init(jnp.zeros(2)))
       >>> print(jnp.round(state.params), info.num_values)  # towards the mean, [2, 2]
       [2. 2.] 60
@@ -146,34 +141,30 @@ def federated(
     hint = "Pass `radazo.federated.scaffold` or, as a call, `radazo.federated.fzoos()`."
     of = corrections.Correction
     validation.instance(api_name, "correction", correction, of, hint)
-    hint = "Clients are numbered from 0."
-    validation.integer(api_name, "num_clients", num_clients, 1, hint)
+    validation.integer(api_name, "num_clients", num_clients, 1, "Take one or more.")
     hint = "It is the number of steps of a client in a round."
     validation.integer(api_name, "num_local_steps", num_local_steps, 1, hint)
     hint = "1 sets the parameters to the mean of those of the clients."
     validation.positive(api_name, "learning_rate", learning_rate, hint)
-    local = optax.adam(0.01) if local_optimizer is None else local_optimizer
+    optimizer = optax.adam(0.01) if local_optimizer is None else local_optimizer
     weights = _normalized(api_name, shares, num_clients)
-    options = _Options(
-        estimator, local, num_local_steps, correction, learning_rate, weights
-    )
+    options = _Options(estimator, optimizer, num_local_steps, correction, weights)
     words = random.key_data(api_name, key)
 
-    def init(params: core.Params) -> FederatedState:
-        def replicate(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jnp.stack([jnp.asarray(x)] * num_clients), tree
-            )
+    def replicate(x: Any) -> jax.Array:
+        return jnp.stack([jnp.asarray(x)] * num_clients)
 
+    def init(params: core.Params) -> FederatedState:
         _check_arrays(api_name, params)
         estimator_state = estimator.init(params)
+        memory = correction.init(params, estimator_state)
         return FederatedState(
             count=jnp.zeros((), jnp.int32),
             key_data=jnp.array(words, copy=True),
             params=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
             num_values=jnp.zeros((), jnp.int32),
-            estimators=replicate(estimator_state),
-            corrections=replicate(correction.init(params, estimator_state)),
+            estimators=jax.tree.map(replicate, estimator_state),
+            corrections=jax.tree.map(replicate, memory),
         )
 
     def one_round(
@@ -182,16 +173,13 @@ def federated(
         def value_fn(params: core.Params, client: jax.Array) -> Any:
             return client_value_fn(params, client, *args)
 
-        reached, clients = _clients(options, value_fn, state)
-        params, drift = _average(options, state.params, reached)
+        clients = _clients(options, value_fn, state)
+        params, drift = _average(weights, learning_rate, state.params, clients.params)
         num_values = jnp.sum(clients.num_values, dtype=jnp.int32)
+        total = combinators.safe_add(state.num_values, num_values)
+        count = jnp.asarray(optax.safe_increment(state.count))
         state = FederatedState(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            key_data=state.key_data,
-            params=params,
-            num_values=combinators.safe_add(state.num_values, num_values),
-            estimators=clients.estimator,
-            corrections=clients.memory,
+            count, state.key_data, params, total, clients.estimator, clients.memory
         )
         return state, FederatedInfo(clients.values, num_values, drift)
 
@@ -203,32 +191,28 @@ class _Options(NamedTuple):
     local_optimizer: optax.GradientTransformation
     num_local_steps: int
     correction: corrections.Correction
-    learning_rate: Any
     weights: np.ndarray
 
 
-class _Client(NamedTuple):
-    """The results of a client's round, except its parameters."""
+class _Clients(NamedTuple):
+    """The results of a round, with a leading axis of clients."""
 
+    params: corrections.Arrays
     estimator: Any
     memory: Any
     values: jax.Array
     num_values: jax.Array
 
 
-def _clients(
-    options: _Options, value_fn: Callable[..., Any], state: FederatedState
-) -> tuple[corrections.Arrays, _Client]:
-    """Run a round of all clients; return the parameters reached and the results."""
+def _clients(options: _Options, value_fn: Any, state: FederatedState) -> _Clients:
+    """Run a round of all clients."""
     start, correction = state.params, options.correction
     shared = correction.prepare(state.key_data, start)
     mean = jax.tree.map(lambda x: _mean(options.weights, x), state.corrections)
     words = random.fold_in(state.key_data, state.count)
 
-    def run(client: jax.Array, inner: Any, memory: Any) -> tuple[Any, _Client]:
-        def term(params: core.Params, count: jax.Array) -> corrections.Arrays:
-            return correction.term(shared, memory, mean, start, params, count)
-
+    def run(client: jax.Array, inner: Any, memory: Any) -> _Clients:
+        term = partial(correction.term, shared, memory, mean, start)
         optimizer: Any = combinators.with_estimator(
             _corrected(options.estimator, term, inner),
             options.local_optimizer,
@@ -252,8 +236,8 @@ def _clients(
         memory = jax.tree.map(
             lambda new, old: jnp.where(after.num_valid > 0, new, old), learned, memory
         )
-        results = _Client(after.estimator, memory, values, last.num_values)
-        return corrections.wide_leaves(params), results
+        reached = corrections.wide_leaves(params)
+        return _Clients(reached, after.estimator, memory, values, last.num_values)
 
     clients = jnp.arange(len(options.weights), dtype=jnp.int32)
     return jax.vmap(run)(clients, state.estimators, state.corrections)
@@ -267,16 +251,13 @@ class _CorrectedState(NamedTuple):
 
 
 def _corrected(
-    estimator: core.Estimator,
-    term: Callable[[core.Params, jax.Array], corrections.Arrays],
-    inner: Any,
+    estimator: core.Estimator, term: Callable[..., corrections.Arrays], inner: Any
 ) -> core.Estimator:
     """Return `estimator`, with the state `inner`, plus `term` in its gradients."""
 
     def init(params: core.Params) -> _CorrectedState:
-        total = tuple(jnp.zeros_like(x) for x in corrections.wide_leaves(params))
         zero = jnp.zeros((), jnp.int32)
-        return _CorrectedState(zero, inner, zero, total)
+        return _CorrectedState(zero, inner, zero, corrections.zeros(params))
 
     def corrected(
         step: core.Step, state: _CorrectedState, found: core.Estimate
@@ -284,18 +265,16 @@ def _corrected(
         layout, params = step.layout, step.params
         gradient = flat.unravel(layout, params, found.gradient, found.opaque_index)
         estimates = corrections.wide_leaves(gradient)
-        terms = term(params, state.count)
-        total = (x + g for x, g in zip(state.total, estimates, strict=True))
-        gradient = corrections.replaced(
-            gradient, (g + c for g, c in zip(estimates, terms, strict=True))
-        )
+        sums = map(operator.add, estimates, term(params, state.count))
+        gradient = flat.ravel(layout, corrections.replaced(gradient, sums))
+        total = tuple(map(operator.add, state.total, estimates))
         num_valid = state.num_valid + jnp.any(found.info.kept).astype(jnp.int32)
-        state = _CorrectedState(state.count + 1, found.state, num_valid, tuple(total))
-        return found._replace(gradient=flat.ravel(layout, gradient), state=state)
+        state = _CorrectedState(state.count + 1, found.state, num_valid, total)
+        return found._replace(gradient=gradient, state=state)
 
     def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        inner = build.closed_loop(estimator, function, step, state.estimator)
-        return corrected(step, state, inner)
+        found = build.closed_loop(estimator, function, step, state.estimator)
+        return corrected(step, state, found)
 
     return core.Estimator(
         estimator.api_name,
@@ -305,7 +284,7 @@ def _corrected(
         lambda step, state, *rest: corrected(
             step, state, estimator.estimate(step, state.estimator, *rest)
         ),
-        fused=fused,
+        fused,
     )
 
 
@@ -316,15 +295,15 @@ def _mean(weights: np.ndarray, values: jax.Array) -> jax.Array:
 
 
 def _average(
-    options: _Options, start: core.Params, reached: corrections.Arrays
+    weights: np.ndarray, learning_rate: Any, start: core.Params, reached: Any
 ) -> tuple[core.Params, jax.Array]:
     """Return the server's next parameters and the drift of the clients."""
     new, squares = [], jnp.zeros((), jnp.float32)
     for x, clients in zip(corrections.wide_leaves(start), reached, strict=True):
         moves = corrections.displacement(clients, x[None])
-        mean = _mean(options.weights, moves)
-        new.append(x + jnp.asarray(options.learning_rate, x.dtype) * mean)
-        distances = _mean(options.weights, jnp.square(moves - mean[None]))
+        mean = _mean(weights, moves)
+        new.append(x + jnp.asarray(learning_rate, x.dtype) * mean)
+        distances = _mean(weights, jnp.square(moves - mean[None]))
         squares = squares + jnp.sum(distances).astype(jnp.float32)
     return corrections.replaced(start, new), jnp.sqrt(squares)
 
