@@ -39,7 +39,7 @@ class EstimateStatistics(NamedTuple):
 
     Attributes:
       gradient_norm: Norm of the gradient.
-      variance: Total variance of the estimate, summed over its elements.
+      variance: Variance of the estimate, summed over its elements.
       signal_to_noise: Squared norm of the gradient over the variance, corrected for
         noise in the values; may be negative.
     """
@@ -76,20 +76,19 @@ def estimate_statistics(
                                             zero-mean noise
       signal_to_noise = signal / variance
 
-    For exact slopes the ratio is about K / d for any function. The standard error of
-    `signal` is about √(2d / K² + 8 / K) · ‖∇f‖², so average over many steps
-    (`monitor_estimate`). A ratio far below K / d means that noise, rounding (increase
-    `smoothing`) or curvature (decrease it, or use `central`) dominates the slopes and
-    inflates `gradient_norm`. `slope_errors` distinguishes these.
+    For exact slopes the ratio is about K / d for any function. If it is far smaller,
+    noise, rounding or curvature dominates the slopes; `slope_errors` says which. The
+    standard error of `signal` is about √(2d / K² + 8 / K) · ‖∇f‖²: average many steps
+    by `monitor_estimate`.
 
     Args:
       gradient: The gradient estimate.
       info: The `EstimateInfo` of the same estimate.
     Returns:
       `EstimateStatistics` of float scalars. Variance and ratio are NaN for a single
-      direction and for dependent directions (`orthogonal`). For Gaussian directions
-      E‖u‖² = d replaces ‖u‖², a relative error of 2 / d. Noise shared by all values
-      counts as signal for `coordinate`, and rounding of a bfloat16 gradient for all.
+      direction and for dependent ones (`orthogonal`). For Gaussian directions r = d, a
+      relative error of 2 / d. Noise shared by all values counts as signal for
+      `coordinate`, and rounding of a bfloat16 gradient for all.
     Raises:
       TypeError: If `info` is not an `EstimateInfo`.
     Cost:
@@ -117,7 +116,6 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
 
     for the squared norm, the variance and the signal of `estimate_statistics`; steps
     with one kept direction know no variance. The position in the chain does not matter.
-    Inside `optax.MultiSteps` it only sees the last estimate.
 
     Args:
       decay: Decay rate in [0, 1); 0 keeps only the last step.
@@ -202,8 +200,7 @@ def cosine_similarity(gradient: core.Params, reference: core.Params) -> jax.Arra
       ⟨a, b⟩ / (‖a‖ ‖b‖)   over all floating-point leaves jointly
 
     Between gradient and estimate, with K directions in d dimensions, it is about
-    √(K / (d + K)). For the exponential mean of estimates with decay b1, K becomes
-    K (1 + b1) / (1 − b1) while the parameters move slowly.
+    √(K / (d + K)); for a mean of estimates with decay b1, K is K (1 + b1) / (1 − b1).
 
     Args:
       gradient, reference: Pytrees of arrays with the same structure and shapes.
@@ -237,9 +234,9 @@ def second_moment_error(second_moment: core.Params, reference: core.Params) -> A
     Returns:
       A float scalar, at least 0.
     Raises:
-      ValueError: If structures or shapes differ.
+      As `cosine_similarity`.
     Cost:
-      No function values; one pass over both.
+      As `cosine_similarity`.
     Example:
       >>> print(second_moment_error(jnp.array([2.0, 2.0]), jnp.array([1.0, 1.0])))
       1.0
@@ -300,10 +297,10 @@ def slope_errors(
                  mean φ' over [−smoothing, smoothing] − φ'(0)         central
       rounding = slope − exact − bias
 
-    Derivatives are taken by forward mode and means by Gauss-Legendre quadrature with 8
-    points, on parameters in at least float32. If bias is much larger than rounding,
-    decrease `smoothing` or use `central`; if it is much smaller, increase `smoothing`
-    or use `terms`. A kink adds 1 % of its jump to `rounding`, a step its full height.
+    Derivatives are by forward mode and means by quadrature with 8 points, on parameters
+    in at least float32. If bias is much larger than rounding, decrease `smoothing` or
+    use `central`; if it is much smaller, increase `smoothing` or use `terms`. A kink
+    adds 1 % of its jump to `rounding`, a step its full height.
 
     Args:
       key: Step key, typed or an integer seed; the directions are those of an estimate.
@@ -317,8 +314,8 @@ def slope_errors(
       TypeError, ValueError: As `finite_difference_estimator`; if `value_fn` has no
         forward-mode derivative; if `difference` is neither `forward` nor `central`.
     Cost:
-      K + 1 or 2K function values and 9K derivatives along a line, about two values
-      each, one direction at a time. Wrap it in `jax.jit`.
+      K + 1 or 2K function values and 9K derivatives, about two values each. Wrap it in
+      `jax.jit`.
     Example:
       >>> for h in (1e-3, 1.0):
       ...     errors = slope_errors(0, lambda x: x @ x, jnp.ones(1000), smoothing=h)

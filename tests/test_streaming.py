@@ -33,11 +33,11 @@ def make_params(dtype=jnp.float32):
     }
 
 
-def noise_of(draw, at, seen=None):
+def noise_of(draw, at, record=None):
     return lazy.Noise(
         lambda offset, size: DISTANCE * draw(KEY, size, jnp.float32, offset),
         lambda indices: DISTANCE * at(KEY, indices, jnp.float32),
-        (lambda leaf, size: None) if seen is None else seen,
+        (lambda leaf, size: None) if record is None else record,
     )
 
 
