@@ -54,7 +54,7 @@ def box(lower: Any, upper: Any) -> Projection:
     """
     bounds, names = (lower, upper), ("lower", "upper")
     if all(map(_is_scalar, bounds)):
-        sides("box", 0, bounds, names)
+        sides("box", np.zeros(()), bounds, names)
 
     def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         del metric

@@ -55,14 +55,14 @@ def advance(offset: Any, index: Any, unit: int, extent: int) -> Any:
     index = jnp.asarray(index, jnp.uint32)
     if not _may_end_beyond(offset, extent):
         return jnp.asarray(offset, jnp.uint32) + index * jnp.uint32(unit)
-    hi, lo = (jnp.uint32(word) for word in split_offset(offset))
+    hi, lo = (jnp.uint32(word) for word in _split_offset(offset))
     low = index * jnp.uint32(unit % WORD)
     high = _multiply_high(index, unit % WORD) + index * jnp.uint32(unit // WORD)
     lo = lo + low
     return Offset(hi + high + (lo < low).astype(jnp.uint32), lo)
 
 
-def split_offset(offset: Any) -> tuple[Any, Any]:
+def _split_offset(offset: Any) -> tuple[Any, Any]:
     """Return (hi, lo) of an offset."""
     if isinstance(offset, int):
         return divmod(offset, WORD)
@@ -142,7 +142,7 @@ def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
 
 def _block(key: jax.Array, size: int, offset: Any) -> tuple[jax.Array, jax.Array]:
     """Return both words of counters offset, ...; with a uint32 they stay below 2³²."""
-    first_hi, first_lo = split_offset(offset)
+    first_hi, first_lo = _split_offset(offset)
     start = jnp.uint32(first_lo)
     lo = lax.iota(jnp.uint32, size) + start
     hi = jnp.zeros_like(lo)
@@ -164,7 +164,7 @@ def normal(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
 
 def normal_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
     """Return elements of `normal` at `indices`, uint32 or an `Offset` of arrays."""
-    return _normal(*threefry(key, *split_offset(indices)), dtype)
+    return _normal(*threefry(key, *_split_offset(indices)), dtype)
 
 
 def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
@@ -214,7 +214,7 @@ def _word_and_bit(index: Any) -> tuple[Any, Any]:
     """Return the word that holds the sign of element `index` < 2³⁷, and its bit."""
     if isinstance(index, int):
         return divmod(index, 32)
-    hi, lo = split_offset(index)
+    hi, lo = _split_offset(index)
     first = (hi << jnp.uint32(27)) | (lo >> jnp.uint32(5))
     return first, lo & jnp.uint32(31)
 

@@ -141,7 +141,7 @@ def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
     """Of a law whose blocks are as long as their first offset is beyond 2³²."""
 
     def part(key, size, dtype, offset):
-        hi, _ = random.split_offset(offset)
+        hi, _ = random._split_offset(offset)
         return jnp.asarray([hi], dtype)
 
     scale = lambda drawn: jnp.sqrt(jnp.sum(drawn**2))

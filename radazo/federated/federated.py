@@ -141,7 +141,8 @@ def federated(
     hint = "Pass `radazo.federated.scaffold` or, as a call, `radazo.federated.fzoos()`."
     of = corrections.Correction
     validation.instance(api_name, "correction", correction, of, hint)
-    validation.integer(api_name, "num_clients", num_clients, 1, "Take one or more.")
+    hint = "Clients are numbered from 0."
+    validation.integer(api_name, "num_clients", num_clients, 1, hint)
     hint = "It is the number of steps of a client in a round."
     validation.integer(api_name, "num_local_steps", num_local_steps, 1, hint)
     hint = "1 sets the parameters to the mean of those of the clients."

@@ -199,7 +199,7 @@ def _evaluated(
         def along(distance: jax.Array) -> tuple[jax.Array, Any]:
             noise = perturbed.noise_along(sampler, own, layout, distance)
             noise = noise._replace(
-                seen=functools.partial(_warn_of_a_whole_leaf, params)
+                record=functools.partial(_warn_of_a_whole_leaf, params)
             )
             return lazy.evaluate(function, params, layout, noise)
 
