@@ -1,41 +1,33 @@
 """Zeroth-order optimization for JAX: minimize a function from its values alone.
 
-  minimize                        run an optimizer on a function
+  minimize, ask, tell             run an optimizer, or evaluate in a loop of your own
   calibrate                       suggest a first smoothing distance and learning rate
-  ask, tell                       evaluate the function in a loop of your own
 
 Optimizers, each a complete `optax.GradientTransformationExtraArgs`
 
   radazo                          R-AdaZO: RMSProp of the momentum
   zo_sgd, zo_signsgd, zo_rmsprop, zo_adamm, meazo, zo_adamu, pars
   zo_psgd, projected_zo_adamm, projected      keep the parameters in a set
-  roll_back                       return to the last good parameters
-  in_place                        update a model that fits into memory once
+  roll_back, in_place             return to good parameters; hold a model only once
 
 Forms in which an estimator enters a training loop
 
-  value_and_grad                  in place of `jax.value_and_grad`
+  value_and_grad, estimate        in place of `jax.value_and_grad`; with all statistics
   with_estimator                  around any `optax` optimizer
   estimate_gradient               the first link of an `optax.chain`
-  estimate                        one estimate, with its state and its statistics
   scale_by_radazo, scale_by_zo_adamm, scale_by_second_moment, first_moment
 
 Estimators, which turn function values into a gradient estimate
 
-  sphere_estimator, gaussian_estimator, rademacher_estimator, coordinate_estimator,
-  orthogonal_estimator, finite_difference_estimator
+  finite_difference_estimator     and its presets sphere_, gaussian_, rademacher_,
+                                  coordinate_ and orthogonal_estimator
   majority_vote_estimator, prior_guided_estimator, history_reuse_estimator,
   history_mean_estimator, trajectory_estimator, interpolation_estimator, svrg_estimator
   skip_outliers, clip_outliers    guard an estimator against outlying values
   forward, central, one_point, forward_mode      how a slope is taken
 
-Sub-modules
-
-  radazo.directions, radazo.differences, radazo.projections, radazo.diagnostics
-  radazo.estimators, radazo.optimizers, radazo.evaluate, radazo.run
-  radazo.journal                  keep the slopes of a run, and replay it
-  radazo.pool                     evaluate the function in workers that may fail
-  radazo.calibration, radazo.federated
+Sub-modules have the rest: `journal` keeps and replays the slopes of a run, `pool`
+evaluates in workers that may fail.
 """
 
 from radazo import (

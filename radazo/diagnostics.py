@@ -233,9 +233,7 @@ def second_moment_error(second_moment: core.Params, reference: core.Params) -> A
       reference: nu*, a pytree with the same structure and shapes.
     Returns:
       A float scalar, at least 0.
-    Raises:
-      As `cosine_similarity`.
-    Cost:
+    Raises, Cost:
       As `cosine_similarity`.
     Example:
       >>> print(second_moment_error(jnp.array([2.0, 2.0]), jnp.array([1.0, 1.0])))

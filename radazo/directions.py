@@ -77,9 +77,7 @@ def _indices(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.A
     return index(jnp.arange(num_directions, dtype=jnp.uint32))
 
 
-def _draw_coordinate(
-    indices: jax.Array, k: jax.Array, dim: int, dtype: Any
-) -> jax.Array:
+def _draw_coordinate(indices: Any, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
     return (lax.iota(jnp.uint32, dim) == indices[k]).astype(dtype)
 
 
@@ -175,13 +173,11 @@ def sampler_from(
       uₖ = draw(fold_in(step key, k), d),  all perturbed leaves as one vector
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
 
-    The estimate is unbiased for linear functions if E[u uᵀ] = I / factor. For another
-    matrix C = E[u uᵀ] the expected estimate is factor · C times the gradient, as with a
-    preconditioner.
+    The expected estimate of a linear function is factor · E[u uᵀ] times its gradient.
 
     Args:
-      draw: `draw(key, dim) -> (dim,) array` of real numbers, written in JAX; the key is
-        typed. Elements should be of order one; non-finite elements are replaced by 0.
+      draw: `draw(key, dim) -> (dim,) array` of real numbers of order one, written in
+        JAX; the key is typed. Non-finite elements are replaced by 0.
       factor: Inverse of E[uᵢ²], greater than 0, or a function of d, e.g. `float` if
         ‖u‖ = 1.
     Returns:
@@ -266,8 +262,8 @@ def sample_directions(
       sampler, mask: As in `finite_difference_estimator`.
       num_directions: Number K of directions, at least 1.
     Returns:
-      A pytree like `params` whose leaves have a leading axis of length
-      `num_directions`; zeros for leaves that are not perturbed.
+      A pytree like `params` with a leading axis of length K in its leaves; zeros for
+      leaves that are not perturbed.
     Raises:
       TypeError, ValueError: If an argument or a leaf cannot be used.
     Cost:

@@ -116,8 +116,11 @@ def unravel(
 
     def saturate(leaf: Any, part: jax.Array | None) -> Any:
         """Cast `part` to the type of `leaf`, clipped to its largest finite number."""
+        if part is None and not hasattr(leaf, "dtype"):
+            return type(leaf)(0)
         if part is None:
-            return _zeros(leaf)
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+            return jnp.zeros(leaf.shape, jnp.uint32 if is_key else leaf.dtype)
         if part.dtype == leaf.dtype:
             return part
         largest = jnp.finfo(leaf.dtype).max.astype(part.dtype)
@@ -142,15 +145,6 @@ def _cut(
         parts.append(part.reshape(leaf.shape) if on else None)
         start += size
     return parts
-
-
-def _zeros(leaf: Any) -> Any:
-    """Return the zero gradient of a leaf that is not perturbed."""
-    if not hasattr(leaf, "dtype"):
-        return type(leaf)(0)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        return jnp.zeros(leaf.shape, jnp.uint32)
-    return jnp.zeros(leaf.shape, leaf.dtype)
 
 
 def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:

@@ -7,8 +7,7 @@ from typing import Any
 def constant_repr(self: Any) -> str:
     """Return the public name of a constant, e.g. `radazo.directions.sphere`.
 
-    Assigned to `__repr__` of a NamedTuple of functions. A tuple that is no constant of
-    the module that defines its type prints its type and the names of its functions.
+    If the module of its type has no such constant: the type and its functions.
     """
     module = type(self).__module__
     for name, value in vars(sys.modules[module]).items():

@@ -102,9 +102,7 @@ def l1_ball(scale: Any = 1.0) -> Projection:
 
     Args:
       scale: Largest sum, greater than 0.
-    Returns:
-      As `l2_ball`.
-    Raises:
+    Returns, Raises:
       As `l2_ball`.
     Cost:
       As `l2_ball`, but 33 passes without a metric.
@@ -128,17 +126,13 @@ def simplex(scale: Any = 1.0) -> Projection:
 
     Args:
       scale: Sum of the parameters, greater than 0.
-    Returns:
-      As `l2_ball`.
-    Raises:
-      As `l2_ball`.
-    Cost:
+    Returns, Raises, Cost:
       As `l1_ball`.
     Example:
       >>> print(jnp.round(simplex(1.0)(jnp.array([1.0, 0.5, -0.3])), 2))
       [0.75 0.25 0.  ]
     References:
-      Duchi et al., Efficient projections onto the l1-ball, 2008.
+      As `l1_ball`.
     """
     validation.check("simplex", scale=scale)
     return _jointly(scale, _on_simplex, lambda y, dtype: y.astype(dtype))
@@ -151,10 +145,14 @@ def clipping(
     if bounds is None:
         return list  # The arrays as they are.
     pairs = sides(api_name, params, bounds, names)
-    return lambda arrays: [
-        _clip(x, *pair) if core.is_floating(x) else x
-        for x, pair in zip(arrays, pairs, strict=True)
-    ]
+
+    def clip(x: jax.Array, pair: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+        if not core.is_floating(x):
+            return x
+        low, up = within(*pair, x.dtype)
+        return jnp.clip(x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype))
+
+    return lambda arrays: [*map(clip, arrays, pairs)]
 
 
 def sides(
@@ -198,11 +196,6 @@ def sides(
 def _is_scalar(bound: Any) -> bool:
     leaf = jax.tree.structure(bound) == jax.tree.structure(0)
     return leaf and np.ndim(bound) == 0
-
-
-def _clip(x: jax.Array, lower: np.ndarray, upper: np.ndarray) -> jax.Array:
-    low, up = within(lower, upper, x.dtype)
-    return jnp.clip(x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype))
 
 
 def within(

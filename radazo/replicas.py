@@ -20,8 +20,7 @@ def fingerprint(params: core.Params) -> jax.Array:
 
       h = Σᵢ mix(bitsᵢ + c · i) mod 2³², for two constants c, over all words i
 
-    Different bits have equal hashes with a probability of 2⁻⁶⁴. The hash is not
-    cryptographic.
+    Different bits have equal hashes with a probability of 2⁻⁶⁴.
 
     Args:
       params: Pytree of arrays.
