@@ -104,7 +104,8 @@ def estimate_statistics(
       Hoeffding, A class of statistics with asymptotically normal distribution, 1948:
       the signal is the U-statistic of inner products of one-direction estimates.
     """
-    return _statistics(*_moments("estimate_statistics", gradient, info))
+    squared, variance, signal = _moments("estimate_statistics", gradient, info)
+    return EstimateStatistics(jnp.sqrt(squared), variance, signal / variance)
 
 
 def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraArgs:
@@ -144,25 +145,22 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
         return MonitorEstimateState(zeros, zeros, EstimateStatistics(zero, zero, zero))
 
     def update(
-        updates: Any,
-        state: Any,
-        params: core.Params | None = None,
-        *,
-        estimate_info: core.EstimateInfo | None = None,
-        grad: core.Params | None = None,
-        **extra: Any,
+        updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        del params, extra
-        api_name = "monitor_estimate(...).update"
+        del params
+        api_name, info = "monitor_estimate(...).update", extra.get("estimate_info")
+        grad = extra.get("grad")
         estimate = updates if grad is None else grad
-        moments = jnp.stack(_moments(api_name, estimate, estimate_info))
+        moments = jnp.stack(_moments(api_name, estimate, info))
         known = jnp.isfinite(moments)
         moments = jnp.where(known, moments, jnp.zeros_like(moments))
         averages, shares = (
             decay * old + (1 - decay) * new.astype(old.dtype)
             for old, new in ((state.averages, moments), (state.shares, known))
         )
-        statistics = _statistics(*(averages / shares))
+        squared, variance, signal = averages / shares
+        found = jnp.sqrt(squared), variance, signal / variance
+        statistics = EstimateStatistics(*found)
         return updates, MonitorEstimateState(averages, shares, statistics)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -186,12 +184,6 @@ def _moments(
     each = info.factor**2 * info.squared_norm * power
     variance = jnp.where(num_kept > 1, (each - squared) / (num_kept - 1), jnp.nan)
     return info.factor * power, variance, squared - variance
-
-
-def _statistics(
-    squared: jax.Array, variance: jax.Array, signal: jax.Array
-) -> EstimateStatistics:
-    return EstimateStatistics(jnp.sqrt(squared), variance, signal / variance)
 
 
 def cosine_similarity(gradient: core.Params, reference: core.Params) -> jax.Array:

@@ -46,10 +46,7 @@ class Offset(NamedTuple):
 
 
 def advance(offset: Any, index: Any, unit: int, extent: int) -> Any:
-    """Return offset + index · unit, which is less than offset + extent.
-
-    `index` is an int or a uint32, `unit` an int.
-    """
+    """Return offset + index · unit < offset + extent; `index` is an int or a uint32."""
     if isinstance(offset, int) and isinstance(index, int):
         return offset + index * unit
     index = jnp.asarray(index, jnp.uint32)
@@ -188,15 +185,13 @@ def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     part = -(-num_words // _SIGN_PARTS)
     start = jnp.uint32(first)
 
-    # A loop, across which XLA does not fuse: a word serves 32 elements, and fused into
-    # them it would be computed 32 times.
+    # A loop: XLA would fuse a word into its 32 elements and compute it 32 times.
     words = lax.map(
         lambda i: bits(key, part, start + i * jnp.uint32(part)),
         jnp.arange(_SIGN_PARTS, dtype=jnp.uint32),
     ).reshape(-1)
     raw = _sign(words[:, None] << lax.iota(jnp.uint32, 32)[None, :], dtype)
-    # The barrier keeps XLA from moving the reshape into a sum, which would be several
-    # times slower on CPU.
+    # The barrier keeps XLA from moving the reshape into a sum, which is slow on CPU.
     flat = lax.optimization_barrier(raw.reshape(-1))
     if known:
         return flat[before : before + size]

@@ -26,6 +26,8 @@ _FEATURES_KEY = 0xFFFFFFFF  # Not the number of any round.
 # One array for each floating-point leaf of the parameters, in float32 or wider.
 Arrays = tuple[jax.Array, ...]
 
+_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+
 
 class Correction(NamedTuple):
     """A term that a client adds to its gradient estimates.
@@ -109,7 +111,7 @@ def fed_prox(strength: float) -> Correction:
       (Array([0.5, 0.5], dtype=float32),)
     References:
       Li et al., Federated optimization in heterogeneous networks, 2020.
-      arXiv:1812.06127 (the gradient of the proximal term).
+      arXiv:1812.06127.
     """
     hint = "It multiplies the distance from the parameters of the server."
     validation.non_negative("fed_prox", "strength", strength, hint)
@@ -134,9 +136,6 @@ class _Features(NamedTuple):
     def angles(self, points: jax.Array) -> jax.Array:
         """Return (n, M) angles of (n, dim) points."""
         return _dot(points, self.frequencies.T) + self.phases[None]
-
-
-_dot = partial(jnp.dot, precision=lax.Precision.HIGHEST)
 
 
 def fzoos(
@@ -240,9 +239,7 @@ def fzoos(
     return Correction(init, prepare, term, learn)
 
 
-def _fitted(
-    features: _Features, buffer: gaussian_process.Buffer, jitter: Any
-) -> jax.Array:
+def _fitted(features: _Features, buffer: Any, jitter: Any) -> jax.Array:
     """Return the (M,) weights of the features."""
     filled = gaussian_process.filled(buffer)
     rows = features.factor * jnp.cos(features.angles(buffer.points))

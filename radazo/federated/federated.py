@@ -105,8 +105,7 @@ def federated(
       num_local_steps: Steps of each client in a round, at least 1.
       correction: Any `Correction`, e.g. `scaffold` or `fzoos()`.
       learning_rate: Rate of the server; 1 sets x to the mean of the xᵢ.
-      shares: Weights of the clients in all means, normalized to sum to 1; None for
-        equal weights.
+      shares: Weights of the clients in all means; None for equal weights.
     Returns:
       `Federated(init, round)`. Compile `round` with `jax.jit`.
     Raises:
@@ -114,9 +113,9 @@ def federated(
         leaf of the parameters is not an array.
     Cost:
       num_clients · num_local_steps times the function values of the estimator per
-      round. The state has one copy of the parameters, and for each client the state of
-      the estimator and the memory of the correction. A round needs, for each client,
-      two more copies, the state of the optimizer, and the memory of an estimate.
+      round. The state has one copy of the parameters and, for each client, the state of
+      the estimator and the memory of the correction; a round needs two more copies per
+      client, the state of the optimizer and the memory of an estimate.
     Example:
       >>> targets = jnp.array([[0.0, 1.0], [4.0, 3.0]])
       >>> value_fn = lambda x, client: jnp.sum((x - targets[client]) ** 2)
@@ -126,10 +125,7 @@ def federated(
       >>> print(jnp.round(state.params), info.num_values)  # towards the mean, [2, 2]
       [2. 2.] 60
     References:
-      McMahan et al., Communication-efficient learning of deep networks from
-      decentralized data, 2017. arXiv:1602.05629. With `trajectory_estimator` and
-      `fzoos`: Shu et al., Federated zeroth-order optimization using
-      trajectory-informed surrogate gradients, 2023. arXiv:2308.04077.
+      As those of the corrections.
     """
     api_name = "federated"
     hint = "It takes the parameters and the number of a client."
