@@ -21,7 +21,7 @@ from conftest import OPTIMIZERS, as_a_user
 from contracts import PRESETS
 
 import radazo
-from radazo import replicas
+from radazo import replicas, validation
 
 FILE = Path(__file__).with_name("messages.txt")
 FORM = r"(?s)`[\w.()]+\(\w+=\.\.\.\)` must .+; got .+\. .+[.)?]"
@@ -236,6 +236,15 @@ def test_every_optimizer_needs_a_key(make_optimizer):
 def test_numbers_of_numpy_are_numbers(one):
     radazo.sphere_estimator(num_directions=one, smoothing=np.float32(1e-3))
     radazo.radazo(jnp.float32(0.1), key=one, b1=np.float64(0.5))
+
+
+def test_a_name_has_one_rule():
+    hint = "It takes the parameters first."
+    validation.declare(validation.function, "value_fn", hint=hint)  # The same again.
+    others = ((validation.function, {}), (validation.positive, {"hint": hint}))
+    for rule, options in others:
+        with pytest.raises(ValueError, match="must have one rule each; got 'value_fn'"):
+            validation.declare(rule, "value_fn", **options)
 
 
 def test_a_progress_bar_needs_tqdm(monkeypatch, tmp_path):
