@@ -150,7 +150,7 @@ def fzoos(
     At the end of a round a client fits the values in the buffer of its
     `trajectory_estimator` by M random Fourier features, the same for all clients, and
     sends its M weights. With Φ the features at the points of the buffer, and y the
-    values standardised to mean 0 and deviation 1:
+    values standardized to mean 0 and deviation 1:
 
       weights = std(values) · Φᵀ (Φ Φᵀ + jitter · I)⁻¹ y
       ∇sᵢ(x) = −√(2 / M) · Σₘ weightsₘ sin(⟨wₘ, x⟩ + bₘ) wₘ
