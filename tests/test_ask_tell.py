@@ -49,6 +49,7 @@ def test_missing_values_drop_their_directions_and_late_ones_are_ignored():
     assert (after.num_skipped, after.count) == (1, 2)
 
 
+@pytest.mark.gate
 def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
     optimizer = sgd(difference=radazo.central)
     start = PARAMS, optimizer.init(PARAMS)

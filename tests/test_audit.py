@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import json, sys
 
@@ -39,6 +41,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.gate
 def test_a_run_with_all_that_is_kept_opens_no_socket_and_reads_no_pickle(tmp_path):
     call = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)

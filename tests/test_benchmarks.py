@@ -54,6 +54,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_minimum_is_zero_and_stationary(name, x64):
     value_fn, minimizer, _ = PROBLEMS[name]

@@ -173,6 +173,7 @@ def test_noise_takes_longer_distances_and_central_ones_longer_still(x64):
     assert shares[1] < shares[0]
 
 
+@pytest.mark.gate
 def test_a_staircase_is_seen_across():
     params = jnp.zeros(100)
     for key in range(3):
@@ -225,6 +226,7 @@ def test_longer_runs_get_lower_rates():
     assert long.learning_rate_zo_sgd == short.learning_rate_zo_sgd
 
 
+@pytest.mark.gate
 def test_asked_again_during_a_run_it_goes_on_where_the_first_rate_stays():
     first = calibrated()
     reached = run(quadratic, first, START, 0)

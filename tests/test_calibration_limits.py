@@ -30,6 +30,7 @@ def at_one(distance, dtype, dim=50):
     return jnp.asarray(1 + distance * np.random.default_rng(0).normal(size=dim), dtype)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("distance", "dtype"), [(1e-4, "float32"), (1e-4, "float64"), (1e-8, "float64")]
 )

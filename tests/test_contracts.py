@@ -161,6 +161,7 @@ GOOD = [1.0] * NUM_STEPS
 BAD = [1.0, np.nan, np.inf, 1.0, 1.0]
 
 
+@pytest.mark.fast_cases(1)
 def test_a_batch_of_scans_is_as_many_loops_of_one_program(kind):
     """Also where values are not finite: such a step leaves the next ones finite."""
     step = jitted(kind)

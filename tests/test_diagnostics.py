@@ -173,6 +173,7 @@ def statistics_behind(*links):
     return optax.tree.get(run(optimizer, linear, 3)[-1], "statistics")
 
 
+@pytest.mark.gate
 def test_monitor_stands_anywhere_in_a_chain():
     monitor = radazo.diagnostics.monitor_estimate()
     first = statistics_behind(monitor)
@@ -283,6 +284,7 @@ def test_slopes_are_those_of_an_estimate(difference, x64):
     np.testing.assert_allclose(found.slopes, info.slopes, rtol=1e-9)
 
 
+@pytest.mark.gate
 def test_rounding_is_told_from_bias():
     """In float32 the remainder is what float64 says that rounding is."""
     x = jax.random.normal(jax.random.key(1), 3000)

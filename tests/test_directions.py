@@ -247,6 +247,7 @@ def test_what_is_not_perturbed_has_zeros_for_directions():
     assert_close(np.asarray(drawn["x"]), flat(0, 5, radazo.directions.gaussian, 2))
 
 
+@pytest.mark.fast_cases(2)
 def test_directions_are_the_same_under_jit_and_vmap(sampler):
     def rows(key):
         return sample_directions(key, jnp.zeros(33), sampler, num_directions=4)

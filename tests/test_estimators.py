@@ -311,6 +311,7 @@ def test_terms_are_five_times_as_accurate_as_their_sum_in_float32(difference):
 # Chunks.
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("difference", DIFFERENCES)
 @pytest.mark.parametrize("chunk_size", [2, 3, 7, 100])
 def test_an_estimate_does_not_depend_on_the_size_of_a_chunk(difference, chunk_size):
@@ -335,6 +336,7 @@ def test_an_estimate_does_not_depend_on_the_size_of_a_chunk(difference, chunk_si
     assert np.array_equal(many[2].kept, one[2].kept)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("chunk_size", [3, 7])
 @pytest.mark.parametrize("name", ["gaussian", "sphere", "rademacher", "orthogonal"])
 def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
@@ -358,6 +360,7 @@ def test_directions_do_not_depend_on_the_size_of_a_chunk(name, chunk_size):
     np.testing.assert_allclose(coordinates(1), coordinates(chunk_size), rtol, 0)
 
 
+@pytest.mark.gate
 @pytest.mark.usefixtures("x64")
 def test_mezo_drawn_again_is_mezo_with_stored_directions():
     """Two points along one Gaussian direction a step, which is nowhere kept."""

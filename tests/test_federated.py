@@ -101,6 +101,7 @@ def test_rounds_are_those_of_the_transcription(kind):
     assert state.num_values == sum(info.num_values for info in infos) == 3 * 4 * 5 * 6
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("correction", ["fed_avg", "scaffold", "fzoos"])
 def test_one_client_is_the_local_method(x64, correction):
     local = optax.sgd(RATE, momentum=0.9)
@@ -137,6 +138,7 @@ def test_one_client_is_the_local_method(x64, correction):
     assert state.num_values == 2 * 5 * 3
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("correction", ["scaffold", "fzoos"])
 def test_clients_that_are_the_same_are_one(x64, correction):
     choice = getattr(radazo.federated, correction)
@@ -226,6 +228,7 @@ def distances(correction, keys):
     return quick_jit(jax.vmap(whole))(keys)
 
 
+@pytest.mark.gate
 def test_what_clients_know_of_each_other_leads_nearer_to_the_common_minimizer():
     keys = lambda: jax.random.split(jax.random.key(0), 3)
     away, drift = distances(radazo.federated.fed_avg, keys())
@@ -327,6 +330,7 @@ def test_a_client_of_no_share_moves_nothing_however_far_it_goes():
     assert np.isfinite(info.drift)
 
 
+@pytest.mark.gate
 def test_the_surrogates_of_clients_are_those_of_the_paper(x64):
     """FZooS: weights by ridge regression on shared waves, and the term from them."""
     rng = np.random.default_rng(0)

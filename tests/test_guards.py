@@ -317,6 +317,7 @@ def test_with_a_guard_runs_survive_absurd_batches_that_others_do_not(rule, name)
     assert (skipped[0] > 0) == (name == "skip_outliers")
 
 
+@pytest.mark.gate
 def test_a_guard_is_worth_nothing_to_steps_of_one_length():
     (bare, _), (guarded, skipped) = (
         ends("zo_signsgd", name) for name in ("bare", "skip_outliers")

@@ -207,6 +207,7 @@ def test_how_a_leaf_is_cut_into_parts(shape, num, part):
     assert partwise._shape_of_part(shape) == (num, part)
 
 
+@pytest.mark.gate
 def test_a_momentum_that_is_drawn_again_is_the_momentum():
     params = make_params()
     rule = optax.chain(

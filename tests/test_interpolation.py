@@ -278,6 +278,7 @@ def start():
     }
 
 
+@pytest.mark.gate
 def test_any_pytree_under_a_mask_in_a_mapped_scan():
     mask = {"a": True, "b": True, "frozen": False}
     estimator = radazo.interpolation_estimator(num_directions=3, mask=mask)

@@ -53,6 +53,7 @@ def close(one, other, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), one, other)
 
 
+@pytest.mark.fast_cases(2)
 def test_a_run_is_the_loop_by_hand(make_optimizer):
     tried = make_optimizer(0.02, key=3)
     result = radazo.minimize(half_sum_of_squares, START, tried, 20)
@@ -333,6 +334,7 @@ def test_a_function_of_the_host_can_be_minimized():
     assert result.values[-1] < 0.1 * result.values[0]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "inner", [optax.sgd(0.1), optax.adam(0.1), optax.MultiSteps(optax.sgd(0.2), 2)]
 )
@@ -347,6 +349,7 @@ def test_any_optimizer_with_an_estimator_in_it_is_run(inner):
     close(result.params, params, atol=1e-3)
 
 
+@pytest.mark.gate
 def test_a_state_that_holds_one_array_twice_can_be_run():
     tried = radazo.with_estimator(
         radazo.orthogonal_estimator(num_directions=3, smoothing=1e-2), optax.lbfgs(), 0

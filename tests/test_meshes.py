@@ -325,6 +325,7 @@ def test_a_fingerprint_in_a_jax_with_float64_is_the_same(x64):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.gate
 def test_a_fingerprint_sees_places_types_and_every_bit_and_no_layout():
     x = jnp.arange(6.0)
     mesh = Mesh(np.array(jax.devices()[:2]), ("model",))

@@ -134,6 +134,7 @@ def reached(name):
     return np.asarray(quick_jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 3)))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("accelerated", "plain"), [("pars", "guided"), ("ars", "random"), ("pars", "ars")]
 )

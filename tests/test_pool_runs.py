@@ -67,6 +67,7 @@ def test_a_run_is_that_of_ask_and_tell(difference):
     assert result.values[-1] == result.state.last_value
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("executor", "kills"), [(ThreadPoolExecutor, 0.0), (one_process, 0.03)]
 )

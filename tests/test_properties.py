@@ -178,6 +178,7 @@ def test_the_estimate_of_a_sum_is_the_sum_of_the_estimates(params, name, seed):
     assert_near(both, jax.tree.map(jnp.add, squares, plane), 1e-2)
 
 
+@pytest.mark.gate
 @costly
 @given(float32_trees, names, seeds, st.sampled_from([2, 3, 5]))
 def test_the_chunk_size_changes_no_more_than_rounding(params, name, seed, chunk_size):
@@ -186,6 +187,7 @@ def test_the_chunk_size_changes_no_more_than_rounding(params, name, seed, chunk_
     assert_near(chunked, one_by_one, 1e-3)
 
 
+@pytest.mark.gate
 @costly
 @given(any_trees, names, seeds)
 def test_an_estimator_made_again_gives_the_same_estimate(params, name, seed):
@@ -200,6 +202,7 @@ def directions_of(params, name, seed):
     )
 
 
+@pytest.mark.gate
 @costly
 @given(float32_trees, names, seeds)
 def test_directions_of_a_tree_are_those_of_its_ravelled_vector(params, name, seed):
@@ -210,6 +213,7 @@ def test_directions_of_a_tree_are_those_of_its_ravelled_vector(params, name, see
     )
 
 
+@pytest.mark.gate
 @properties
 @given(float32_trees, names, seeds)
 def test_leaves_that_are_not_perturbed_change_no_direction_of_the_others(

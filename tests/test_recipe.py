@@ -84,6 +84,7 @@ for module in (test_contracts, test_contracts_memory):
     globals().update(found)
 
 
+@pytest.mark.gate
 def test_it_is_compared_with_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(estimators_rows.ROWS, "turns", COMPARED)
     options = ["--tasks", "rosenbrock", "--estimators", "sphere,turns", "--seeds", "1"]

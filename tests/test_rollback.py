@@ -324,6 +324,7 @@ def minimized(optimizer, params, num_steps, state=None):
     )
 
 
+@pytest.mark.gate
 def test_it_leads_out_of_where_the_function_has_no_value():
     bare = RULES["zo_sgd with momentum"](SPHERE)
     stuck = minimized(bare, start(), 300)

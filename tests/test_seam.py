@@ -71,6 +71,7 @@ def on_devices(number):
     return NamedSharding(mesh, PartitionSpec("directions"))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ROWS)
 def test_a_step_does_not_depend_on_who_evaluates_it(name, tmp_path):
     # A difference amplifies the rounding of a value by 1 / smoothing.
@@ -126,6 +127,7 @@ def test_a_difference_of_ones_own_finds_its_values_by_their_index():
     assert np.any(np.asarray(found[0][0]["a"]) != np.asarray(PARAMS["a"]))
 
 
+@pytest.mark.gate
 def test_zo_adamu_and_pars_and_in_place_are_told_and_replayed(tmp_path):
     optimizers = {
         "zo_adamu": radazo.zo_adamu(0.02, 5, key=3, boundaries=(1, 3)),
@@ -143,6 +145,7 @@ def test_zo_adamu_and_pars_and_in_place_are_told_and_replayed(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again, (kept.params, kept.state))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["snapshot", "trajectory", "interpolation"])
 def test_a_pool_evaluates_every_estimator(name):
     optimizer = make(name)

@@ -184,6 +184,7 @@ def test_with_estimator_descends(name):
     assert value_fn(params) < 0.3 * value_fn(start())
 
 
+@pytest.mark.gate
 def test_with_estimator_leaves_a_monitor_its_growing_state():
     rule = optax.chain(optax.monitor({"norm": optax.tree.norm}), optax.sgd(0.1))
     optimizer = radazo.with_estimator(ESTIMATOR, rule, SEED)
@@ -271,6 +272,7 @@ def test_the_link_before_a_wrapper_is_the_combinator_around_it(name):
     )
 
 
+@pytest.mark.gate
 def test_multi_steps_behind_the_link_apply_the_mean_of_k_estimates():
     k, params = 4, start()
     optimizer = optax.chain(

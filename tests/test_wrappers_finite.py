@@ -81,6 +81,7 @@ def without_the_bad(rule, params, takes_value):
     return jax.lax.scan(step, (params, rule.init(params)), counts)[1]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", GUARDED)
 def test_a_step_without_a_finite_value_is_for_the_rule_no_step(name):
     rule = GUARDED[name]

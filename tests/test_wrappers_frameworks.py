@@ -330,6 +330,7 @@ def test_states_vmapped_over_seeds_and_sharded_over_devices_are_those_of_one_dev
     )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map_over_seeds_is_vmap_over_seeds(check_vma):
     optimizer, params = complete(), start()

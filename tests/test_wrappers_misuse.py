@@ -156,6 +156,7 @@ def test_wrappers_that_look_at_the_updates_refuse_none(wrap):
 # What runs and is another thing than it seems.
 
 
+@pytest.mark.gate
 def test_multi_steps_around_a_complete_optimizer_silently_spends_k_estimates_on_one():
     k, params = 3, start()
     optimizer = optax.MultiSteps(complete(), k)
