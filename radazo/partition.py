@@ -36,11 +36,11 @@ def split(tree: Any) -> tuple[list[Any], Static]:
     return rest.pick(leaves), rest
 
 
-def copied(tree: Any) -> Any:
+def copy(tree: Any) -> Any:
     """Copy arrays, so that they can be donated, and make their types strong."""
 
-    def copy(leaf: Any) -> jax.Array:
+    def copy_leaf(leaf: Any) -> jax.Array:
         leaf = jnp.array(leaf, copy=True)
         return lax.convert_element_type(leaf, leaf.dtype)
 
-    return jax.tree.map(copy, tree)
+    return jax.tree.map(copy_leaf, tree)

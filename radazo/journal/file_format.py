@@ -4,11 +4,10 @@
            four digests, writer, CRC
   record   step, fingerprint, K slopes, value, flags, CRC
 
-Fields are little-endian and packed: with float32 slopes a record takes 15 + 4K bytes.
-Each CRC-32 continues the previous one, so that a record is valid only at its own
-position in its own file. Reading skips and counts the bytes that an interrupted write
-leaves: a partial record, an invalid last record, or zeros up to the end. It refuses any
-other damage.
+Fields are little-endian and packed. Each CRC-32 continues the previous one, so that a
+record is valid only at its own position in its own file. Reading skips what an
+interrupted write leaves: a partial record, an invalid last record, or zeros up to the
+end. It refuses any other damage.
 """
 
 import os

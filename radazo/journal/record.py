@@ -65,7 +65,7 @@ def recorded_step(
             hint = "Call it in a loop of Python, outside of `jax.jit` and `lax.scan`."
             validation.fail(name, "params", rule, "traced ones", hint, TypeError)
         entry = read(rest, arrays, state, extra)
-        arrays, state = advanced(optimizer, rest, list, arrays, state, entry[2:])
+        arrays, state = apply_readings(optimizer, rest, list, arrays, state, entry[2:])
         return rest.join(arrays), state, entry
 
     return step
@@ -93,7 +93,7 @@ def read_entry(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def advanced(
+def apply_readings(
     optimizer: Any,
     rest: partition.Static,
     box: Box,

@@ -65,9 +65,9 @@ def replay(
     journal = file_format.read(api_name, path)
     box = projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
-    arrays = box(partition.copied(arrays))
+    arrays = box(partition.copy(arrays))
     params = rest.join(arrays)
-    state = partition.copied(optimizer.init(params) if state is None else state)
+    state = partition.copy(optimizer.init(params) if state is None else state)
     run = run_id.of(api_name, params, state, bounds)
     run_id.check(api_name, os.fspath(path), journal, run)
     end = journal.end if count is None else count
@@ -85,7 +85,9 @@ def replay(
         if len(pending) > min(i // 2, _MAX_BLOCK):  # Early at the start, then rarely.
             _compare(pending, wanted[: i + 1], run.first, journal.header.writer)
         reading = tuple(x[i] for x in readings)
-        arrays, state = record.advanced(optimizer, rest, box, arrays, state, reading)
+        arrays, state = record.apply_readings(
+            optimizer, rest, box, arrays, state, reading
+        )
     if end < journal.end:
         pending.append(replicas.short_fingerprint(arrays))
     _compare(pending, wanted[: num + 1], run.first, journal.header.writer)

@@ -199,7 +199,7 @@ def _minimize(
     """`EvaluationPool.minimize`."""
     hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
     validation.transformation(_MINIMIZE, optimizer, hint)
-    run = results.started(
+    run = results.start_run(
         _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
     )
     steps = functools.partial(_step, calls, optimizer, run.rest, run.box)

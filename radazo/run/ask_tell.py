@@ -17,7 +17,7 @@ _MISSING = "Leave out what is missing, or say None, in a mapping; NaN in an arra
 
 
 class QueryId(NamedTuple):
-    """The index of a query: two integers, which can be sent to any process.
+    """The index of a query: two integers, to be sent to any process.
 
     Attributes:
       count: Steps before this one.
@@ -46,7 +46,7 @@ class Queries(NamedTuple):
 def ask(optimizer: Any, params: Any, state: Any) -> Queries:
     """Return the points whose values the next step of an optimizer needs.
 
-    Each point is computed on demand, from (state, params) and its `QueryId` alone. With
+    Each point is computed on demand, from (state, params) and its `QueryId`. With
     `forward` query 0 is f(x) and query k + 1 is f(x + smoothing · uₖ); with `central`
     queries 2k and 2k + 1 are at x ± smoothing · uₖ; with `one_point` query k is at
     x + smoothing · uₖ.

@@ -22,14 +22,6 @@ from radazo.run import progress_bar, serialization
 _VERSIONS = {"format": 1, "key_contract": random.KEY_CONTRACT_VERSION}
 # What orbax and tensorstore raise when they cannot read or write a file.
 _FAILURES = (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError)
-_READING = (
-    "have readable checkpoints",
-    "Remove this checkpoint to resume from the one before it.",
-)
-_WRITING = (
-    "be a writable folder",
-    "Earlier checkpoints are intact: free space or fix permissions, and start again.",
-)
 
 
 class Checkpoints(NamedTuple):
@@ -38,14 +30,12 @@ class Checkpoints(NamedTuple):
     Attributes:
       folder: The path of the folder.
       restore: `restore(tree) -> (step, tree)`: the latest checkpoint and its step, or 0
-        and the given tree if there is none. `tree` is the start of the run; names,
-        types and shapes of its leaves must match. A NumPy array whose first axis has
-        length 0 matches any length, e.g. of a history.
+        and the given tree if there is none. Names, types and shapes of the leaves must
+        match; a NumPy array of length 0, e.g. a history, matches any length.
       save: `save(step, tree, *, now=False)`: save the tree after `step` steps if the
         interval has passed, with `now`, or after a signal. It returns when the arrays
         are copied and writes them in the background; after a signal it waits.
-      interrupted: `interrupted() -> bool`: whether `save` was called after a signal, so
-        that the run can end.
+      interrupted: `interrupted() -> bool`: whether `save` was called after a signal.
     """
 
     folder: str
@@ -158,7 +148,7 @@ class _Store:
             cleanup_tmp_directories=True,
             lightweight_initialize=True,  # `restore` reports damaged files.
         )
-        with _explained(folder, *_WRITING):
+        with _explained(folder):
             self.manager = orbax.CheckpointManager(folder, options=options)
         self.latest: int | None = self.manager.latest_step()
         self.saved_at = time.monotonic()
@@ -169,7 +159,7 @@ class _Store:
         if step is None:
             return 0, tree
         path = str(Path(self.folder) / f"step_{step}")
-        with _explained(path, *_READING):
+        with _explained(path, reading=True):
             wanted = args.Composite(about=args.JsonRestore())
             about = self.manager.restore(step, args=wanted).about
             versions = {name: about[name] for name in _VERSIONS}
@@ -181,7 +171,7 @@ class _Store:
             hint = "Use the version of radazo that wrote it, or a new folder."
             _refuse(rule, f"{path!r} {text.format(**versions)}", hint)
         serialization.check(path, saved, tree)
-        with _explained(path, *_READING):
+        with _explained(path, reading=True):
             templates = serialization.templates(tree, saved)
             wanted = args.Composite(arrays=args.StandardRestore(templates))
             arrays = self.manager.restore(step, args=wanted).arrays
@@ -212,22 +202,27 @@ class _Store:
         wanted = self.args.Composite(
             arrays=self.args.StandardSave(arrays), about=self.args.JsonSave(about)
         )
-        with _explained(self.folder, *_WRITING):
+        with _explained(self.folder):
             self.manager.save(step, args=wanted)
         self.latest = step
 
     def finish(self) -> None:
         """Wait for writes in the background."""
-        with _explained(self.folder, *_WRITING):
+        with _explained(self.folder):
             self.manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def _explained(path: str, rule: str, hint: str) -> Iterator[None]:
+def _explained(path: str, *, reading: bool = False) -> Iterator[None]:
     """Turn a failure of orbax into a message of radazo."""
     try:
         yield
     except _FAILURES as error:
+        rule = "have readable checkpoints" if reading else "be a writable folder"
+        remedy = "free space or fix permissions, and start again."
+        hint = f"Earlier checkpoints are intact: {remedy}"
+        if reading:
+            hint = "Remove this checkpoint to resume from the one before it."
         lines = str(error).strip().splitlines() or [type(error).__name__]
         text = lines[-1] if len(lines[-1]) <= 160 else "..." + lines[-1][-160:]
         _refuse(rule, f"{path!r}, with {type(error).__name__}: {text}", hint)
@@ -253,7 +248,7 @@ def _created(folder: Any) -> str:
         hint = "Several processes cannot save one run yet."
         _refuse("be used in a run of one process", got, hint)
     path = Path(folder).resolve()
-    with _explained(str(path), *_WRITING):
+    with _explained(str(path)):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return str(path)

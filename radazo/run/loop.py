@@ -98,7 +98,7 @@ def recorded_steps(setup: Setup) -> Callable[..., Any]:
         records = []
         while len(records) < num:
             entry = read(arrays, state, batch)
-            arrays, state = record.advanced(
+            arrays, state = record.apply_readings(
                 optimizer, rest, box, arrays, state, entry[2:]
             )
             found = combinators.find_estimator_state("minimize", state)

@@ -1,8 +1,7 @@
 """Run an optimizer with bounds, history, progress, Ctrl-C handling and checkpoints.
 
-Each call runs many compiled steps. Between calls the host handles the clock, callbacks,
-interrupts and checkpoints. The number of steps per call adapts to their duration and
-does not affect the results.
+Each call runs many compiled steps; callbacks, interrupts and checkpoints are handled
+between calls. The number of steps per call does not affect the results.
 """
 
 import os
@@ -54,8 +53,8 @@ def minimize(
       optimizer: A complete ZO optimizer, e.g. `radazo`, or any with an estimator in it.
       num_steps: Number of steps, at least 0.
       state: State of an earlier result to continue from; None for a new one.
-      batches: A function of the step count in the optimizer's state, compiled into the
-        steps, or an iterable with one item per step. Each batch is a pytree.
+      batches: A function of the step count, compiled into the steps, or an iterable
+        with one pytree per step; when resuming, from its first item on.
       bounds: `(lower, upper)`, each a number or a pytree like `params`: the box that
         parameters are clipped to, including the start. Evaluations may lie outside it.
       stop: `stop(value, params) -> bool`, compiled into the steps. If it holds for a
@@ -66,25 +65,20 @@ def minimize(
       progress: Whether to show a progress bar (needs tqdm); None shows it on a
         terminal where tqdm is installed.
       checkpoints: A folder to save the run in and resume from (needs orbax), or an open
-        `Checkpoints` of `open_checkpoints`, which sets how often and how many. To
-        resume, pass an iterable of batches from its first item: used ones are skipped.
+        `Checkpoints` of `open_checkpoints`, which sets how often and how many.
       journal: A file for the readings of each step, from which `replay` repeats the run
-        without `value_fn`; see `open_journal`. An existing journal is appended to, and
-        steps it already holds are compared. Each step is then two programs, redraws its
-        directions, and may differ in the last bits from one without a journal.
+        without `value_fn`; see `open_journal`. Each step is then two programs, redraws
+        its directions, and may differ in the last bits from one without a journal.
     Returns:
       A `MinimizeResult`. `params` and `state` are not modified.
     Raises:
-      TypeError: If an argument is of the wrong kind.
-      ValueError: If an argument is out of its range, `optimizer` has no estimator,
-        `state` does not fit `optimizer` and `params`, or `checkpoints` or `journal`
-        cannot be read or written, belong to another run or have more than `num_steps`.
+      TypeError, ValueError: If an argument is of the wrong kind or out of its range,
+        `optimizer` has no estimator, `state` does not fit, or `checkpoints` or
+        `journal` cannot be read or written, or belong to another or a longer run.
     Cost:
-      That of the optimizer, times `num_steps`; one copy of the parameters. While a
-      checkpoint is written, a copy of parameters and state on the host.
+      That of the optimizer, times `num_steps`; one copy of the parameters.
     Example:
-      >>> def value_fn(x):
-      ...     return jnp.sum((x - 1) ** 2)
+      >>> value_fn = lambda x: jnp.sum((x - 1) ** 2)
       >>> optimizer = radazo.radazo(0.02, key=0)
       >>> result = minimize(value_fn, jnp.zeros(5), optimizer, 300)
       >>> print(result.num_steps, result.num_values[-1], result.values[-1] < 0.01)
@@ -98,7 +92,7 @@ def minimize(
     if progress is not None:
         hint = "None shows a bar on a terminal where tqdm is installed."
         validation.instance(api_name, "progress", progress, bool, hint)
-    run = results.started(
+    run = results.start_run(
         api_name, params, optimizer, num_steps, state, bounds, callback
     )
 

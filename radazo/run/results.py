@@ -44,7 +44,7 @@ class MinimizeResult(NamedTuple):
     status: str
 
 
-def started(
+def start_run(
     api_name: str,
     params: core.Params,
     optimizer: Any,
@@ -61,7 +61,7 @@ def started(
         validation.function(api_name, "callback", callback, hint)
     box = projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
-    arrays = box(partition.copied(arrays))
+    arrays = box(partition.copy(arrays))
     state = _state(api_name, optimizer, rest.join(arrays), state)
     values = np.zeros(num_steps, np.dtype(jnp.result_type(float)))
     history = loop.Record(values, np.zeros(num_steps, np.int64))
@@ -175,8 +175,8 @@ class _Run:
     def result(self) -> MinimizeResult:
         # Copies, since the next call donates these buffers.
         values, num_values = (x[: self.done].copy() for x in self.history[:2])
-        params = self.rest.join(partition.copied(self.arrays))
-        state = partition.copied(self.state)
+        params = self.rest.join(partition.copy(self.arrays))
+        state = partition.copy(self.state)
         return MinimizeResult(params, state, values, num_values, self.done, self.status)
 
     def tree(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _state(
     if state is None:
         state = optimizer.init(params)
         combinators.find_estimator_state(api_name, state)
-        return partition.copied(state)
+        return partition.copy(state)
     fresh = jax.eval_shape(lambda: optimizer.init(params))
     combinators.find_estimator_state(api_name, fresh)
 
@@ -254,4 +254,4 @@ def _state(
         got = f"one of another structure or other shapes, {state!r}"[:200]
         hint = "Give the `state` of a result with the same optimizer, or None."
         validation.fail(api_name, "state", rule, got, hint)
-    return partition.copied(state)
+    return partition.copy(state)
