@@ -83,13 +83,12 @@ def open_journal(
     Returns:
       A context manager that yields a `Journal` and flushes it to disk at the end.
     Raises:
-      TypeError: If an argument has the wrong type.
-      ValueError: If the file cannot be written, is damaged, in use by another process,
-        or is not a journal of this run and version; in `append`, if an entry is not
-        that of the next step or differs from the one in the file.
+      TypeError, ValueError: If an argument has the wrong type, or the file cannot be
+        written, is damaged, in use by another process, or is not a journal of this run
+        and version; in `append`, if an entry is not that of the next step or differs
+        from the one in the file.
     Cost:
-      No function values. It reads parameters and state once; `append` waits for the
-      step.
+      No function values. It reads parameters and state once.
     Example:
       >>> import tempfile
       >>> optimizer = radazo.radazo(0.02, key=0)

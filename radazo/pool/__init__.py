@@ -1,6 +1,5 @@
 """Pools: evaluate a function in workers that may fail."""
 
-from radazo.pool.pool import EvaluationPool, evaluation_pool
-from radazo.pool.scheduler import PoolStats
+from radazo.pool.pool import EvaluationPool, PoolStats, evaluation_pool
 
 __all__ = ["EvaluationPool", "PoolStats", "evaluation_pool"]

@@ -1,11 +1,16 @@
 """A pool of workers that evaluates a function that JAX cannot trace.
 
-`scheduler` starts and repeats the calls; `worker` makes one call in a worker.
+It runs in the caller's thread, one pass at a time: take queries while there is room,
+start calls, wait, collect. A worker knows only the point of one query, so a worker that
+dies loses only its call.
 """
 
+import collections
+import dataclasses
 import functools
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager
@@ -18,11 +23,54 @@ import optax
 from radazo import core, partition, validation
 from radazo.journal import record
 from radazo.optimizers import combinators
-from radazo.pool import executors, scheduler, worker
+from radazo.pool import executors, worker
 from radazo.run import ask_tell, loop, progress_bar, results
 
 _API_NAME = executors.API_NAME
+_EVALUATE = "EvaluationPool.evaluate"
 _MINIMIZE = "EvaluationPool.minimize"
+_POLL = 0.02  # Seconds between checks of whether a call has begun.
+_MAX_FALSE_STARTS = 3
+_END = object()
+_ANSWERED = "values", "invalid"
+_UNANSWERED = "exceptions", "timeouts", "lost"
+
+_Value = tuple[Any, float]  # The id of a query and its value.
+_Future = futures.Future[worker.Outcome]
+
+
+class PoolStats(NamedTuple):
+    """Exact counts of a pool since it was opened.
+
+      calls = values + invalid + exceptions + timeouts + lost + under_way
+
+    Attributes:
+      calls: Calls of the function that have begun, which a paid service would bill.
+      values: Calls that returned a real number, including infinity.
+      invalid: Calls that returned NaN or no real number.
+      exceptions: Calls that raised.
+      timeouts: Calls that took longer than `timeout`, even if they end later.
+      lost: Calls that had begun when their worker was killed.
+      under_way: Calls that have begun and not ended.
+      retries: The calls that repeat another.
+      queries: Queries taken.
+      cached: Queries that share the call of another query with the same point.
+      failed: Queries without an answer after the last repetition.
+      last_failure: Why the last call without a value had none, or "".
+    """
+
+    calls: int
+    values: int
+    invalid: int
+    exceptions: int
+    timeouts: int
+    lost: int
+    under_way: int
+    retries: int
+    queries: int
+    cached: int
+    failed: int
+    last_failure: str
 
 
 class EvaluationPool(NamedTuple):
@@ -43,7 +91,7 @@ class EvaluationPool(NamedTuple):
 
     evaluate: Callable[[Iterable[tuple[Any, core.Params]]], Iterator[tuple[Any, float]]]
     minimize: Callable[..., results.MinimizeResult]
-    stats: Callable[[], scheduler.PoolStats]
+    stats: Callable[[], PoolStats]
 
 
 def evaluation_pool(
@@ -143,7 +191,7 @@ def evaluation_pool(
     if progress is not None:
         hint = "None shows a bar on a terminal if tqdm is installed."
         validation.instance(_API_NAME, "progress", progress, bool, hint)
-    options = scheduler.Options(
+    pool = _Pool(
         value_fn,
         executors.executors(executor),
         max_concurrent,
@@ -153,86 +201,395 @@ def evaluation_pool(
         math.inf if budget is None else budget,
         cache,
     )
-    return _open(options, budget, progress)
+    return _open(pool, budget, progress)
 
 
 @contextmanager
 def _open(
-    options: scheduler.Options, budget: int | None, progress: bool | None
+    pool: "_Pool", budget: int | None, progress: bool | None
 ) -> Iterator[EvaluationPool]:
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        progress_bar.progress_bar(_API_NAME, progress, budget) as bar,
+        progress_bar.progress_bar(_API_NAME, progress, budget) as pool.advance,
     ):
         path = Path(folder) / "marks"
         path.touch()
-        calls = scheduler.scheduler(options, str(path), bar)
+        pool.path = str(path)
         try:
-            yield EvaluationPool(
-                functools.partial(_evaluate, calls),
-                functools.partial(_minimize, calls),
-                calls.stats,
-            )
+            yield EvaluationPool(pool.evaluate, pool.minimize, pool.stats)
         finally:
-            calls.close()
+            pool.close()
 
 
-def _evaluate(
-    calls: scheduler.Scheduler, queries: Iterable[tuple[Any, core.Params]]
-) -> Iterator[tuple[Any, float]]:
-    hint = "Pass a list, or a generator that makes one point at a time."
-    validation.instance("EvaluationPool.evaluate", "queries", queries, Iterable, hint)
-    return calls.run(iter(queries))
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A point and the ids of the queries that wait for its value."""
+
+    ids: list[Any]
+    point: Any
+    digest: bytes | None
+    tries: int = 0  # Calls without an answer.
+    ready_at: float = 0.0  # The earliest time of the next call.
 
 
-def _minimize(
-    calls: scheduler.Scheduler,
-    params: core.Params,
-    optimizer: optax.GradientTransformationExtraArgs,
-    num_steps: int,
-    *,
-    state: Any = None,
-    bounds: tuple[Any, Any] | None = None,
-    callback: Callable[[results.MinimizeResult], Any] | None = None,
-    checkpoints: Any = None,
-) -> results.MinimizeResult:
-    """`EvaluationPool.minimize`."""
-    hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
-    validation.transformation(_MINIMIZE, optimizer, hint)
-    run = results.start_run(
-        _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
-    )
-    steps = functools.partial(_step, calls, optimizer, run.rest, run.box)
-    return run.take_steps(steps, checkpoints)
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """A call under way."""
+
+    job: _Job
+    mark: worker.Mark
+    executor: futures.Executor
+    began_at: float | None  # None until the call is known to have begun.
 
 
-def _step(
-    calls: scheduler.Scheduler,
-    optimizer: optax.GradientTransformation,
-    rest: partition.Static,
-    box: record.Box,
-    arrays: list[Any],
-    state: Any,
-    *_: Any,
-) -> Any:
-    """Take a step of `loop.compiled_steps` with values of the pool, or no step."""
-    params = rest.join(arrays)
-    queries = ask_tell.ask(optimizer, params, state)
-    is_paid = calls.num_left() >= len(queries.ids)
-    points = ((id_, _point(queries, id_)) for id_ in queries.ids)
-    values = dict(calls.run(points)) if is_paid else {}
-    if len(values) < len(queries.ids):
-        return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
-    stats = calls.stats()
-    if not stats.values:
-        rule = "return a value in the first step"
-        got = f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400]
-        hint = "Call it once with the parameters to see why."
-        validation.fail(_MINIMIZE, "value_fn", rule, got, hint)
-    params, state = ask_tell.tell(optimizer, params, state, values)
-    counters = combinators.find_estimator_state(_MINIMIZE, state)
-    new = loop.Record(counters.last_value[None], counters.num_values[None])
-    return box(partition.split(params)[0]), state, new, 1, False
+@dataclasses.dataclass(eq=False)
+class _Pool:
+    """The arguments of `evaluation_pool` and the mutable state of an open pool."""
+
+    value_fn: Callable[[Any], Any]
+    workers: executors.Executors
+    max_concurrent: int
+    timeout: float  # Infinity for no limit, as of `budget`.
+    max_retries: int
+    backoff: float
+    budget: float
+    cache_size: bool | int
+
+    def __post_init__(self) -> None:
+        self.path = ""  # The file of marks.
+        self.advance: Callable[[int, float], None] = lambda *_: None
+        self.waiting: collections.deque[_Job] = collections.deque()
+        self.under_way: dict[_Future, _Call] = {}
+        self.hanging: dict[_Future, float] = {}  # Since when: timed out in `shared`.
+        self.jobs: dict[bytes, _Job] = {}  # Waiting or under way, by digest.
+        self.cache: dict[bytes, float] = {}
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.last_failure, self.next_number, self.false_starts = "", 0, 0
+        self.state = "free"  # Or "busy" or "closed".
+        self.raise_error: Callable[[], object] | None = None
+
+    def evaluate(self, queries: Iterable[tuple[Any, core.Params]]) -> Iterator[_Value]:
+        """`EvaluationPool.evaluate`."""
+        hint = "Pass a list, or a generator that makes one point at a time."
+        validation.instance(_EVALUATE, "queries", queries, Iterable, hint)
+        return self._run(iter(queries))
+
+    def minimize(
+        self,
+        params: core.Params,
+        optimizer: optax.GradientTransformationExtraArgs,
+        num_steps: int,
+        *,
+        state: Any = None,
+        bounds: tuple[Any, Any] | None = None,
+        callback: Callable[[results.MinimizeResult], Any] | None = None,
+        checkpoints: Any = None,
+    ) -> results.MinimizeResult:
+        """`EvaluationPool.minimize`."""
+        hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
+        validation.transformation(_MINIMIZE, optimizer, hint)
+        run = results.start_run(
+            _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
+        )
+        steps = functools.partial(self._step, optimizer, run.rest, run.box)
+        return run.take_steps(steps, checkpoints)
+
+    def _step(
+        self,
+        optimizer: optax.GradientTransformation,
+        rest: partition.Static,
+        box: record.Box,
+        arrays: list[Any],
+        state: Any,
+        *_: Any,
+    ) -> Any:
+        """Take a step of `loop.compiled_steps` with values of the pool, or no step."""
+        params = rest.join(arrays)
+        queries = ask_tell.ask(optimizer, params, state)
+        is_paid = self.num_left() >= len(queries.ids)
+        points = ((id_, _point(queries, id_)) for id_ in queries.ids)
+        values = dict(self._run(points)) if is_paid else {}
+        if len(values) < len(queries.ids):
+            return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
+        stats = self.stats()
+        if not stats.values:
+            rule = "return a value in the first step"
+            got = f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400]
+            hint = "Call it once with the parameters to see why."
+            validation.fail(_MINIMIZE, "value_fn", rule, got, hint)
+        params, state = ask_tell.tell(optimizer, params, state, values)
+        counters = combinators.find_estimator_state(_MINIMIZE, state)
+        new = loop.Record(counters.last_value[None], counters.num_values[None])
+        return box(partition.split(params)[0]), state, new, 1, False
+
+    def _run(self, source: Iterator[tuple[Any, Any]]) -> Iterator[_Value]:
+        if self.state != "free":
+            rule = "be evaluated by an open pool, one iterator at a time"
+            got = f"a pool that is {self.state}"
+            hint = "Open another pool, or finish the current iterator."
+            validation.fail(_EVALUATE, "queries", rule, got, hint, RuntimeError)
+        self.state, more = "busy", True
+        # Give hanging calls the time-out again to end.
+        self.hanging = dict.fromkeys(self.hanging, time.monotonic())
+        try:
+            while True:
+                for _ in range(self.max_concurrent):
+                    if not (more and self._has_room()):
+                        break
+                    query = next(source, _END)
+                    more = query is not _END
+                    if more:
+                        yield from self._take(query)
+                self._start()
+                can_take = more and self._has_room()
+                if not can_take and not self._has_work():
+                    break
+                self._wait(at_once=can_take)
+                yield from self._collect()
+            if self.raise_error is not None:
+                self.raise_error()
+        finally:
+            self._drop_queries()
+
+    def _take(self, query: Any) -> list[_Value]:
+        """Return the value of a query if it is cached; otherwise add a job for it."""
+        if not (isinstance(query, tuple | list) and len(query) == 2):
+            rule = "be an iterable of (id, point)"
+            hint = "An id is any object; it is returned with the value."
+            validation.fail(_EVALUATE, "queries", rule, repr(query)[:200], hint)
+        id_, point = query[0], worker.to_numpy(query[1])
+        # A value of another function is not cached: it is asked for once.
+        is_cached = self.cache_size and not isinstance(point, worker.OtherFunction)
+        digest = worker.digest(point) if is_cached else None
+        self.counts["queries"] += 1
+        self.counts["cached"] += digest in self.cache or digest in self.jobs
+        if digest in self.cache:
+            self._remember(digest, self.cache.pop(digest))
+            return [(id_, self.cache[digest])]
+        if digest in self.jobs:
+            self.jobs[digest].ids.append(id_)
+            return []
+        self.waiting.append(_Job([id_], point, digest))
+        if digest is not None:
+            self.jobs[digest] = self.waiting[-1]
+        return []
+
+    def _is_on(self) -> bool:
+        return self.state == "busy" and self.raise_error is None
+
+    def _has_room(self) -> bool:
+        num_waiting, num_busy = len(self.waiting), len(self.under_way)
+        has_place = num_waiting + num_busy < self.max_concurrent
+        return self._is_on() and has_place and self.num_left() > num_waiting
+
+    def _has_work(self) -> bool:
+        if any(call.job.ids for call in self.under_way.values()):
+            return True
+        is_paid = bool(self.under_way) or self.num_left() != 0
+        return self._is_on() and bool(self.waiting) and is_paid
+
+    def _can_start(self) -> bool:
+        num_busy = len(self.under_way) + len(self.hanging)
+        has_place = num_busy < self.max_concurrent
+        return self._is_on() and has_place and self.num_left() != 0
+
+    def _is_blocked(self) -> bool:
+        """Return whether hanging calls occupy all places of a shared executor."""
+        return bool(self.waiting) and len(self.hanging) >= self.max_concurrent
+
+    def num_left(self) -> float:
+        """Return how many calls the budget still allows."""
+        num_ended = sum(self.counts[kind] for kind in (*_ANSWERED, *_UNANSWERED))
+        return self.budget - num_ended - len(self.under_way)
+
+    def _drop_queries(self) -> None:
+        """Drop the queries without a value; calls under way continue."""
+        self.state = "free" if self.state == "busy" else self.state
+        self.raise_error = None
+        self.waiting.clear()
+        jobs = {call.job for call in self.under_way.values()}
+        for job in jobs:
+            job.ids.clear()
+        self.jobs = {digest: job for digest, job in self.jobs.items() if job in jobs}
+
+    def _start(self) -> None:
+        now = time.monotonic()
+        for job in [job for job in self.waiting if job.ready_at <= now]:
+            if not self._can_start():
+                break
+            executor = self.workers.acquire()
+            mark = worker.Mark(self.path, self.next_number)
+            try:
+                value_fn = self.value_fn
+                future = executor.submit(worker.call, mark, value_fn, job.point)
+            except futures.BrokenExecutor as error:  # It broke while idle.
+                self.workers.abandon(executor)
+                self._note_broken(error)
+                continue
+            self.waiting.remove(job)
+            self.next_number += 1
+            self.counts["retries"] += job.tries > 0
+            began_at = None if executors.is_local(executor) else now
+            self.under_way[future] = _Call(job, mark, executor, began_at)
+
+    def _wait(self, *, at_once: bool) -> None:
+        """Wait until a call ends, times out, or is due to be repeated."""
+        now, times = time.monotonic(), [math.inf]
+        if self._can_start():
+            times += [job.ready_at for job in self.waiting]
+        for call in self.under_way.values() if self.timeout < math.inf else ():
+            due = now + _POLL if call.began_at is None else call.began_at + self.timeout
+            times.append(due)
+        if self._is_blocked():
+            times.append(max(self.hanging.values()) + self.timeout)
+        seconds = 0.0 if at_once else max(0.0, min(times) - now)
+        watched = [*self.under_way, *self.hanging]
+        if watched:
+            limit = None if math.isinf(seconds) else seconds
+            futures.wait(watched, limit, futures.FIRST_COMPLETED)
+        elif seconds < math.inf:
+            time.sleep(seconds)
+
+    def _collect(self) -> list[_Value]:
+        values = []
+        for future in [future for future in self.under_way if future.done()]:
+            values += self._end(self.under_way.pop(future), future)
+        now = time.monotonic()
+        for future in list(self.under_way) if self.timeout < math.inf else []:
+            call = self.under_way[future]
+            if call.began_at is None:
+                call.began_at = now if call.mark.process() else None
+            elif now >= call.began_at + self.timeout and not future.done():
+                values += self._time_out(self.under_way.pop(future), future)
+        self.hanging = {x: since for x, since in self.hanging.items() if not x.done()}
+        if self._is_blocked() and now >= max(self.hanging.values()) + self.timeout:
+            rule = "be a function that makes executors where calls may hang"
+            num = len(self.hanging)
+            got = f"an executor with {num} calls that have timed out and do not end"
+            hint = f"Pass {executors.PROCESSES}, which can be killed."
+            self._fail(rule, got, hint)
+        return values
+
+    def _end(self, call: _Call, future: _Future) -> list[_Value]:
+        """Handle a call whose future is done; return the values it gives."""
+        cancelled = futures.CancelledError() if future.cancelled() else None
+        error = cancelled or future.exception()
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self.workers.release(call.executor)
+            raised = worker.Outcome("exceptions", failure=repr(error))
+            return self._record(call.job, future.result() if error is None else raised)
+        is_broken = isinstance(error, futures.BrokenExecutor)
+        if is_broken:
+            executors.await_death(call.executor)
+        if executors.is_local(call.executor) and not call.mark.process():
+            self.waiting.appendleft(call.job)
+            if is_broken or cancelled:
+                self.workers.abandon(call.executor)
+                self._note_false_start(error)
+            else:
+                self.workers.release(call.executor)
+                error.add_note(
+                    "The call could not be sent to a worker. Its function and point "
+                    "are pickled: `value_fn` must be importable by name, not a lambda."
+                )
+                self.raise_error = future.result
+            return []
+        self.workers.abandon(call.executor)
+        if is_broken:
+            self._note_broken(error)
+        failure = f"{type(error).__name__}: {error}"
+        return self._record(call.job, worker.Outcome("lost", failure=failure))
+
+    def _time_out(self, call: _Call, future: _Future) -> list[_Value]:
+        process = call.mark.process()
+        if not process:
+            future.cancel()  # It may not have begun.
+        if self.workers.shared is not None:
+            self.hanging[future] = time.monotonic()
+        self.workers.abandon(call.executor, process)
+        failure = f"took longer than {self.timeout} s"
+        return self._record(call.job, worker.Outcome("timeouts", failure=failure))
+
+    def _note_false_start(self, error: BaseException) -> None:
+        """Count a call whose executor broke before it began; fail after several."""
+        self.false_starts += 1
+        self._note_broken(error)
+        if self.raise_error is None and self.false_starts >= _MAX_FALSE_STARTS:
+            rule = "make executors whose workers start"
+            got = f"{self.false_starts} in a row that broke before a call began"
+            hint = "Processes import `value_fn` and the main script: put the script's "
+            hint += "code under `if __name__ == '__main__':`."
+            self._fail(rule, got, hint)
+
+    def _note_broken(self, error: BaseException) -> None:
+        """Fail if the broken executor is the shared one."""
+        if self.workers.shared is not None:
+            rule = "be a function that makes executors where workers may be killed"
+            got = f"an executor that has broken ({type(error).__name__})"
+            hint = "Values that had arrived are returned, and calls that had begun are "
+            hint += "counted as lost. Evaluate the other queries in a new pool, with "
+            self._fail(rule, got, f"{hint}{executors.PROCESSES}.")
+
+    def _fail(self, rule: str, got: str, hint: str) -> None:
+        """Raise this error when the calls under way have ended."""
+        arguments = executors.API_NAME, "executor", rule, got, hint, RuntimeError
+        self.raise_error = functools.partial(validation.fail, *arguments)
+
+    def _record(self, job: _Job, outcome: worker.Outcome) -> list[_Value]:
+        """Count a call that had begun; return the values it gives, or repeat it."""
+        self.false_starts = 0
+        self.counts[outcome.kind] += 1
+        self.last_failure = outcome.failure or self.last_failure
+        self.advance(1, outcome.value)
+        if outcome.kind in _ANSWERED:
+            if outcome.kind == "values":
+                self._remember(job.digest, outcome.value)
+            return self._finish(job, outcome.value)
+        job.tries += 1
+        if self.raise_error is not None or not job.ids:
+            self._finish(job, math.nan)
+            return []
+        if job.tries > self.max_retries:
+            self.counts["failed"] += 1
+            return self._finish(job, math.nan)
+        pause = self.backoff * 2.0 ** min(job.tries - 1, 60)
+        job.ready_at = time.monotonic() + pause
+        self.waiting.append(job)
+        return []
+
+    def _finish(self, job: _Job, value: float) -> list[_Value]:
+        if job.digest is not None:
+            self.jobs.pop(job.digest, None)
+        return [(id_, value) for id_ in job.ids]
+
+    def _remember(self, digest: bytes | None, value: float) -> None:
+        """Cache a value; evict the least recently used one if the cache is full."""
+        if digest is not None:
+            self.cache[digest] = value
+            size = self.cache_size
+            if size is not True and len(self.cache) > size:
+                del self.cache[next(iter(self.cache))]
+
+    def stats(self) -> PoolStats:
+        counts, calls = self.counts.copy(), [*self.under_way.values()]
+        counts["under_way"] = sum(call.mark.process() > 0 for call in calls)
+        kinds = (*_ANSWERED, *_UNANSWERED, "under_way")
+        counts["calls"] = sum(counts[kind] for kind in kinds)
+        numbers = {name: counts[name] for name in PoolStats._fields[:-1]}
+        return PoolStats(**numbers, last_failure=self.last_failure)
+
+    def close(self) -> None:
+        """Wait for the calls under way; abandon them if interrupted."""
+        self.state = "closed"
+        self._drop_queries()
+        try:
+            while self.under_way:
+                self._wait(at_once=False)
+                self._collect()
+        finally:
+            for call in self.under_way.values():
+                self.workers.abandon(call.executor, call.mark.process())
+            self.workers.close()
 
 
 def _point(queries: ask_tell.Queries, id_: tuple[int, int]) -> Any:
