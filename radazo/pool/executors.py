@@ -7,7 +7,7 @@ user is shared by all calls and never shut down.
 
 import multiprocessing
 from collections.abc import Callable
-from concurrent import futures
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from radazo import validation
@@ -20,28 +20,28 @@ _HINT = f"Pass `ThreadPoolExecutor` or {PROCESSES}."
 class Executors(NamedTuple):
     """The executor given by the user, or the function that makes executors."""
 
-    shared: futures.Executor | None
+    shared: Executor | None
     make: Callable[[], Any]
-    idle: list[futures.Executor]  # Made and not in use.
+    idle: list[Executor]  # Made and not in use.
 
-    def acquire(self) -> futures.Executor:
+    def acquire(self) -> Executor:
         """Return an executor for one call."""
         if self.shared is not None:
             return self.shared
         if self.idle:
             return self.idle.pop()
         made = self.make()
-        if not isinstance(made, futures.Executor):
+        if not isinstance(made, Executor):
             rule, got = "make an Executor", repr(made)
             validation.fail(API_NAME, "executor", rule, got, _HINT, TypeError)
         return made
 
-    def release(self, executor: futures.Executor) -> None:
+    def release(self, executor: Executor) -> None:
         """Take back an executor whose call has ended."""
         if self.shared is None:
             self.idle.append(executor)
 
-    def abandon(self, executor: futures.Executor, process: int = 0) -> None:
+    def abandon(self, executor: Executor, process: int = 0) -> None:
         """Drop an executor with its call; kill `process` if it is a child."""
         if self.shared is not None:
             return
@@ -59,20 +59,18 @@ class Executors(NamedTuple):
 
 def executors(executor: Any) -> Executors:
     """Return the `Executors` of an executor or of a function that makes executors."""
-    if isinstance(executor, futures.Executor):
+    if isinstance(executor, Executor):
         return Executors(executor, lambda: executor, [])
     validation.function(API_NAME, "executor", executor, _HINT)
     return Executors(None, executor, [])
 
 
-def is_local(executor: futures.Executor) -> bool:
+def is_local(executor: Executor) -> bool:
     """Return whether all workers of `executor` can read the files of this machine."""
-    return isinstance(
-        executor, futures.ThreadPoolExecutor | futures.ProcessPoolExecutor
-    )
+    return isinstance(executor, ThreadPoolExecutor | ProcessPoolExecutor)
 
 
-def await_death(executor: futures.Executor) -> None:
+def await_death(executor: Executor) -> None:
     """Wait until no process of a broken executor can begin another call."""
-    if isinstance(executor, futures.ProcessPoolExecutor):
+    if isinstance(executor, ProcessPoolExecutor):
         executor.shutdown()
