@@ -126,6 +126,7 @@ def test_the_boundaries_follow_the_number_of_steps():
     jax.tree.map(np.testing.assert_array_equal, last(), last(boundaries=(2, 11)))
 
 
+@pytest.mark.gate
 def test_a_run_of_one_step_has_boundaries():
     optimizer = radazo.zo_adamu(ETA, 1, key=0)
     (params, _), _ = run(optimizer, start(), num_steps=1)
@@ -214,6 +215,7 @@ def test_half_precision_and_a_mask(dtype):
     assert state.estimator.momentum.dtype == jnp.float32
 
 
+@pytest.mark.gate
 def test_outside_of_jit_a_step_is_the_step():
     optimizer, params = zo_adamu(), jnp.ones(3)
     update = lambda p, s: optimizer.update(None, s, p, value_fn=half_sum_of_squares)

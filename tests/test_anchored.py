@@ -289,6 +289,7 @@ def test_the_whole_objective_is_evaluated_when_it_is_due_and_not_before():
     assert len(traces) == 1
 
 
+@pytest.mark.gate
 def test_outside_of_jit_the_functions_are_called_when_they_are_needed():
     calls, full_calls = [], []
     estimator = radazo.svrg_estimator(
@@ -350,6 +351,7 @@ def test_a_state_that_is_donated_takes_no_parameter_with_it():
     np.testing.assert_array_equal(state.snapshot, x)
 
 
+@pytest.mark.gate
 def test_the_memory_of_a_step_is_a_few_copies_of_the_parameters():
     dim = 100_000
     x = jnp.zeros(dim)

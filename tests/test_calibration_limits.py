@@ -60,6 +60,7 @@ def test_the_value_is_that_of_polynomials_of_degree_five():
     assert value < 0.7 * noise
 
 
+@pytest.mark.gate
 def test_the_variance_of_the_value_is_the_one_that_is_taken_off():
     draws = np.random.default_rng(0)
     value_at = at_places(lambda t: draws.normal())
@@ -103,6 +104,7 @@ def test_noise_alone_has_no_slopes(key):
     refused_as_level(lambda x: draws.normal(), jnp.ones(7), key)
 
 
+@pytest.mark.gate
 def test_noise_alone_is_taken_for_slopes_in_one_of_a_hundred_cases():
     draws, seen = np.random.default_rng(0), []
     for _ in range(3000):

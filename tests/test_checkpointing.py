@@ -109,6 +109,7 @@ def handlers():
         signal.signal(number, handler)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("batches", BATCHES.values(), ids=BATCHES.keys())
 def test_a_run_in_parts_is_the_run_in_one(tmp_path, batches):
     first = run(tmp_path, num_steps=5, batches=batches)

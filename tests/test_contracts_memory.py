@@ -79,6 +79,7 @@ def test_a_fresh_state_shares_no_memory_with_the_parameters(row):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params))
 
 
+@pytest.mark.fast_cases(6)
 def test_every_function_value_is_counted(kind):
     num_directions = 4
     counted, calls = counting(half_sum_of_squares)

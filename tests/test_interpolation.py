@@ -340,6 +340,7 @@ def test_seeds_or_data_may_vary_over_devices(check_vma):
             np.testing.assert_allclose(together[i], expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.gate
 def test_outside_of_jit_only_new_points_are_evaluated():
     estimator = radazo.interpolation_estimator(num_directions=4)
     calls = []

@@ -101,6 +101,7 @@ def drawn(law, tree, key=KEY):
     return noise
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "law", [radazo.directions.gaussian, radazo.directions.rademacher]
 )
@@ -119,6 +120,7 @@ def test_a_function_is_walked_across_the_boundary(law):
     np.testing.assert_allclose(found, value_fn(moved), rtol=1e-5)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "law", [radazo.directions.gaussian, radazo.directions.rademacher]
 )
@@ -183,6 +185,7 @@ def step_of(value_fn, large):
     return jax.eval_shape(step, large)
 
 
+@pytest.mark.gate
 def test_what_is_drawn_in_parts_may_have_more():
     moved, *_ = step_of(through_layers, layers(5))
     assert moved["x"].shape == (5, 1 << 15, 1 << 15)

@@ -221,6 +221,7 @@ def test_p7_the_cosine_of_an_estimate_is_that_of_k_directions_among_d():
     within_standard_errors(samples, expected, expected * 4 / d)
 
 
+@pytest.mark.gate
 def test_p7_the_momentum_is_as_good_as_an_estimate_of_more_directions():
     num_directions = 2
     samples, d = cosines_squared(num_directions, num_steps=50)

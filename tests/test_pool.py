@@ -71,6 +71,7 @@ def test_values_come_as_they_are_ready_and_points_are_arrays_of_numpy():
     assert sorted(pairs) == [(0, 0.0), (1, 2.0), (2, 4.0)]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("executor", "kills", "num"), [(ThreadPoolExecutor, 0, 60), (one_process, 0.06, 60)]
 )
