@@ -29,7 +29,7 @@ QUICK = [
 ]
 if jax.__version_info__ < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
+is_quick = os.environ.setdefault("XLA_FLAGS", " ".join(QUICK)) == " ".join(QUICK)
 # Tracing makes objects by the million and few cycles: an eighth of the time of a test.
 gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -62,8 +62,11 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Leave the cases that `fast_cases` does not take to the gate."""
-    num_seen = Counter()
+    num_seen, hint = Counter(), "run `XLA_FLAGS= pytest -m optimized`"
     for item in items:
+        if item.get_closest_marker("optimized"):
+            item.add_marker("gate")
+            item.add_marker(pytest.mark.skipif(is_quick, reason=hint))
         for marker in item.iter_markers("fast_cases"):
             name = item.nodeid.partition("[")[0]
             num_seen[name] += 1

@@ -32,7 +32,7 @@ def numbers(name, dtype):
         yield np.frombuffer(bytes.fromhex(text), kind)
 
 
-@pytest.mark.gate
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", sorted({*RECORD} - {"machine"}))
 def test_the_numbers_are_those_of_the_record(name):
     short, _, dtype = name.rpartition(", ")

@@ -132,7 +132,7 @@ def test_each_device_takes_its_share_of_the_values_and_no_value_is_taken_twice(
     assert {devices.count(i) for i in range(num_devices)} <= {num_turns, num_turns - 1}
 
 
-@pytest.mark.gate
+@pytest.mark.optimized
 @pytest.mark.parametrize("chunk_size", [2, 3, 12])
 def test_a_chunk_changes_no_bit_where_a_batch_of_terms_rounds_as_one_does(chunk_size):
     def steps(chunk_size):
