@@ -28,6 +28,8 @@ Schedule = Callable[[Any], Any]
 Mask = Any  # A pytree of bools, a prefix of one, or a function from params to either.
 Function = Callable[[Params], tuple[jax.Array, Any]]  # params -> (terms, aux)
 
+NUM_DIRECTIONS, SMOOTHING = 10, 5e-3  # Defaults of all estimators.
+
 
 class Step(NamedTuple):
     """The inputs of one step.

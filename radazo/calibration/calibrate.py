@@ -81,7 +81,7 @@ def calibrate(
     params: core.Params,
     *,
     sampler: directions.DirectionSampler = directions.sphere,
-    num_directions: int = 10,
+    num_directions: int = core.NUM_DIRECTIONS,
     difference: differences.Difference = differences.forward,
     num_steps: int | None = None,
     mask: core.Mask = None,

@@ -18,8 +18,8 @@ _Options = ParamSpec("_Options")
 def finite_difference_estimator(
     sampler: directions.DirectionSampler,
     *,
-    num_directions: int | None = 10,
-    smoothing: core.Schedule | float = 5e-3,
+    num_directions: int | None = core.NUM_DIRECTIONS,
+    smoothing: core.Schedule | float = core.SMOOTHING,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
     terms: bool = False,

@@ -42,7 +42,7 @@ _Weigh = Callable[[HistoryState, core.EstimateInfo, flat.Layout], _Weighted]
 def history_reuse_estimator(
     *,
     sampler: directions.DirectionSampler = directions.gaussian,
-    num_directions: int = 10,
+    num_directions: int = core.NUM_DIRECTIONS,
     num_past: int = 5,
     smoothing: core.Schedule | float = 5e-2,
     chunk_size: int = 1,
@@ -112,9 +112,9 @@ def history_reuse_estimator(
 def history_mean_estimator(
     *,
     sampler: directions.DirectionSampler = directions.gaussian,
-    num_directions: int = 10,
+    num_directions: int = core.NUM_DIRECTIONS,
     num_past: int = 5,
-    smoothing: core.Schedule | float = 5e-3,
+    smoothing: core.Schedule | float = core.SMOOTHING,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
     terms: bool = False,

@@ -30,8 +30,8 @@ class InterpolationState(NamedTuple):
 
 def interpolation_estimator(
     *,
-    num_directions: int = 10,
-    smoothing: core.Schedule | float = 5e-3,
+    num_directions: int = core.NUM_DIRECTIONS,
+    smoothing: core.Schedule | float = core.SMOOTHING,
     reuse_distance: float = 2.0,
     max_reuse: float = 0.5,
     sampler: directions.DirectionSampler = directions.sphere,

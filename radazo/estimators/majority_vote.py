@@ -13,8 +13,8 @@ from radazo.estimators import build, mean
 def majority_vote_estimator(
     sampler: directions.DirectionSampler = directions.sphere,
     *,
-    num_directions: int | None = 10,
-    smoothing: core.Schedule | float = 5e-3,
+    num_directions: int | None = core.NUM_DIRECTIONS,
+    smoothing: core.Schedule | float = core.SMOOTHING,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
     terms: bool = False,

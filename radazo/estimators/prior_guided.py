@@ -85,9 +85,9 @@ class PriorGuidedState(NamedTuple):
 
 def prior_guided_estimator(
     *,
-    num_directions: int = 10,
+    num_directions: int = core.NUM_DIRECTIONS,
     prior: Prior = last_estimate,
-    smoothing: core.Schedule | float = 5e-3,
+    smoothing: core.Schedule | float = core.SMOOTHING,
     difference: differences.Difference = differences.forward,
     chunk_size: int = 1,
     terms: bool = False,

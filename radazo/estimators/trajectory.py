@@ -42,7 +42,7 @@ def trajectory_estimator(
     *,
     kernel: gaussian_process.Kernel = gaussian_process.matern,
     num_points: int = 150,
-    num_directions: int = 10,
+    num_directions: int = core.NUM_DIRECTIONS,
     smoothing: core.Schedule | float = 0.1,
     length_scale: float | None = None,
     jitter: float = 1e-6,
