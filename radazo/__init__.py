@@ -90,66 +90,21 @@ from radazo.optimizers import (
 )
 from radazo.run import MinimizeResult, ask, minimize, tell
 
-__all__ = [
-    "Estimator",
-    "MinimizeResult",
-    "ask",
-    "calibrate",
-    "calibration",
-    "central",
-    "clip_outliers",
-    "coordinate_estimator",
-    "diagnostics",
-    "differences",
-    "directions",
-    "estimate",
-    "estimate_gradient",
-    "estimators",
-    "evaluate",
-    "federated",
-    "finite_difference_estimator",
-    "first_moment",
-    "forward",
-    "forward_mode",
-    "gaussian_estimator",
-    "history_mean_estimator",
-    "history_reuse_estimator",
-    "in_place",
-    "interpolation_estimator",
-    "journal",
-    "majority_vote_estimator",
-    "meazo",
-    "minimize",
-    "one_point",
-    "optimizers",
-    "orthogonal_estimator",
-    "pars",
-    "pool",
-    "prior_guided_estimator",
-    "projected",
-    "projected_zo_adamm",
-    "projections",
-    "radazo",
-    "rademacher_estimator",
-    "random",
-    "roll_back",
-    "run",
-    "scale_by_radazo",
-    "scale_by_second_moment",
-    "scale_by_zo_adamm",
-    "skip_outliers",
-    "sphere_estimator",
-    "svrg_estimator",
-    "tell",
-    "trajectory_estimator",
-    "value_and_grad",
-    "with_estimator",
-    "zo_adamm",
-    "zo_adamu",
-    "zo_psgd",
-    "zo_rmsprop",
-    "zo_sgd",
-    "zo_signsgd",
-]
+__all__ = ["calibration", "diagnostics", "differences", "directions", "estimators"]
+__all__ += ["evaluate", "federated", "journal", "optimizers", "pool", "projections"]
+__all__ += ["random", "run"]
+__all__ += ["Estimator", "MinimizeResult", "ask", "calibrate", "minimize", "tell"]
+__all__ += ["central", "clip_outliers", "coordinate_estimator", "estimate"]
+__all__ += ["finite_difference_estimator", "forward", "forward_mode"]
+__all__ += ["gaussian_estimator", "history_mean_estimator", "history_reuse_estimator"]
+__all__ += ["interpolation_estimator", "majority_vote_estimator", "one_point"]
+__all__ += ["orthogonal_estimator", "prior_guided_estimator", "rademacher_estimator"]
+__all__ += ["skip_outliers", "sphere_estimator", "svrg_estimator"]
+__all__ += ["trajectory_estimator"]
+__all__ += ["estimate_gradient", "first_moment", "in_place", "meazo", "pars"]
+__all__ += ["projected", "projected_zo_adamm", "radazo", "roll_back", "scale_by_radazo"]
+__all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "value_and_grad"]
+__all__ += ["with_estimator", "zo_adamm", "zo_adamu", "zo_psgd", "zo_rmsprop", "zo_sgd"]
+__all__ += ["zo_signsgd"]
 
 __version__ = "0.1.0"

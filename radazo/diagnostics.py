@@ -17,18 +17,9 @@ from jax import lax
 from radazo import core, differences, directions, flat, random, validation
 from radazo.replicas import check_replicas, fingerprint
 
-__all__ = [
-    "EstimateStatistics",
-    "MonitorEstimateState",
-    "SlopeErrors",
-    "check_replicas",
-    "cosine_similarity",
-    "estimate_statistics",
-    "fingerprint",
-    "monitor_estimate",
-    "second_moment_error",
-    "slope_errors",
-]
+__all__ = ["EstimateStatistics", "MonitorEstimateState", "SlopeErrors"]
+__all__ += ["check_replicas", "cosine_similarity", "estimate_statistics", "fingerprint"]
+__all__ += ["monitor_estimate", "second_moment_error", "slope_errors"]
 
 # Quadrature along a line, exact for polynomials up to degree 15.
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)

@@ -14,17 +14,8 @@ from jax import lax
 
 from radazo import core, flat, naming, random, validation
 
-__all__ = [
-    "DirectionSampler",
-    "basis",
-    "coordinate",
-    "gaussian",
-    "orthogonal",
-    "rademacher",
-    "sample_directions",
-    "sampler_from",
-    "sphere",
-]
+__all__ = ["DirectionSampler", "basis", "coordinate", "gaussian", "orthogonal"]
+__all__ += ["rademacher", "sample_directions", "sampler_from", "sphere"]
 
 
 def _only_whole(*arguments: Any) -> Any:

@@ -144,12 +144,14 @@ def declare(
 ) -> None:
     """Declare one rule for the arguments of these names in every function.
 
-    An `optional` argument may be None. A name has one rule in all of radazo.
+    An `optional` argument may be None. A name has one rule in all of radazo; classes
+    are compared by name, since reloading a module makes new ones.
     """
+    declared = rule, optional, options
     for name in names:
-        declared = rule, optional, options
-        if _RULES.setdefault(name, declared) != declared:
+        if str(_RULES.get(name, declared)) != str(declared):
             fail("declare", "names", "have one rule each", repr(name), "Rename it.")
+        _RULES[name] = declared
 
 
 def check(api_name: str, **arguments: Any) -> None:

@@ -109,10 +109,17 @@ def exports(package):
 
 def listed(tree):
     """The names in `__all__`, in their order."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return ast.literal_eval(node.value)
-    return []
+    return [name for names in lists(tree) for name in names]
+
+
+def lists(tree):
+    """The lists that make up `__all__`: `__all__ = [...]`, `__all__ += [...]`."""
+    return [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AugAssign)
+        and ast.unparse(getattr(node, "target", None) or node.targets[0]) == "__all__"
+    ]
 
 
 def imports(tree):
@@ -287,7 +294,9 @@ def exports_are_what_they_say(module):
     broken += ["`__all__` is missing"] * (
         module.name.endswith("__init__") and not names
     )
-    return broken + ["they are not sorted"] * (names != sorted(names))
+    broken += ["a name is there twice"] * (len(names) != len({*names}))
+    unsorted = any(part != sorted(part) for part in lists(module.tree))
+    return broken + ["they are not sorted"] * unsorted
 
 
 def public_names_are_used_elsewhere(module):

@@ -137,6 +137,8 @@ REJECTED = {
             "__init__",
             broken_by('"ScaleByRuleState", "make"', '"make", "ScaleByRuleState"', INIT),
         ),
+        ("__init__", INIT + '__all__ += ["make"]\n'),
+        ("__init__", INIT + '__all__ += ["build"]\n'),
     ],
     house.public_names_are_used_elsewhere: [
         ("low", GOOD + "\nextra = 1\n"),
@@ -197,7 +199,7 @@ def test_the_rule_rejects_what_breaks_it(rule, name, source):
 def test_every_rule_is_held_and_has_something_to_reject():
     helpers = {"exports", "imports", "functions", "arguments", "public"}
     helpers |= {"fields", "sections", "read_package", "floor", "short", "listed"}
-    helpers |= {"public_module", "parse"}
+    helpers |= {"public_module", "parse", "lists"}
     defined = {n.name for n in house.parse(source_of("house")).body if is_def(n)}
     assert defined - helpers == {*RULES}
     assert all(REJECTED.values())

@@ -247,6 +247,17 @@ def test_a_name_has_one_rule():
             validation.declare(rule, "value_fn", **options)
 
 
+def test_a_class_that_is_made_again_replaces_the_one_of_its_rule(monkeypatch):
+    monkeypatch.setattr(validation, "_RULES", {})
+    for _ in range(2):  # As `importlib.reload` does.
+        kind = type("Sampler", (), {})
+        validation.declare(validation.instance, "sampler", of=kind, hint="Pass one.")
+        validation.check("f", sampler=kind())
+    other = {"of": type("Other", (), {}), "hint": "Pass one."}
+    with pytest.raises(ValueError, match="must have one rule each; got 'sampler'"):
+        validation.declare(validation.instance, "sampler", **other)
+
+
 def test_a_progress_bar_needs_tqdm(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     assert message("open_pool(progress=True).__enter__()", tmp_path) == (

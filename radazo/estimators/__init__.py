@@ -43,42 +43,15 @@ from radazo.estimators.prior_guided import (
 from radazo.estimators.svrg import SvrgState, svrg_estimator
 from radazo.estimators.trajectory import TrajectoryState, trajectory_estimator
 
-__all__ = [
-    "Estimate",
-    "EstimateInfo",
-    "Estimator",
-    "EstimatorState",
-    "Evaluate",
-    "HistoryState",
-    "InterpolationState",
-    "Kernel",
-    "OutlierState",
-    "Prior",
-    "PriorGuidedState",
-    "Queries",
-    "Readings",
-    "Step",
-    "SvrgState",
-    "TrajectoryState",
-    "clip_outliers",
-    "coordinate_estimator",
-    "estimate",
-    "finite_difference_estimator",
-    "gaussian_estimator",
-    "history_mean_estimator",
-    "history_reuse_estimator",
-    "interpolation_estimator",
-    "last_estimate",
-    "last_step",
-    "majority_vote_estimator",
-    "matern",
-    "momentum_prior",
-    "orthogonal_estimator",
-    "prior_guided_estimator",
-    "rademacher_estimator",
-    "rbf",
-    "skip_outliers",
-    "sphere_estimator",
-    "svrg_estimator",
-    "trajectory_estimator",
-]
+__all__ = ["Estimate", "EstimateInfo", "Estimator", "EstimatorState", "Evaluate"]
+__all__ += ["HistoryState", "InterpolationState", "Kernel", "OutlierState", "Prior"]
+__all__ += ["PriorGuidedState", "Queries", "Readings", "Step", "SvrgState"]
+__all__ += ["TrajectoryState"]
+__all__ += ["clip_outliers", "coordinate_estimator", "estimate"]
+__all__ += ["finite_difference_estimator", "gaussian_estimator"]
+__all__ += ["history_mean_estimator", "history_reuse_estimator"]
+__all__ += ["interpolation_estimator", "last_estimate", "last_step"]
+__all__ += ["majority_vote_estimator", "matern", "momentum_prior"]
+__all__ += ["orthogonal_estimator", "prior_guided_estimator", "rademacher_estimator"]
+__all__ += ["rbf", "skip_outliers", "sphere_estimator", "svrg_estimator"]
+__all__ += ["trajectory_estimator"]

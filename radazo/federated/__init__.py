@@ -8,14 +8,5 @@ from radazo.federated.federated import (
     federated,
 )
 
-__all__ = [
-    "Correction",
-    "Federated",
-    "FederatedInfo",
-    "FederatedState",
-    "fed_avg",
-    "fed_prox",
-    "federated",
-    "fzoos",
-    "scaffold",
-]
+__all__ = ["Correction", "Federated", "FederatedInfo", "FederatedState"]
+__all__ += ["fed_avg", "fed_prox", "federated", "fzoos", "scaffold"]

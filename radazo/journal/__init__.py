@@ -5,13 +5,5 @@ from radazo.journal.file_format import JournalContents, JournalEntry, JournalHea
 from radazo.journal.record import recorded_step
 from radazo.journal.replay import replay
 
-__all__ = [
-    "Journal",
-    "JournalContents",
-    "JournalEntry",
-    "JournalHeader",
-    "open_journal",
-    "read_journal",
-    "recorded_step",
-    "replay",
-]
+__all__ = ["Journal", "JournalContents", "JournalEntry", "JournalHeader"]
+__all__ += ["open_journal", "read_journal", "recorded_step", "replay"]

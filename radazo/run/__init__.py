@@ -5,13 +5,5 @@ from radazo.run.checkpointing import Checkpoints, open_checkpoints
 from radazo.run.minimize import minimize
 from radazo.run.results import MinimizeResult
 
-__all__ = [
-    "Checkpoints",
-    "MinimizeResult",
-    "Queries",
-    "QueryId",
-    "ask",
-    "minimize",
-    "open_checkpoints",
-    "tell",
-]
+__all__ = ["Checkpoints", "MinimizeResult", "Queries", "QueryId"]
+__all__ += ["ask", "minimize", "open_checkpoints", "tell"]
