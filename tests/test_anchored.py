@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares, quick_jit, raises
 
 import radazo
 
@@ -366,3 +367,17 @@ def test_the_memory_of_a_step_is_a_few_copies_of_the_parameters():
     memory = step.lower(0, x, estimator.init(x)).compile().memory_analysis()
     # A copy for an estimate, and two of them held; a tenth for all that is small.
     assert memory.temp_size_in_bytes <= 3.1 * 4 * dim
+
+
+def test_derivatives_are_not_evaluated_apart_from_the_step(tmp_path):
+    """A journal keeps the readings of all three estimates, at known points."""
+    estimator = svrg(False, half_sum_of_squares, difference=radazo.forward_mode)
+    optimizer = radazo.with_estimator(estimator, optax.sgd(RATE), key=0)
+    with raises(ValueError, "ask(difference", "known points"):
+        radazo.minimize(
+            half_sum_of_squares,
+            jnp.asarray(START),
+            optimizer,
+            3,
+            journal=tmp_path / "run",
+        )

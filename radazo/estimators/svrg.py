@@ -170,6 +170,7 @@ def _joined(
 ) -> core.Queries:
     """Concatenate the queries of the three estimates, which are equally many."""
     here, num = three[0], int(three[0].num)
+    jax.eval_shape(here.point, jnp.uint32(0))  # Fails unless points are known.
 
     def point(index: Any) -> core.Params:
         which, index = jnp.divmod(jnp.asarray(index).astype(jnp.uint32), num)
