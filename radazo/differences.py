@@ -155,7 +155,7 @@ def _checked(api_name: str, value: Any, terms: bool) -> jax.Array:
         if isinstance(value, jax.Array):
             got = f"an array of type {value.dtype} and shape {value.shape}"
         rule = "return a real number"
-        hint = "If it returns (value, aux), say `has_aux=True` where there is one."
+        hint = "If it returns (value, aux), pass `has_aux=True`."
         validation.fail(api_name, "value_fn", rule, got, hint, TypeError)
     if value.ndim and not terms:
         rule, got = "return a scalar", f"shape {value.shape}"

@@ -206,13 +206,13 @@ declare(
     integer,
     "chunk_size",
     minimum=1,
-    hint="1 takes one direction after the other, `num_directions` all at once.",
+    hint="1 evaluates one direction at a time, `num_directions` all in one batch.",
 )
 declare(
     instance,
     "terms",
     of=bool,
-    hint="True says that `value_fn` returns terms whose sum is the objective.",
+    hint="With True, `value_fn` returns terms whose sum is the objective.",
 )
 declare(function, "value_fn", hint="It takes the parameters first.")
 declare(decay, "b1", "b2", "momentum")

@@ -131,7 +131,7 @@ def _guarded(
     validation.share(api_name, "quantile", quantile, hint)
     hint = "It is the number of recent steps that are remembered."
     validation.integer(api_name, "window", window, 1, hint)
-    hint = "It is how many times the quantile of recent slopes one may be."
+    hint = "A slope may be that many times the quantile of recent ones."
     validation.positive(api_name, "factor", factor, hint)
 
     def init(params: core.Params) -> OutlierState:

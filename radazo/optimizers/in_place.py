@@ -119,7 +119,7 @@ def in_place(
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
     if num_steps is None:
         num_steps = math.ceil(math.log(_MISSING) / math.log(b1)) if b1 > 0 else 1
-    hint = "It says how many steps are remembered; None takes what `b1` needs."
+    hint = "It is the number of steps remembered; None takes what `b1` needs."
     validation.integer(api_name, "num_steps", num_steps, 1, hint)
     options = mean.Options(sampler, num_directions, difference)
     rule = partwise.Rule(optimizer, moment_dtype)

@@ -208,7 +208,7 @@ class _Run:
             validation.fail(self.api_name, "num_steps", rule, got, hint)
         other = [name for name, x in self.identity.items() if tree["run"][name] != x]
         if other:
-            got = f"{kept.folder!r}, a run with another {' and another '.join(other)}"
+            got = f"{kept.folder!r}, a run that differs in {' and '.join(other)}"
             hint = "Start in another folder."
             validation.fail(self.api_name, "checkpoints", "hold this run", got, hint)
         self.arrays, self.state = partition.split(tree["params"])[0], tree["state"]
