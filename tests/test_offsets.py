@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import radazo
-from radazo import flat, random
+from radazo import core, flat, random
 from radazo.evaluate import lazy, perturbed
 from radazo.optimizers import partwise
 
@@ -129,10 +129,12 @@ def test_parameters_are_moved_across_the_boundary(law):
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
     gradient = partwise.WeightedSum(law, keys, jnp.array([0.5, -2.0]))
     rule = partwise.Rule(optax.sgd(0.1), None)
-    move = quick_jit(
-        lambda p, s: partwise.move(rule, gradient, KEY, p, s, layout, jnp.bool_(True))
-    )
-    found, _ = move(tree, partwise.init(rule, tree, layout))
+
+    def move(p, states):
+        step = core.Step(KEY, layout, p, jnp.float32(0.1))
+        return partwise.move(rule, gradient, step, states, jnp.bool_(True))
+
+    found, _ = quick_jit(move)(tree, partwise.init(rule, tree, layout))
     first, second = (drawn(law, tree, key) for key in keys)
     for name in ("b", "c"):
         g = 0.5 * first[name] - 2.0 * second[name]

@@ -28,8 +28,8 @@ class Calibration(NamedTuple):
       noise: Standard deviation of one value, from chance or rounding.
       distance, shortest, longest: The Euclidean distance of points that was chosen, and
         the range of suitable ones.
-      slope_spread: Root mean square of slopes at `distance`: ‖∇f‖ / √d if f is smooth.
-      curvature: Mean second difference at `distance`: tr(∇²f) / d if f is smooth.
+      slope_spread, curvature: Root mean square of slopes and mean second difference at
+        `distance`: ‖∇f‖ / √d and tr(∇²f) / d if f is smooth.
       reach: Displacement of an element after which slopes have changed completely.
       noise_share, curvature_share: Additions of noise and curvature to the mean square
         of slopes, relative to it.
@@ -136,9 +136,8 @@ def calibrate(
       ValueError: If an argument is out of range, `value_fn` is not finite at `params`,
         or its slopes vanish or are lost in noise, as at an optimum.
     Cost:
-      43 to 79 function values, most often 55: 7 for the noise, 36 far from x, up to 24
-      more if the size of the parameters is not that of the relevant distances, and 12
-      close to x unless noise forbids it. One direction and one copy of the parameters.
+      43 to 79 function values, most often 55: 7 for the noise, 36 to 60 far from x and
+      12 close to x unless noise forbids it. One direction, one copy of the parameters.
     Example:
       >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
       >>> params = jnp.zeros(100)
@@ -161,11 +160,10 @@ def calibrate(
         rule = "be `radazo.forward` or `radazo.central`"
         hint = "For other differences choose the smoothing by hand."
         validation.fail(api_name, "difference", rule, repr(difference)[:200], hint)
-    if num_steps is not None:
-        hint = "It is the number of steps of the run; omit it if unknown."
-        validation.integer(api_name, "num_steps", num_steps, 1, hint)
-    layout = flat.layout(api_name, params, mask)
-    words = random.key_data(api_name, key)
+    hint = "It is the number of steps of the run; omit it if unknown."
+    steps = 1 if num_steps is None else num_steps
+    validation.integer(api_name, "num_steps", steps, 1, hint)
+    layout, words = flat.layout(api_name, params, mask), random.key_data(api_name, key)
     dim, norm = layout.dim, math.sqrt(layout.dim)
     if not dim:
         rule, got = "have elements to move", "none among the leaves"
@@ -175,15 +173,20 @@ def calibrate(
     size, eps = line_probes.size(layout, params), line_probes.eps(layout, params)
     spacing = size * norm * math.sqrt(eps)
     value, noise = line_probes.value_and_noise(api_name, value_at, spacing)
-    forward = difference is differences.forward
-    setting = _Setting(dim, num_directions, forward, value, noise)
+    setting = _Setting(dim, num_directions, difference, value, noise)
     far = _probe_far(api_name, value_at, setting, size)
     pairs = far | _probe_near(value_at, setting, far, 8 * eps * size * norm)
-    probes = _summarize(setting, pairs)
+    probes = setting.summarize(pairs)
     reach, shortest, distance, longest = _choose(probes, setting, min(far))
-    slopes = _slopes(probes, setting, distance)
-    _check_slopes(api_name, slopes, noise, distance, reach * norm)
-    power, variance = slopes.power, slopes.variance
+    slopes = (float(x) for x in _slopes(probes, setting, distance))
+    power, variance, noise_share, curvature_share = slopes
+    within = reach * norm
+    if noise_share > _DROWNED or distance > 2 * within:
+        rule = "have slopes that are significant before they change"
+        got = f"slopes of {math.sqrt(power):.2g} that change within {within:.2g}, "
+        got += f"measured at {distance:.2g} with a noise of {noise:.2g}"
+        hint = "The point may be optimal already; otherwise average several values."
+        validation.fail(api_name, "value_fn", rule, got, hint)
     num_greedy = math.hypot(1 + variance, 2 / (1 - _B1))
     share = 0.5 if num_steps is None else 1 / (1 + num_steps / (3 * num_greedy))
     rate = share * (reach / num_greedy)
@@ -202,8 +205,8 @@ def calibrate(
         slope_spread=math.sqrt(power),
         curvature=float(np.interp(distance, probes.distances, probes.curvature)),
         reach=reach,
-        noise_share=slopes.noise_share,
-        curvature_share=slopes.curvature_share,
+        noise_share=noise_share,
+        curvature_share=curvature_share,
         share=share,
         dim=dim,
         num_directions=num_directions,
@@ -214,36 +217,12 @@ def calibrate(
 class _Setting(NamedTuple):
     dim: int
     num_directions: int
-    forward: bool
+    difference: differences.Difference
     value: float
     noise: float
 
-
-class _Slopes(NamedTuple):
-    """s² and V, and the shares in V, at one distance or at several."""
-
-    power: Any
-    variance: Any
-    noise_share: Any
-    curvature_share: Any
-
-
-def _check_slopes(
-    api_name: str, slopes: _Slopes, noise: float, distance: float, within: float
-) -> None:
-    """Check that slopes are not lost in noise, nor measured where they have changed."""
-    if slopes.noise_share > _DROWNED or distance > 2 * within:
-        rule = "have slopes that are significant before they change"
-        got = (
-            f"slopes of {math.sqrt(slopes.power):.2g} that change within {within:.2g}, "
-            f"measured at {distance:.2g} with a noise of {noise:.2g}"
-        )
-        hint = "The point may be optimal already; otherwise average several values."
-        validation.fail(api_name, "value_fn", rule, got, hint)
-
-
-def _summarize(setting: _Setting, pairs: _Pairs) -> line_probes.Probes:
-    return line_probes.summarize(pairs, setting.dim, setting.value, setting.noise)
+    def summarize(self, pairs: _Pairs) -> line_probes.Probes:
+        return line_probes.summarize(pairs, self.dim, self.value, self.noise)
 
 
 def _probe_far(
@@ -254,16 +233,14 @@ def _probe_far(
     norm = math.sqrt(setting.dim)
     pairs = {t: take(t) for t in np.multiply(_FAR, size * norm)}
     for _ in range(_MAX_ADDED):
-        probes = _summarize(setting, pairs)
+        probes = setting.summarize(pairs)
         distance = _further_distance(probes, min(pairs), max(pairs), norm)
         if distance is None:
             break
         pairs[distance] = take(distance)
-    if not _summarize(setting, pairs).significant:
-        got = (
-            f"values near {setting.value:.6g} with a noise of {setting.noise:.2g}, and "
-            f"no slopes within a distance of {max(pairs):.3g}"
-        )
+    if not setting.summarize(pairs).significant:
+        got = f"values near {setting.value:.6g} with a noise of {setting.noise:.2g}, "
+        got += f"and no slopes within a distance of {max(pairs):.3g}"
         rule = "have slopes that are significant"
         hint = "Start where f is not level, or average several values."
         validation.fail(api_name, "value_fn", rule, got, hint)
@@ -296,7 +273,7 @@ def _probe_near(
     value_at: line_probes.ValueAt, setting: _Setting, pairs: _Pairs, shortest: float
 ) -> _Pairs:
     """Take pairs of values, if noise allows it, where curvature adds 0.6 % to s²."""
-    probes = _summarize(setting, pairs)
+    probes = setting.summarize(pairs)
     first, power, bend = probes.distances[0], probes.power[0], probes.bend[0]
     if not power:
         return {}
@@ -315,13 +292,13 @@ def _choose(
     reaches = np.minimum(_reaches(probes, grid), 4 * last / norm)
     beyond = np.flatnonzero(reaches * norm > grid)
     end = int(beyond[-1]) + 1 if beyond.size else 0
-    slopes = _slopes(probes, setting, grid)
+    power, variance, *_ = _slopes(probes, setting, grid)
     if end == len(grid):
-        decreases = np.sqrt(slopes.power) * reaches / (1 + slopes.variance)
+        decreases = np.sqrt(power) * reaches / (1 + variance)
         end = int(np.argmax(np.where(grid < far, 0.0, decreases)))
     # Slopes that vanish, as on a staircase, say nothing about those at `end`.
-    ratio = slopes.power[: end + 1] / slopes.power[end]
-    merit = np.minimum(ratio, 1 / ratio) / (1 + slopes.variance[: end + 1])
+    ratio = power[: end + 1] / power[end]
+    merit = np.minimum(ratio, 1 / ratio) / (1 + variance[: end + 1])
     best = int(np.argmax(merit))
     poor = np.flatnonzero(merit < _WITHIN * merit[best])
     shortest = float(grid[np.max(poor[poor < best], initial=-1) + 1])
@@ -332,15 +309,17 @@ def _choose(
     return float(reaches[end]), shortest, distance, longest
 
 
-def _slopes(probes: line_probes.Probes, setting: _Setting, distances: Any) -> _Slopes:
+def _slopes(
+    probes: line_probes.Probes, setting: _Setting, distances: Any
+) -> tuple[Any, ...]:
+    """Return s² and V, and the shares of noise and curvature in V."""
     power = np.maximum(probes.at("power", distances), 1e-300)
     noise = setting.noise**2 / distances**2 / power
-    if setting.forward:
+    if setting.difference is differences.forward:
         noise_share = 2 * noise
         curvature_share = distances**2 * probes.at("bend", distances) / (4 * power)
     else:
         noise_share, curvature_share = noise / 2, np.zeros_like(noise)
     variance = (setting.dim - 1) / setting.num_directions
     variance = variance * (1 + noise_share + curvature_share)
-    slopes = _Slopes(power, variance, noise_share, curvature_share)
-    return slopes if np.ndim(distances) else _Slopes(*(float(x) for x in slopes))
+    return power, variance, noise_share, curvature_share

@@ -132,11 +132,7 @@ def value_along(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _moved(
-    layout: flat.Layout,
-    words: jax.Array,
-    active: list[Any],
-    k: jax.Array,
-    distance: jax.Array,
+    layout: flat.Layout, words: jax.Array, active: list[Any], k: Any, distance: Any
 ) -> Any:
     """Move the perturbed leaves by `distance` along direction k of the unit sphere."""
     sampler = directions.sphere

@@ -142,19 +142,17 @@ def prior_guided_estimator(
     mean.check(api_name, options, settings)
     own = functools.partial(guided_options, api_name, options, prior)
 
-    def finished(step: core.Step, found: core.Estimate) -> core.Estimate:
-        found, memory = remembered(step, options, prior, found.state.memory, found)
-        return found._replace(state=found.state._replace(memory=memory))
+    finish = functools.partial(remembered, options, prior)
 
     return build.estimator(
         api_name,
         lambda layout: PriorGuidedState(jnp.zeros((), jnp.int32), empty_memory(layout)),
         lambda step, state: mean.queries(step, own(step, state.memory)),
-        lambda step, state, *seen: finished(
+        lambda step, state, *seen: finish(
             step, mean.estimated(step, state, *seen, options=own(step, state.memory))
         ),
         settings,
-        fused=lambda function, step, state: finished(
+        fused=lambda function, step, state: finish(
             step, mean.fused(function, step, state, own(step, state.memory))
         ),
     )
@@ -187,14 +185,10 @@ def guided_options(
 
 
 def remembered(
-    step: core.Step,
-    options: mean.Options,
-    prior: Prior,
-    memory: Memory,
-    estimate: core.Estimate,
-) -> tuple[core.Estimate, Memory]:
-    """Return the estimate as a projection of the gradient, and the updated memory."""
-    info, dtype = estimate.info, step.layout.dtype
+    options: mean.Options, prior: Prior, step: core.Step, estimate: core.Estimate
+) -> core.Estimate:
+    """Return the estimate as a projection of the gradient, and update its memory."""
+    info, memory, dtype = estimate.info, estimate.state.memory, step.layout.dtype
     # A sum over valid directions; scaled as a mean it would be longer than ∇f.
     num_valid = mean.num_valid(info.kept, dtype)
     gradient = estimate.gradient * (num_valid / (options.num_directions or 1))
@@ -203,5 +197,5 @@ def remembered(
     point = flat.ravel(step.layout, step.params)
     new = prior.remember(memory.vector, point, gradient)
     vector = jnp.where(seen & jnp.isfinite(new), new, memory.vector)
-    estimate = estimate._replace(gradient=gradient, info=info)
-    return estimate, Memory(memory.known | seen, vector)
+    state = estimate.state._replace(memory=Memory(memory.known | seen, vector))
+    return estimate._replace(gradient=gradient, info=info, state=state)

@@ -33,10 +33,10 @@ class Correction(NamedTuple):
     """A term that a client adds to its gradient estimates.
 
     Attributes:
-      init: `init(params, estimator_state) -> memory`, a pytree of arrays that a client
-        keeps from round to round and sends.
-      prepare: `prepare(key_data, params) -> shared`, drawn anew in each round from the
-        key of the run, the same for all clients.
+      init: `init(params, estimator_state) -> memory`, arrays that a client keeps and
+        sends.
+      prepare: `prepare(key_data, params) -> shared`, drawn in each round from the key
+        of the run, the same for all clients.
       term: `term(shared, memory, mean, start, params, count)`, an array for each
         floating-point leaf: the term at `params` in local step `count` of a round that
         began at `start`. `mean` is the mean memory of the clients.
@@ -52,7 +52,7 @@ class Correction(NamedTuple):
 
 def wide_leaves(params: core.Params) -> Arrays:
     """Return the floating-point leaves, in float32 or wider."""
-    leaves = [x for x in jax.tree.leaves(params) if core.is_floating(x)]
+    leaves = filter(core.is_floating, jax.tree.leaves(params))
     return tuple(jnp.asarray(x).astype(core.wide(x.dtype)) for x in leaves)
 
 
@@ -126,18 +126,6 @@ def fed_prox(strength: float) -> Correction:
     return fed_avg._replace(term=term)
 
 
-class _Features(NamedTuple):
-    """Random Fourier features φₘ(x) = factor · cos(⟨wₘ, x⟩ + bₘ)."""
-
-    factor: float  # √(2 / M)
-    frequencies: jax.Array  # (M, dim)
-    phases: jax.Array  # (M,)
-
-    def angles(self, points: jax.Array) -> jax.Array:
-        """Return (n, M) angles of (n, dim) points."""
-        return _dot(points, self.frequencies.T) + self.phases[None]
-
-
 def fzoos(
     *,
     num_features: int = 1000,
@@ -148,9 +136,9 @@ def fzoos(
     """Correct a client's gradient by the surrogates of all clients.
 
     At the end of a round a client fits the values in the buffer of its
-    `trajectory_estimator` by M random Fourier features, the same for all clients, and
-    sends its M weights. With Φ the features at the points of the buffer, and y the
-    values standardized to mean 0 and deviation 1:
+    `trajectory_estimator` by M random Fourier features √(2 / M) cos(⟨wₘ, x⟩ + bₘ), the
+    same for all clients, and sends its M weights. With Φ the features at the points of
+    the buffer, and y the values standardized to mean 0 and deviation 1:
 
       weights = std(values) · Φᵀ (Φ Φᵀ + jitter · I)⁻¹ y
       ∇sᵢ(x) = −√(2 / M) · Σₘ weightsₘ sin(⟨wₘ, x⟩ + bₘ) wₘ
@@ -158,8 +146,8 @@ def fzoos(
 
     Args:
       num_features: M, at least 1. The error of the kernel decreases as 1 / √M.
-      length_scale: Distance over which the functions change: wₘ ~ N(0, I /
-        length_scale²). It is constant, since all clients share the features.
+      length_scale: Constant distance over which the functions change: wₘ ~ N(0, I /
+        length_scale²).
       jitter: As in `trajectory_estimator`.
       mask: The mask of the estimator.
     Returns:
@@ -173,14 +161,12 @@ def fzoos(
     Example:
       >>> value_fn = lambda x, client: jnp.sum((x + 1 - 4 * client) ** 2)
       >>> estimator = radazo.trajectory_estimator(num_points=20, num_directions=2)
-      >>> options = {"num_clients": 2, "num_local_steps": 5, "correction": fzoos()}
+      >>> options = {"num_clients": 2, "num_local_steps": 25, "correction": fzoos()}
       >>> federated = radazo.federated.federated
       >>> run = federated(value_fn, estimator, optax.sgd(0.1), key=0, **options)
-      >>> state, step = run.init(jnp.zeros(1)), jax.jit(run.round)
-      >>> for _ in range(5):
-      ...     state, info = step(state)
+      >>> state, info = jax.jit(run.round)(run.init(jnp.zeros(1)))
       >>> print(jnp.round(state.params), info.num_values)  # The mean of −1 and 3.
-      [1.] 30
+      [1.] 150
     References:
       Shu et al., Federated zeroth-order optimization using trajectory-informed
       surrogate gradients, 2023. arXiv:2308.04077. There a client also evaluates points
@@ -194,6 +180,7 @@ def fzoos(
     validation.positive(api_name, "length_scale", length_scale, hint)
     hint = "It is the share of noise in the variance of the values."
     validation.non_negative(api_name, "jitter", jitter, hint)
+    factor = math.sqrt(2 / num_features)
 
     def init(params: core.Params, estimator_state: Any) -> jax.Array:
         if not isinstance(estimator_state, trajectory.TrajectoryState):
@@ -208,7 +195,7 @@ def fzoos(
             validation.fail(api_name, "mask", rule, got, hint)
         return jnp.zeros(num_features, layout.dtype)
 
-    def prepare(key_data: jax.Array, params: core.Params) -> _Features:
+    def prepare(key_data: jax.Array, params: core.Params) -> tuple[jax.Array, ...]:
         layout = flat.layout(api_name, params, mask)
         words = random.fold_in(key_data, jnp.uint32(_FEATURES_KEY))
         size, dtype = num_features * layout.dim, layout.dtype
@@ -216,36 +203,32 @@ def fzoos(
         key = random.typed(random.fold_in(words, 1))
         phases = jax.random.uniform(key, (num_features,), dtype, maxval=2 * math.pi)
         frequencies = normal.reshape(num_features, layout.dim)
-        frequencies = frequencies / jnp.asarray(length_scale, dtype)
-        return _Features(math.sqrt(2 / num_features), frequencies, phases)
+        return frequencies / jnp.asarray(length_scale, dtype), phases
 
     def term(
-        shared: _Features, memory: Any, mean: Any, start: Any, params: Any, count: Any
+        shared: Any, memory: Any, mean: Any, start: Any, params: Any, count: Any
     ) -> Arrays:
         del start
-        layout = flat.layout(api_name, params, mask)
-        angles = shared.angles(flat.ravel(layout, params)[None])[0]
-        slopes = -shared.factor * (mean - memory) * jnp.sin(angles)
-        gradient = _dot(slopes, shared.frequencies)
-        gradient = gradient / (count + 1).astype(layout.dtype)
+        layout, (frequencies, phases) = flat.layout(api_name, params, mask), shared
+        angles = _dot(flat.ravel(layout, params)[None], frequencies.T) + phases[None]
+        slopes = -factor * (mean - memory) * jnp.sin(angles[0])
+        gradient = _dot(slopes, frequencies) / (count + 1).astype(layout.dtype)
         return wide_leaves(flat.unravel(layout, params, gradient, jnp.uint32(count)))
 
     def learn(
-        shared: _Features, params: Any, mean_gradient: Any, estimator_state: Any
+        shared: Any, params: Any, mean_gradient: Any, estimator_state: Any
     ) -> jax.Array:
+        """Return the (M,) weights of the features."""
         del params, mean_gradient
-        return _fitted(shared, estimator_state.buffer, jitter)
+        (frequencies, phases), buffer = shared, estimator_state.buffer
+        filled = gaussian_process.filled(buffer)
+        angles = _dot(buffer.points, frequencies.T) + phases[None]
+        rows = factor * jnp.cos(angles)
+        rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
+        _, deviation, standard = gaussian_process.standardized(buffer.values, filled)
+        cholesky = gaussian_process.factorized(_dot(rows, rows.T), filled, jitter)
+        solved = jax.scipy.linalg.cho_solve((cholesky, True), standard)
+        weights = deviation * _dot(solved, rows)
+        return jnp.where(jnp.isfinite(weights), weights, jnp.zeros_like(weights))
 
     return Correction(init, prepare, term, learn)
-
-
-def _fitted(features: _Features, buffer: Any, jitter: Any) -> jax.Array:
-    """Return the (M,) weights of the features."""
-    filled = gaussian_process.filled(buffer)
-    rows = features.factor * jnp.cos(features.angles(buffer.points))
-    rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
-    _, deviation, standard = gaussian_process.standardized(buffer.values, filled)
-    factor = gaussian_process.factorized(_dot(rows, rows.T), filled, jitter)
-    solved = jax.scipy.linalg.cho_solve((factor, True), standard)
-    weights = deviation * _dot(solved, rows)
-    return jnp.where(jnp.isfinite(weights), weights, jnp.zeros_like(weights))

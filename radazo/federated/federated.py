@@ -26,11 +26,11 @@ class FederatedState(NamedTuple):
 
     Attributes:
       count: int32 scalar, number of rounds.
-      key_data: (2,) uint32, words of the run's key; constant.
+      key_data: (2,) uint32, the constant key data of the run.
       params: Parameters of the server.
       num_values: int32 scalar, function values taken by all clients.
-      estimators: States of the estimators, with a leading axis of clients.
-      corrections: Memories of the correction, with a leading axis of clients.
+      estimators, corrections: States of the estimators and memories of the correction,
+        with a leading axis of clients.
     """
 
     count: jax.Array
@@ -47,8 +47,7 @@ class FederatedInfo(NamedTuple):
     Attributes:
       values: (num_clients, num_local_steps), the values of the local steps.
       num_values: int32 scalar, function values taken by all clients in the round.
-      drift: Float scalar, root mean squared distance of the clients' parameters from
-        their mean.
+      drift: Float scalar, root mean squared distance of the xᵢ from their mean.
     """
 
     values: jax.Array
@@ -100,9 +99,8 @@ def federated(
         client, an int32 scalar: select its data by `data[client]`.
       estimator: Any `Estimator`; each client has its own state of it.
       local_optimizer: Any `optax.GradientTransformation`; None is `optax.adam(0.01)`.
-      num_clients: n, at least 1.
+      num_clients, num_local_steps: Clients, and steps of each in a round, at least 1.
       key: Typed key or integer seed of the run.
-      num_local_steps: Steps of each client in a round, at least 1.
       correction: Any `Correction`, e.g. `scaffold` or `fzoos()`.
       learning_rate: Rate of the server; 1 sets x to the mean of the xᵢ.
       shares: Weights of the clients in all means; None for equal weights.
@@ -112,10 +110,10 @@ def federated(
       TypeError, ValueError: If an argument has the wrong type or is out of range, or a
         leaf of the parameters is not an array.
     Cost:
-      num_clients · num_local_steps times the function values of the estimator per
-      round. The state has one copy of the parameters and, for each client, the state of
-      the estimator and the memory of the correction; a round needs two more copies per
-      client, the state of the optimizer and the memory of an estimate.
+      num_clients · num_local_steps estimates per round. The state has one copy of the
+      parameters and, per client, the state of the estimator and the memory of the
+      correction. A round needs, per client, two more copies, the state of the optimizer
+      and the memory of an estimate.
     Example:
       >>> targets = jnp.array([[0.0, 1.0], [4.0, 3.0]])
       >>> value_fn = lambda x, client: jnp.sum((x - targets[client]) ** 2)
@@ -124,19 +122,15 @@ def federated(
       >>> state, info = jax.jit(run.round)(run.init(jnp.zeros(2)))
       >>> print(jnp.round(state.params), info.num_values)  # towards the mean, [2, 2]
       [2. 2.] 60
-    References:
-      As those of the corrections.
     """
     api_name = "federated"
     hint = "It takes the parameters and the number of a client."
     validation.function(api_name, "client_value_fn", client_value_fn, hint)
-    hint = (
-        "Pass an estimator, e.g. `radazo.trajectory_estimator()`: the result of a call."
-    )
+    hint = "Pass the result of a call, e.g. `radazo.trajectory_estimator()`."
     validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
     hint = "Pass `radazo.federated.scaffold` or, as a call, `radazo.federated.fzoos()`."
-    of = corrections.Correction
-    validation.instance(api_name, "correction", correction, of, hint)
+    kind = corrections.Correction
+    validation.instance(api_name, "correction", correction, kind, hint)
     hint = "Clients are numbered from 0."
     validation.integer(api_name, "num_clients", num_clients, 1, hint)
     hint = "It is the number of steps of a client in a round."
@@ -145,24 +139,18 @@ def federated(
     validation.positive(api_name, "learning_rate", learning_rate, hint)
     optimizer = optax.adam(0.01) if local_optimizer is None else local_optimizer
     weights = _normalized(api_name, shares, num_clients)
-    options = _Options(estimator, optimizer, num_local_steps, correction, weights)
+    options = estimator, optimizer, num_local_steps, correction, weights
     words = random.key_data(api_name, key)
-
-    def replicate(x: Any) -> jax.Array:
-        return jnp.stack([jnp.asarray(x)] * num_clients)
 
     def init(params: core.Params) -> FederatedState:
         _check_arrays(api_name, params)
         estimator_state = estimator.init(params)
-        memory = correction.init(params, estimator_state)
-        return FederatedState(
-            count=jnp.zeros((), jnp.int32),
-            key_data=jnp.array(words, copy=True),
-            params=jax.tree.map(lambda x: jnp.array(x, copy=True), params),
-            num_values=jnp.zeros((), jnp.int32),
-            estimators=jax.tree.map(replicate, estimator_state),
-            corrections=jax.tree.map(replicate, memory),
-        )
+        own = estimator_state, correction.init(params, estimator_state)
+        states = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * num_clients), own)
+        start = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+        count, num_values = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        key_data = jnp.array(words, copy=True)
+        return FederatedState(count, key_data, start, num_values, *states)
 
     def one_round(
         state: FederatedState, *args: Any
@@ -170,61 +158,46 @@ def federated(
         def value_fn(params: core.Params, client: jax.Array) -> Any:
             return client_value_fn(params, client, *args)
 
-        clients = _clients(options, value_fn, state)
-        params, drift = _average(weights, learning_rate, state.params, clients.params)
-        num_values = jnp.sum(clients.num_values, dtype=jnp.int32)
+        reached, values, counts, *states = _clients(value_fn, state, *options)
+        params, drift = _average(weights, learning_rate, state.params, reached)
+        num_values = jnp.sum(counts, dtype=jnp.int32)
         total = combinators.safe_add(state.num_values, num_values)
         count = jnp.asarray(optax.safe_increment(state.count))
-        state = FederatedState(
-            count, state.key_data, params, total, clients.estimator, clients.memory
-        )
-        return state, FederatedInfo(clients.values, num_values, drift)
+        state = FederatedState(count, state.key_data, params, total, *states)
+        return state, FederatedInfo(values, num_values, drift)
 
     return Federated(init, one_round)
 
 
-class _Options(NamedTuple):
-    estimator: core.Estimator
-    local_optimizer: optax.GradientTransformation
-    num_local_steps: int
-    correction: corrections.Correction
-    weights: np.ndarray
-
-
-class _Clients(NamedTuple):
-    """The results of a round, with a leading axis of clients."""
-
-    params: corrections.Arrays
-    estimator: Any
-    memory: Any
-    values: jax.Array
-    num_values: jax.Array
-
-
-def _clients(options: _Options, value_fn: Any, state: FederatedState) -> _Clients:
-    """Run a round of all clients."""
-    start, correction = state.params, options.correction
+def _clients(
+    value_fn: core.ValueFn,
+    state: FederatedState,
+    estimator: core.Estimator,
+    local_optimizer: optax.GradientTransformation,
+    num_local_steps: int,
+    correction: corrections.Correction,
+    weights: np.ndarray,
+) -> Any:
+    """Return the parameters, values, number of values and states of all clients."""
+    start = state.params
     shared = correction.prepare(state.key_data, start)
-    mean = jax.tree.map(lambda x: _mean(options.weights, x), state.corrections)
+    mean = jax.tree.map(lambda x: _mean(weights, x), state.corrections)
     words = random.fold_in(state.key_data, state.count)
 
-    def run(client: jax.Array, inner: Any, memory: Any) -> _Clients:
+    def run(client: jax.Array, inner: Any, memory: Any) -> tuple[Any, ...]:
         term = partial(correction.term, shared, memory, mean, start)
-        optimizer: Any = combinators.with_estimator(
-            _corrected(options.estimator, term, inner),
-            options.local_optimizer,
-            random.typed(random.fold_in(words, client)),
-        )
+        corrected = _corrected(estimator, term, inner)
+        key = random.typed(random.fold_in(words, client))
+        optimizer: Any = combinators.with_estimator(corrected, local_optimizer, key)
+        own_fn = partial(value_fn, client=client)
 
         def step(carry: tuple[core.Params, Any], _: None) -> tuple[Any, jax.Array]:
             params, state = carry
-            updates, state = optimizer.update(
-                None, state, params, value_fn=lambda params: value_fn(params, client)
-            )
+            updates, state = optimizer.update(None, state, params, value_fn=own_fn)
             return (core.apply_updates(updates, params), state), state.last_value
 
         carry = start, optimizer.init(start)
-        (params, last), values = lax.scan(step, carry, length=options.num_local_steps)
+        (params, last), values = lax.scan(step, carry, length=num_local_steps)
         after = last.estimator
         divisor = jnp.maximum(after.num_valid, 1)
         mean_gradient = tuple(x / divisor.astype(x.dtype) for x in after.total)
@@ -234,9 +207,9 @@ def _clients(options: _Options, value_fn: Any, state: FederatedState) -> _Client
             lambda new, old: jnp.where(after.num_valid > 0, new, old), learned, memory
         )
         reached = corrections.wide_leaves(params)
-        return _Clients(reached, after.estimator, memory, values, last.num_values)
+        return reached, values, last.num_values, after.estimator, memory
 
-    clients = jnp.arange(len(options.weights), dtype=jnp.int32)
+    clients = jnp.arange(len(weights), dtype=jnp.int32)
     return jax.vmap(run)(clients, state.estimators, state.corrections)
 
 
@@ -251,10 +224,7 @@ def _corrected(
     estimator: core.Estimator, term: Callable[..., corrections.Arrays], inner: Any
 ) -> core.Estimator:
     """Return `estimator`, with the state `inner`, plus `term` in its gradients."""
-
-    def init(params: core.Params) -> _CorrectedState:
-        zero = jnp.zeros((), jnp.int32)
-        return _CorrectedState(zero, inner, zero, corrections.zeros(params))
+    zero = jnp.zeros((), jnp.int32)
 
     def corrected(
         step: core.Step, state: _CorrectedState, found: core.Estimate
@@ -275,7 +245,7 @@ def _corrected(
 
     return core.Estimator(
         estimator.api_name,
-        init,
+        lambda params: _CorrectedState(zero, inner, zero, corrections.zeros(params)),
         lambda key, params, state: estimator.step(key, params, state.estimator),
         lambda step, state: estimator.queries(step, state.estimator),
         lambda step, state, *rest: corrected(

@@ -20,9 +20,8 @@ class WithEstimatorState(NamedTuple):
       count: int32 scalar, steps so far.
       key_data: (2,) uint32, the constant key data of the run.
       last_value: Float scalar, the value that the last estimate returned.
-      num_values: int32 scalar, function values so far.
-      num_dropped: int32 scalar, directions dropped so far for a non-finite value.
-      num_skipped: int32 scalar, steps so far without a valid direction.
+      num_values, num_dropped, num_skipped: int32 scalars, so far: function values,
+        directions dropped for a non-finite value, steps without a valid direction.
       estimator, optimizer: States of the estimator and of the optimizer.
     """
 
@@ -70,8 +69,8 @@ def value_and_grad(
     validation.check(api_name, value_fn=value_fn)
     hint = (
         "Use `with_estimator` or `estimate_gradient`, which carry its state, or give "
-        "`smoothing` as a number."
     )
+    hint += "`smoothing` as a number."
     build.check_memoryless(api_name, estimator, hint)
 
     def estimated_value_and_grad(
@@ -214,16 +213,10 @@ def init_state(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimato
     """Return the state before the first step."""
     # Separate arrays and a copy of the key, so that donating the state does not delete
     # buffers that the next `init` needs.
-    return WithEstimatorState(
-        count=jnp.zeros((), jnp.int32),
-        key_data=jnp.array(words, copy=True),
-        last_value=jnp.zeros((), jnp.result_type(float)),
-        num_values=jnp.zeros((), jnp.int32),
-        num_dropped=jnp.zeros((), jnp.int32),
-        num_skipped=jnp.zeros((), jnp.int32),
-        estimator=estimator,
-        optimizer=optimizer,
-    )
+    count, values, dropped, skipped = (jnp.zeros((), jnp.int32) for _ in range(4))
+    key_data, value = jnp.array(words, copy=True), jnp.zeros((), jnp.result_type(float))
+    counters = count, key_data, value, values, dropped, skipped
+    return WithEstimatorState(*counters, estimator, optimizer)
 
 
 def update_counters(
@@ -244,21 +237,17 @@ def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.
     """Return `value_fn`, or a function that fails if values come from elsewhere."""
     call = f"{api_name}(...).update"
     if value_fn is None and evaluate is None:
-        validation.fail(
-            call,
-            "value_fn",
-            "be the function to minimize",
-            "None",
+        hint = (
             "Call `optimizer.update(None, state, params, value_fn=f)`. If you did, a "
             "wrapper around the estimator dropped it, as `optax.lookahead` and "
             "`optax.contrib.sam` do, and flax `TrainState.apply_gradients`: put the "
             "wrapper inside, `with_estimator(estimator, wrapper, key)`, or use "
-            "`value_and_grad`.",
+            "`value_and_grad`."
         )
-    hint = (
-        "The function is evaluated around them: call "
-        "`optimizer.update(None, state, params, value_fn=f)`."
-    )
+        rule = "be the function to minimize"
+        validation.fail(call, "value_fn", rule, "None", hint)
+    hint = "call `optimizer.update(None, state, params, value_fn=f)`."
+    hint = f"The function is evaluated around them: {hint}"
     validation.current_params(call, params, hint)
     if value_fn is None:
         return build.evaluated_elsewhere(api_name)
@@ -295,10 +284,8 @@ def find_estimator_state(api_name: str, state: Any) -> WithEstimatorState:
     nodes = [x for x in leaves if is_estimator_state(x)]
     if len(nodes) != 1:
         got = f"one whose state has {len(nodes)}"
-        hint = (
-            "Take `radazo.radazo(...)`, or "
-            "`radazo.with_estimator(estimator, optimizer, key)`."
-        )
+        hint = "`radazo.with_estimator(estimator, optimizer, key)`."
+        hint = f"Take `radazo.radazo(...)`, or {hint}"
         validation.fail(api_name, "optimizer", "have one estimator in it", got, hint)
     return nodes[0]
 

@@ -157,15 +157,12 @@ def in_place(
         else:
             readings = evaluate(function, here, _queries(here, options))
             scales = lax.map(lambda k: _scale(here, options, k), _ks(num_directions))
-        value, weights, info = _weights(options, here, readings, scales)
-        any_kept = jnp.any(info.kept)
-        past = _remembered(state.estimator, state.count, weights, any_kept)
-        moment = _mean(state.key_data, past, sampler, b1)
-        params, states = partwise.move(
-            rule, moment, own, params, state.optimizer, layout, any_kept
-        )
+        past, info = _remembered(state, options, here, readings, scales)
+        moment, any_kept = _mean(state.key_data, past, sampler, b1), jnp.any(info.kept)
+        params, states = partwise.move(rule, moment, here, state.optimizer, any_kept)
         state = state._replace(estimator=past, optimizer=states)
-        return params, combinators.update_counters(state, value, info, any_kept), info
+        state = combinators.update_counters(state, readings.value, info, any_kept)
+        return params, state, info
 
     return stepping.InPlace(init, step)
 
@@ -195,13 +192,13 @@ def _evaluated(
 
     def one(k: jax.Array) -> tuple[Any, jax.Array]:
         own, scale = random.fold_in(step.key, k), _scale(step, options, k)
+        record = functools.partial(_warn_of_a_whole_leaf, params)
 
         def along(distance: jax.Array) -> tuple[jax.Array, Any]:
             noise = perturbed.noise_along(sampler, own, layout, distance)
-            noise = noise._replace(
-                record=functools.partial(_warn_of_a_whole_leaf, params)
+            return lazy.evaluate(
+                function, params, layout, noise._replace(record=record)
             )
-            return lazy.evaluate(function, params, layout, noise)
 
         slope, value, _ = differences.slope(
             difference, along, lambda distance: distance * scale, base, step.smoothing
@@ -223,26 +220,10 @@ def _queries(step: core.Step, options: mean.Options) -> core.Queries:
         drawn = sampler.part(own, layout.dim, layout.dtype, 0)
         return drawn * _scale(step, options, k)
 
-    def evaluate(
-        function: core.Function, step: core.Step, queries: core.Queries
-    ) -> core.Readings:
-        del queries
-        return _evaluated(function, step, options)[0]
-
     scaled = options._replace(sampler=sampler._replace(scale=None))
-    return mean.queries(step, scaled, draw)._replace(evaluate=evaluate)
-
-
-def _weights(
-    options: mean.Options, step: core.Step, readings: core.Readings, scales: jax.Array
-) -> tuple[jax.Array, jax.Array, core.EstimateInfo]:
-    """Return the value, the weight of each direction in the gradient, and the info."""
-    layout = step.layout
-    readings = mean.valid_readings(readings, options, layout)
-    info = mean.make_info(layout, options, readings)
-    share = mean.mean_scale(options, layout, readings.valid)
-    weights = share * (readings.slopes.astype(layout.dtype) * scales)
-    return readings.value, weights, info
+    return mean.queries(step, scaled, draw)._replace(
+        evaluate=lambda function, step, _: _evaluated(function, step, options)[0]
+    )
 
 
 def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
@@ -259,14 +240,24 @@ def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
 
 
 def _remembered(
-    past: PastSlopes, count: jax.Array, weights: jax.Array, any_kept: jax.Array
-) -> PastSlopes:
-    """Return the past with this step in front; unchanged unless `any_kept`."""
+    state: combinators.WithEstimatorState,
+    options: mean.Options,
+    step: core.Step,
+    readings: core.Readings,
+    scales: jax.Array,
+) -> tuple[PastSlopes, core.EstimateInfo]:
+    """Return the past with this step in front if a slope is valid, and the info."""
+    layout, past = step.layout, state.estimator
+    readings = mean.valid_readings(readings, options, layout)
+    info = mean.make_info(layout, options, readings)
+    share = mean.mean_scale(options, layout, readings.valid)
+    weights = share * (readings.slopes.astype(layout.dtype) * scales)
     new = PastSlopes(
-        jnp.roll(past.counts, 1).at[0].set(count),
+        jnp.roll(past.counts, 1).at[0].set(state.count),
         jnp.roll(past.weights, 1, axis=0).at[0].set(weights),
     )
-    return jax.tree.map(lambda new, old: jnp.where(any_kept, new, old), new, past)
+    any_kept = jnp.any(info.kept)
+    return jax.tree.map(lambda new, old: jnp.where(any_kept, new, old), new, past), info
 
 
 def _mean(
@@ -278,7 +269,6 @@ def _mean(
     num_steps, num_directions = past.weights.shape
     counts = jnp.repeat(past.counts, num_directions)
     ks = jnp.tile(_ks(num_directions), num_steps)
-    keys = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
-    return partwise.WeightedSum(
-        sampler, keys(counts, ks), (decays[:, None] * past.weights).ravel()
-    )
+    fold_in = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
+    weights = (decays[:, None] * past.weights).ravel()
+    return partwise.WeightedSum(sampler, fold_in(counts, ks), weights)

@@ -105,15 +105,15 @@ def pars(
     options = mean.Options(sampler, num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     mean.check(api_name, options, settings)
-    constants = _Constants(smoothness, num_directions, guesses)
 
     def init(layout: flat.Layout) -> ParsState:
+        share = _share(num_directions, guesses, layout.dim)
         return ParsState(
             count=jnp.zeros((), jnp.int32),
             memory=prior_guided.empty_memory(layout),
             ahead=jnp.zeros(layout.dim, layout.dtype),
             inertia=jnp.ones((), layout.dtype),
-            trust=jnp.asarray(_share(constants, layout.dim) ** 2, layout.dtype),
+            trust=jnp.asarray(share**2, layout.dtype),
             previous_value=jnp.zeros((), jnp.result_type(float)),
         )
 
@@ -129,27 +129,24 @@ def pars(
         return mean.queries(*at_y(step, state))
 
     def moved(
-        here: core.Step, state: ParsState, first: jax.Array, estimate: core.Estimate
+        here: core.Step, known: jax.Array, first: jax.Array, estimate: core.Estimate
     ) -> core.Estimate:
-        estimate, memory = prior_guided.remembered(
-            here, options, guess, state.memory, estimate
-        )
-        downhill, state = _moved(constants, state, first, estimate)
-        return estimate._replace(gradient=downhill, state=state._replace(memory=memory))
+        estimate = prior_guided.remembered(options, guess, here, estimate)
+        return _moved(smoothness, guesses, known, first, estimate)
 
     def estimate(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
         here, own = at_y(step, state)
         estimate = mean.estimated(here, state, queries, readings, own)
-        return moved(here, state, queries.shared[0], estimate)
+        return moved(here, state.memory.known, queries.shared[0], estimate)
 
     def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        here, own = at_y(step, state)
-        layout = step.layout
+        (here, own), layout = at_y(step, state), step.layout
         rows = own.sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
         own = own._replace(sampler=own.sampler._replace(prepare=lambda *_: rows))
-        return moved(here, state, rows[0], mean.fused(function, here, state, own))
+        estimate = mean.fused(function, here, state, own)
+        return moved(here, state.memory.known, rows[0], estimate)
 
     built = build.estimator(api_name, init, queries, estimate, settings, fused=fused)
     return combinators.attached(api_name, built, _AGAINST, key)
@@ -162,17 +159,8 @@ _NO_GUESS = prior_guided.Prior(
 )
 
 
-class _Constants(NamedTuple):
-    """L, K and the number of guesses among the K directions."""
-
-    smoothness: Any
-    num_directions: int
-    guesses: int
-
-
-def _share(constants: _Constants, dim: int) -> float:
+def _share(num_directions: int, guesses: int, dim: int) -> float:
     """Return q / (d − 1), the share of random directions among all orthogonal to u₀."""
-    _, num_directions, guesses = constants
     return (num_directions - guesses) / max(dim - guesses, 1)
 
 
@@ -183,24 +171,24 @@ def _pull(state: ParsState) -> jax.Array:
 
 
 def _moved(
-    constants: _Constants, state: ParsState, first: jax.Array, estimate: core.Estimate
-) -> tuple[jax.Array, ParsState]:
-    """Return the negated move of x, and the state after it."""
+    smoothness: Any, guesses: int, known: Any, first: jax.Array, estimate: core.Estimate
+) -> core.Estimate:
+    """Return the negated move of x as a gradient, and the state after it."""
+    state: ParsState = estimate.state
     info, gradient = estimate.info, estimate.gradient
     dim, dtype = state.ahead.size, state.ahead.dtype
-    pull, rate = _pull(state), 1 / jnp.asarray(constants.smoothness, dtype)
-    slopes, random = info.slopes.astype(dtype), info.kept[constants.guesses :]
-    scale = (dim - constants.guesses) / mean.num_valid(random, dtype)
-    along = jnp.sum(slopes[: constants.guesses]) * first
+    pull, rate = _pull(state), 1 / jnp.asarray(smoothness, dtype)
+    slopes, random = info.slopes.astype(dtype), info.kept[guesses:]
+    scale = (dim - guesses) / mean.num_valid(random, dtype)
+    along = jnp.sum(slopes[:guesses]) * first
     unbiased = along + scale * (gradient - along)
     downhill = rate * gradient - pull * state.ahead
     ahead = state.ahead + downhill - state.trust / pull * rate * unbiased
 
     value = estimate.value.astype(state.previous_value.dtype)
     informed = jnp.any(info.kept) & jnp.isfinite(value)
-    risen = state.memory.known & (value > state.previous_value)
-    restart = risen | ~informed
-    trust = _trust(slopes, scale, constants.guesses, _share(constants, dim))
+    restart = (known & (value > state.previous_value)) | ~informed
+    trust = _trust(slopes, scale, guesses, _share(slopes.size, guesses, dim))
     state = state._replace(
         # An element that overflows restarts as well.
         ahead=jnp.where(restart | ~jnp.isfinite(ahead), jnp.zeros_like(ahead), ahead),
@@ -208,7 +196,7 @@ def _moved(
         trust=jnp.where(jnp.any(random), trust, state.trust),
         previous_value=jnp.where(informed, value, state.previous_value),
     )
-    return downhill, state
+    return estimate._replace(gradient=downhill, state=state)
 
 
 def _trust(

@@ -89,21 +89,15 @@ def init(rule: Rule, params: core.Params, layout: flat.Layout) -> tuple[Any, ...
 
 
 def move(
-    rule: Rule,
-    gradient: WeightedSum,
-    key: jax.Array,
-    params: core.Params,
-    states: tuple[Any, ...],
-    layout: flat.Layout,
-    any_kept: jax.Array,
+    rule: Rule, gradient: WeightedSum, step: core.Step, states: Any, any_kept: jax.Array
 ) -> tuple[core.Params, tuple[Any, ...]]:
     """Return parameters and states after a step; unchanged unless `any_kept`."""
     # One key for each state array of a part, and one for the part itself.
     num_keys = 1 + max((len(jax.tree.leaves(state)) for state in states), default=0)
     numbers = jnp.arange(num_keys, dtype=jnp.uint32) + jnp.uint32(_ROUNDING)
-    keys = jax.vmap(lambda number: random.fold_in(key, number))(numbers)
+    keys = jax.vmap(lambda number: random.fold_in(step.key, number))(numbers)
 
-    def moved(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
+    def updated(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
         wide = core.wide(x.dtype)
         kept = rule.cast(state, x, wide)
         g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)
@@ -114,45 +108,38 @@ def move(
                 arrays[i] = _rounded(keys[i], arrays[i], old.dtype, offset)
         return treedef.unflatten(arrays)
 
-    def step(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
+    def update(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
         # A branch reads all of its inputs before its outputs are written. If XLA fused
         # a read of one array into the write of another, it would copy the first.
         return lax.cond(
-            any_kept, lambda x, s: moved(x, s, offset), lambda *old: old, x, state
+            any_kept, lambda x, s: updated(x, s, offset), lambda *old: old, x, state
         )
 
-    arrays, treedef = jax.tree.flatten(params)
-    starts = np.cumsum([0, *layout.sizes]).tolist()
-    rest = iter(states)
-    new = []
-    for i, on in enumerate(layout.active):
-        if on:
-            arrays[i], state = _in_parts(step, arrays[i], next(rest), starts[i])
-            new.append(state)
+    arrays, treedef = jax.tree.flatten(step.params)
+    starts = np.cumsum([0, *step.layout.sizes]).tolist()
+    active, new = np.flatnonzero(step.layout.active).tolist(), []
+    for i, state in zip(active, states, strict=True):
+        arrays[i], after = _in_parts(update, arrays[i], state, starts[i])
+        new.append(after)
     return treedef.unflatten(arrays), tuple(new)
 
 
 def _in_parts(
-    step: Callable[..., tuple[jax.Array, Any]], leaf: Any, state: Any, start: int
+    update: Callable[..., Any], leaf: Any, state: Any, start: int
 ) -> tuple[jax.Array, Any]:
     num, shape = _shape_of_part(leaf.shape)
     lazy.check_size(shape)
     size = math.prod(shape)
 
     def body(i: Any, whole: Any) -> Any:
-        part = jax.tree.map(
-            lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), whole
-        )
-        offset = random.advance(start, i, size, num * size)
-        return jax.tree.map(
-            lambda a, b: lax.dynamic_update_index_in_dim(a, b, i, 0),
-            whole,
-            step(*part, offset),
-        )
+        take, put = lax.dynamic_index_in_dim, lax.dynamic_update_index_in_dim
+        part = jax.tree.map(lambda a: take(a, i, keepdims=False), whole)
+        new = update(*part, random.advance(start, i, size, num * size))
+        return jax.tree.map(lambda a, b: put(a, b, i, 0), whole, new)
 
     whole = jnp.asarray(leaf).reshape(num, *shape), state
-    moved, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
-    return moved.reshape(leaf.shape), state
+    new, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
+    return new.reshape(leaf.shape), state
 
 
 def _rounded(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:

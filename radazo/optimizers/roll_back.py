@@ -19,8 +19,7 @@ class RollBackState(NamedTuple):
       num_rolled_back: int32 scalar, number of times the parameters were restored.
       num_bad: int32 scalar, number of consecutive bad values.
       age: int32 scalar, steps since the copy was taken; negative before the first copy.
-      num_recent: int32 scalar, number of values in `recent`.
-      recent: (window,) last good values, the newest first.
+      recent, num_recent: (window,) last good values, newest first; their number.
       kept_params: Copy of the floating-point leaves of the parameters, None for others.
       kept_state: Copy of the optimizer's state without the counters of the run, in
         unnamed tuples, so that `optax.tree.get` finds names once.

@@ -66,11 +66,8 @@ def first_evaluation(
     try:
         take_step(optimizer, value_fn, params, state, evaluate=leave, **extra)
     except _ReachedError as reached:
-        function, step, queries = reached.args
-        return function, step, queries
-    hint = (
-        "Use `radazo.radazo(...)`, or "
-        "`radazo.with_estimator(estimator, optimizer, key)`."
-    )
+        return reached.args
+    hint = "`radazo.with_estimator(estimator, optimizer, key)`."
+    hint = f"Use `radazo.radazo(...)`, or {hint}"
     got = repr(optimizer)[:200]
     return validation.fail("ask", "optimizer", "have an estimator in it", got, hint)

@@ -97,30 +97,33 @@ def zo_adamu(
     if boundaries is None:
         first = min(1024, num_steps // 5)
         boundaries = first, max(4 * num_steps // 5, first + 1)
-    _check_boundaries(api_name, boundaries)
+    hint = "Pass None, or e.g. (1024, 16000) for 20000 steps."
+    if not (isinstance(boundaries, tuple | list) and len(boundaries) == 2):
+        rule = "be two numbers of steps"
+        validation.fail(api_name, "boundaries", rule, repr(boundaries), hint, TypeError)
+    validation.integer(api_name, "boundaries", boundaries[0], 0, hint)
+    validation.integer(api_name, "boundaries", boundaries[1], boundaries[0] + 1, hint)
 
     def init(layout: flat.Layout) -> ZoAdamuState:
         momentum = jnp.zeros(layout.dim, layout.dtype)
         return ZoAdamuState(jnp.zeros((), jnp.int32), momentum)
 
     def queries(step: core.Step, state: ZoAdamuState) -> core.Queries:
-        return _queries(step, *_direction(boundaries, [*last.values()], step, state))
+        return _queries(boundaries, [*last.values()], step, state)
 
     estimate = functools.partial(_estimate, eps_root)
-    settings, rule = (
-        build.Settings(smoothing, terms, mask, 1, sharding),
-        optax.identity(),
-    )
+    settings = build.Settings(smoothing, terms, mask, sharding=sharding)
+    rule = optax.identity()
     estimator = build.estimator(api_name, init, queries, estimate, settings)
     return presets.optimizer(
         api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
     )
 
 
-def _direction(
+def _queries(
     boundaries: tuple[int, int], last: list[Any], step: core.Step, state: ZoAdamuState
-) -> tuple[jax.Array, jax.Array]:
-    """Return the direction and nu, (dim,) each."""
+) -> core.Queries:
+    """Return the queries at the two points along the direction."""
     first, second = boundaries
     dim, dtype = step.layout.dim, step.layout.dtype
     progress = (state.count - first).astype(dtype) / (second - first)
@@ -133,11 +136,6 @@ def _direction(
     old = state.momentum + jnp.sqrt(variance) * noise
     direction = (1 - b1) * new + b1 * old
     nu = (1 - b2) * jnp.square(new) + b2 * jnp.square(old)
-    return direction, nu
-
-
-def _queries(step: core.Step, direction: jax.Array, nu: jax.Array) -> core.Queries:
-    """Return the queries at the two points along the direction."""
     distances = differences.central.distances(step.smoothing)
 
     def point(index: Any) -> core.Params:
@@ -173,13 +171,3 @@ def _estimate(
     )
     state = state._replace(momentum=momentum)
     return core.Estimate(readings.value, gradient, state, info, step.key[0])
-
-
-def _check_boundaries(api_name: str, boundaries: Any) -> None:
-    hint = "Pass None, or e.g. (1024, 16000) for 20000 steps."
-    if not (isinstance(boundaries, tuple | list) and len(boundaries) == 2):
-        rule = "be two numbers of steps"
-        validation.fail(api_name, "boundaries", rule, repr(boundaries), hint, TypeError)
-    first, second = boundaries
-    validation.integer(api_name, "boundaries", first, 0, hint)
-    validation.integer(api_name, "boundaries", second, first + 1, hint)
