@@ -126,8 +126,7 @@ def federated(
     api_name = "federated"
     hint = "It takes the parameters and the number of a client."
     validation.function(api_name, "client_value_fn", client_value_fn, hint)
-    hint = "Pass the result of a call, e.g. `radazo.trajectory_estimator()`."
-    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
+    build.check_estimator(api_name, estimator)
     hint = "Pass `radazo.federated.scaffold` or, as a call, `radazo.federated.fzoos()`."
     kind = corrections.Correction
     validation.instance(api_name, "correction", correction, kind, hint)
