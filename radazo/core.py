@@ -5,11 +5,9 @@
   estimate = estimator.estimate(step, state, queries, readings)
 
 Evaluators are interchangeable: the program of the step itself, the devices of a mesh,
-the workers of a pool, `ask` and `tell`, a journal, or a model evaluated in place.
-
-A direction is a pure function of its key; the same key gives the same estimate. An
-*update rule* is an ordinary `optax.GradientTransformation`, which does not know that
-its gradient was estimated.
+the workers of a pool, `ask` and `tell`, a journal, or a model evaluated in place. A
+direction is a pure function of its key; the same key gives the same estimate. An update
+rule is an ordinary `optax.GradientTransformation`.
 """
 
 import math
@@ -54,8 +52,7 @@ class Readings(NamedTuple):
 
     Attributes:
       value: Scalar, the value of the step.
-      slopes: (num_readings,) one number per direction: its slope, or the values that
-        the estimator uses instead.
+      slopes: (num_readings,) slope of each direction, or the values used instead.
       valid: (num_readings,) bool, False where a reading is dropped.
       aux: Auxiliary output of the function at query 0, or None.
     """
@@ -75,12 +72,10 @@ class Queries(NamedTuple):
       read: `read(values, aux) -> Readings` of the (num, ...) values or terms of all
         queries, in order, and the aux of query 0.
       num_readings: Length of `Readings.slopes`.
-      base: The point of query 0 if it is always evaluated and needs no direction, or
-        None.
+      base: The point of query 0 if it needs no direction and is always evaluated.
       needed: `needed(index) -> bool`, whether a query must be evaluated; None for all.
       functions: Further functions of the parameters beside `value_fn`.
-      function_of: `function_of(index) -> int`, 0 for `value_fn`, i + 1 for
-        `functions[i]`; None if all queries evaluate `value_fn`.
+      function_of: `function_of(index)`, 0 for `value_fn`, i + 1 for `functions[i]`.
       evaluate: The evaluator of the estimator, or None.
       shared: Arrays used by both `point` and the estimate, e.g. orthonormal rows.
     """
@@ -106,14 +101,11 @@ class EstimateInfo(NamedTuple):
 
     Attributes:
       slopes: (num_directions,) directional slopes; 0 where one was dropped.
-      kept: (num_directions,) bool, False where a slope was not finite, or so large that
-        the gradient would not be.
+      kept: (num_directions,) bool, False where a slope was too large or not finite.
       num_values: int32 scalar, number of function values.
       aux: Auxiliary output of `value_fn`, or None.
-      factor: Float scalar c if the gradient is c times the mean of slope times
-        direction, else NaN.
-      squared_norm: Float scalar, the mean of ‖u‖²; NaN if the directions of a step are
-        dependent, so that their spread does not measure the variance.
+      factor: Scalar c if the gradient is c · mean of slope · direction, else NaN.
+      squared_norm: Scalar, the mean of ‖u‖²; NaN if the directions are dependent.
     """
 
     slopes: jax.Array
@@ -153,8 +145,7 @@ class Estimator(NamedTuple):
       estimate: `estimate(step, state, queries, readings) -> Estimate`.
       fused: `fused(function, step, state) -> Estimate`, which evaluates and estimates
         in one pass with the same numbers, or None.
-      memoryless: Whether an estimate from a fresh state is as good as any, so that
-        `value_and_grad` may discard the state.
+      memoryless: Whether an estimate from a fresh state is as good as any.
     """
 
     api_name: str

@@ -31,8 +31,7 @@ class EstimateStatistics(NamedTuple):
     Attributes:
       gradient_norm: Norm of the gradient.
       variance: Variance of the estimate, summed over its elements.
-      signal_to_noise: Squared norm of the gradient over the variance, corrected for
-        noise in the values; may be negative.
+      signal_to_noise: Squared norm over variance, less noise; may be negative.
     """
 
     gradient_norm: jax.Array
@@ -67,10 +66,9 @@ def estimate_statistics(
                                             zero-mean noise
       signal_to_noise = signal / variance
 
-    For exact slopes the ratio is about K / d for any function. If it is far smaller,
-    noise, rounding or curvature dominates the slopes; `slope_errors` says which. The
-    standard error of `signal` is about √(2d / K² + 8 / K) · ‖∇f‖²: average many steps
-    by `monitor_estimate`.
+    For exact slopes the ratio is about K / d. If it is far smaller, noise, rounding or
+    curvature dominates the slopes; `slope_errors` says which. The standard error of
+    `signal` is about √(2d / K² + 8 / K) · ‖∇f‖²: average by `monitor_estimate`.
 
     Args:
       gradient: The gradient estimate.
@@ -131,18 +129,16 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
 
     def init(params: core.Params) -> MonitorEstimateState:
         del params
-        zero = jnp.zeros((), jnp.result_type(float))
-        zeros = jnp.zeros(3, zero.dtype)
-        return MonitorEstimateState(zeros, zeros, EstimateStatistics(zero, zero, zero))
+        zeros = jnp.zeros(3, jnp.result_type(float))
+        return MonitorEstimateState(zeros, zeros, EstimateStatistics(*zeros))
 
     def update(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
         del params
-        api_name, info = "monitor_estimate(...).update", extra.get("estimate_info")
-        grad = extra.get("grad")
+        api_name, grad = "monitor_estimate(...).update", extra.get("grad")
         estimate = updates if grad is None else grad
-        moments = jnp.stack(_moments(api_name, estimate, info))
+        moments = jnp.stack(_moments(api_name, estimate, extra.get("estimate_info")))
         known = jnp.isfinite(moments)
         moments = jnp.where(known, moments, jnp.zeros_like(moments))
         averages, shares = (
@@ -150,8 +146,7 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
             for old, new in ((state.averages, moments), (state.shares, known))
         )
         squared, variance, signal = averages / shares
-        found = jnp.sqrt(squared), variance, signal / variance
-        statistics = EstimateStatistics(*found)
+        statistics = EstimateStatistics(jnp.sqrt(squared), variance, signal / variance)
         return updates, MonitorEstimateState(averages, shares, statistics)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -280,8 +275,7 @@ def slope_errors(
 
     Derivatives are by forward mode and means by quadrature with 8 points, on parameters
     in at least float32. If bias is much larger than rounding, decrease `smoothing` or
-    use `central`; if it is much smaller, increase `smoothing` or use `terms`. A kink
-    adds 1 % of its jump to `rounding`, a step its full height.
+    use `central`; if it is much smaller, increase `smoothing` or use `terms`.
 
     Args:
       key: Step key, typed or an integer seed; the directions are those of an estimate.
@@ -304,9 +298,8 @@ def slope_errors(
       False
       True
     """
-    api_name = "slope_errors"
+    api_name, hint = "slope_errors", "Take at least one direction."
     validation.check(api_name, value_fn=value_fn, terms=terms, sampler=sampler)
-    hint = "Take at least one direction."
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
     hint = "Pass that of your estimator."
     validation.positive(api_name, "smoothing", smoothing, hint)
@@ -336,12 +329,11 @@ def slope_errors(
         def value(s: jax.Array) -> tuple[jax.Array, None]:
             return jnp.sum(evaluate(point(wide, s))[0]), None
 
-        line = partial(point, params)
-        slope, _, _ = differences.slope(difference, evaluate, line, base, step)
-
         def derivative(s: jax.Array) -> jax.Array:
             return differences.derivative(api_name, value, s)[1]
 
+        line = partial(point, params)
+        slope, _, _ = differences.slope(difference, evaluate, line, base, step)
         exact = derivative(jnp.zeros_like(step))
         mean = weights @ lax.map(derivative, points)
         return SlopeErrors(slope, exact, mean - exact, slope - mean)

@@ -1,7 +1,7 @@
 """Slopes along a direction, from function values or by forward mode.
 
 Differences are taken in at least float32, and term by term if the function returns
-terms: the rounding of a long sum limits a difference, and equal terms cancel exactly.
+terms: the rounding of a long sum limits a difference.
 """
 
 from collections.abc import Callable
@@ -113,15 +113,14 @@ The antithetic form of natural evolution strategies (NES)."""
 one_point = Difference((1.0,), _one_point_slope)
 """f(x + smoothing · u) / smoothing: K values, for functions that change at each call.
 
-The bandit estimator (Flaxman et al., Online convex optimization in the bandit setting,
-2005). It has the mean of `forward`, since E u = 0, but f(x)² / smoothing² adds to its
-variance."""
+The bandit estimator (Flaxman et al., 2005, see `sphere_estimator`). Its mean is that of
+`forward`, since E u = 0, but f(x)² / smoothing² adds to its variance."""
 
 forward_mode = Difference((), _one_point_slope)
 """⟨∇f(x), u⟩ by forward mode: the reference, without discretization error.
 
-It ignores `smoothing`. K values, each with a derivative, at the cost of two to three
-values. The function must be written in JAX."""
+It ignores `smoothing`. K values of a JAX function, each with a derivative, at the cost
+of two to three values."""
 
 
 def evaluation(
@@ -144,10 +143,10 @@ def evaluation(
 
 
 def _checked(api_name: str, value: Any, terms: bool) -> jax.Array:
+    others = jnp.complexfloating, jax.dtypes.extended
     try:
         value = jnp.asarray(value)
-        real = not jnp.issubdtype(value.dtype, jnp.complexfloating)
-        numeric = real and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        numeric = not any(jnp.issubdtype(value.dtype, kind) for kind in others)
     except (TypeError, ValueError):
         numeric = False
     if not numeric:
@@ -165,9 +164,5 @@ def _checked(api_name: str, value: Any, terms: bool) -> jax.Array:
     return value.astype(core.wide(value.dtype))
 
 
-validation.declare(
-    validation.instance,
-    "difference",
-    of=Difference,
-    hint="Pass `radazo.forward` or `radazo.central`.",
-)
+_HINT = "Pass `radazo.forward` or `radazo.central`."
+validation.declare(validation.instance, "difference", of=Difference, hint=_HINT)

@@ -26,17 +26,15 @@ class DirectionSampler(NamedTuple):
     """Functions that draw the directions of a step.
 
     Attributes:
-      prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`, the arrays
-        that the directions of a step share.
+      prepare: `prepare(key_data, num_directions, dim, dtype)`, shared by a step.
       draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k up to `scale`.
       factor: `factor(dim) -> float`, the inverse of E[uᵢ²]; factor / K · Σₖ ⟨a, uₖ⟩ uₖ
         is an unbiased estimate of `a`.
       scale: `scale(drawn) -> scalar`, the ratio of the direction to the drawn array, or
-        None for 1. Scalars are multiplied by it: normalizing needs no copy of x.
+        None for 1.
       independent: Whether the directions of a step are independent of each other.
       part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
-        of a drawn array with key fold_in(step key, k); for offsets see `radazo.random`.
-        The default marks samplers that draw directions only as a whole.
+        of the array drawn with key fold_in(step key, k), if parts can be drawn.
       at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
         uint32 or a `random.Offset` of arrays.
     """
@@ -52,8 +50,8 @@ class DirectionSampler(NamedTuple):
     __repr__ = naming.constant_repr
 
 
-def _step_key(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> jax.Array:
-    del num_directions, dim, dtype
+def _step_key(key: jax.Array, *sizes: Any) -> jax.Array:
+    del sizes
     return key
 
 
@@ -212,9 +210,8 @@ def _real_vector(api_name: str, drawn: Any, dim: int) -> jax.Array:
             return vector
         got = f"an array of type {vector.dtype} and shape {vector.shape}"
     rule = f"return a real array of shape ({dim},)"
-    hint = (
-        "All perturbed leaves form one vector, e.g. `jax.random.normal(key, (dim,))`."
-    )
+    hint = "All perturbed leaves form one vector, e.g. "
+    hint += "`jax.random.normal(key, (dim,))`."
     return validation.fail(api_name, "draw", rule, got, hint, TypeError)
 
 
@@ -253,8 +250,7 @@ def sample_directions(
       sampler, mask: As in `finite_difference_estimator`.
       num_directions: Number K of directions, at least 1.
     Returns:
-      A pytree like `params` with a leading axis of length K in its leaves; zeros for
-      leaves that are not perturbed.
+      A pytree like `params` with leaves (K, ...), zeros for those not perturbed.
     Raises:
       TypeError, ValueError: If an argument or a leaf cannot be used.
     Cost:
@@ -265,8 +261,7 @@ def sample_directions(
       >>> print(jnp.sum(u["a"] ** 2, axis=1) + u["b"] ** 2)  # one norm over all leaves
       [1. 1.]
     """
-    api_name = "sample_directions"
-    hint = "Draw at least one direction."
+    api_name, hint = "sample_directions", "Draw at least one direction."
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
     validation.check(api_name, sampler=sampler)
     layout = flat.layout(api_name, params, mask)
@@ -280,9 +275,5 @@ def sample_directions(
     return jax.vmap(draw)(jnp.arange(num_directions, dtype=jnp.uint32))
 
 
-validation.declare(
-    validation.instance,
-    "sampler",
-    of=DirectionSampler,
-    hint="Pass a sampler, e.g. `radazo.directions.sphere`.",
-)
+_HINT = "Pass a sampler, e.g. `radazo.directions.sphere`."
+validation.declare(validation.instance, "sampler", of=DirectionSampler, hint=_HINT)

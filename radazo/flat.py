@@ -47,11 +47,11 @@ def layout(
     """
     _no_masked_node(api_name, params)
     chosen = _chosen(api_name, params, mask)
-    paths = jax.tree.leaves_with_path(params)
-    floating = [_is_floating(api_name, path, leaf) for path, leaf in paths]
+    leaves = jax.tree.leaves(params)
+    floating = (_is_floating(api_name, *x) for x in jax.tree.leaves_with_path(params))
     active = tuple(a and b for a, b in zip(floating, chosen, strict=True))
-    perturbed = [leaf for (_, leaf), on in zip(paths, active, strict=True) if on]
-    if paths and not perturbed:
+    sizes = tuple(x.size if on else 0 for x, on in zip(leaves, active, strict=True))
+    if leaves and not any(active):
         rule = "have a floating-point leaf to perturb"
         got = "none" if mask is None else "none where the mask is True"
         hint = (
@@ -59,17 +59,15 @@ def layout(
             "by `jnp.asarray(x, float)`, and select at least one leaf with `mask`."
         )
         validation.fail(api_name, "params", rule, got, hint)
-    dim, limit, power = sum(leaf.size for leaf in perturbed), _MAX_DIM, "2³²"
+    dim, limit, power = sum(sizes), _MAX_DIM, "2³²"
     hint = "Freeze some leaves with `mask`, or take `radazo.in_place`."
     if in_parts:
         limit, power, hint = _MAX_IN_PARTS, "2³⁷", "Freeze some leaves with `mask`."
     if dim >= limit:
         rule = f"have fewer than {power} perturbed elements"
         validation.fail(api_name, "params", rule, dim, hint)
-    sizes = tuple(
-        leaf.size if on else 0 for (_, leaf), on in zip(paths, active, strict=True)
-    )
-    return Layout(active, sizes, dim, core.wide(*(leaf.dtype for leaf in perturbed)))
+    dtypes = (x.dtype for x, on in zip(leaves, active, strict=True) if on)
+    return Layout(active, sizes, dim, core.wide(*dtypes))
 
 
 def perturb(
@@ -89,9 +87,7 @@ def perturb(
         end = leaf.astype(wide) + step.astype(wide) * part.astype(wide)
         return end.astype(leaf.dtype)
 
-    leaves, treedef = jax.tree.flatten(params)
-    parts = _cut(layout, leaves, direction, opaque_index)
-    return treedef.unflatten(map(add, leaves, parts))
+    return _map_parts(add, layout, params, direction, opaque_index)
 
 
 def ravel(layout: Layout, params: core.Params) -> jax.Array:
@@ -126,14 +122,14 @@ def unravel(
         largest = jnp.finfo(leaf.dtype).max.astype(part.dtype)
         return jnp.clip(part, -largest, largest).astype(leaf.dtype)
 
+    return _map_parts(saturate, layout, params, flat, opaque_index)
+
+
+def _map_parts(
+    function: Any, layout: Layout, params: Any, flat: jax.Array, opaque_index: jax.Array
+) -> Any:
+    """Return `params` with function(leaf, its part of `flat` or None) for each leaf."""
     leaves, treedef = jax.tree.flatten(params)
-    parts = _cut(layout, leaves, flat, opaque_index)
-    return treedef.unflatten(map(saturate, leaves, parts))
-
-
-def _cut(
-    layout: Layout, leaves: list[Any], flat: jax.Array, opaque_index: jax.Array
-) -> list[jax.Array | None]:
     parts, start = [], 0
     for leaf, on, size in zip(leaves, layout.active, layout.sizes, strict=True):
         part = flat
@@ -144,7 +140,7 @@ def _cut(
             part = lax.dynamic_slice(flat, (place[0],), (size,))
         parts.append(part.reshape(leaf.shape) if on else None)
         start += size
-    return parts
+    return treedef.unflatten(map(function, leaves, parts))
 
 
 def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
@@ -167,14 +163,13 @@ def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
 def _no_masked_node(api_name: str, params: core.Params) -> None:
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
-        rule = "be all of the parameters"
         got = "parameters that contain an optax.MaskedNode"
         hint = (
             "`optax.masked` and `optax.partition` hide leaves that the function needs: "
             "put the estimator outside, `with_estimator(estimator, optax.masked(...), "
             "key)`, and select the perturbed leaves with its `mask`."
         )
-        validation.fail(api_name, "params", rule, got, hint)
+        validation.fail(api_name, "params", "be all of the parameters", got, hint)
 
 
 def resolve_mask(mask: core.Mask, params: core.Params) -> Any:
@@ -197,9 +192,9 @@ def _chosen(api_name: str, params: core.Params, mask: core.Mask) -> list[bool]:
         got, own = jax.tree.structure(mask), jax.tree.structure(params)
         hint = "Make it by `jax.tree.map(lambda p: ..., params)`."
         validation.fail(api_name, "mask", rule, f"{got} for parameters {own}", hint)
-    rule = "have bools for leaves"
-    hint = "It decides what is compiled, so it cannot be traced or be numbers."
     for choice in chosen:
         if not isinstance(choice, bool | np.bool_):
-            validation.fail(api_name, "mask", rule, repr(choice), hint, TypeError)
+            rule, got = "have bools for leaves", repr(choice)
+            hint = "It decides what is compiled, so it cannot be traced or be numbers."
+            validation.fail(api_name, "mask", rule, got, hint, TypeError)
     return [bool(choice) for choice in chosen]

@@ -6,8 +6,8 @@ A projection `project(params, metric=None)` returns the nearest point of a set,
 
 over all floating-point leaves jointly, with weights hᵢ = 1 or those of `metric`, in at
 least float32 and rounded towards the inside of the set. Balls are shrunk by four units
-in the last place, so that a projected point is returned unchanged. A projection without
-a closed form is the root of a monotone function of one multiplier, found by bisection.
+in the last place, so that projected points do not move. Projections without a closed
+form are found by bisection of one multiplier.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,13 +75,11 @@ def l2_ball(scale: Any = 1.0) -> Projection:
     Args:
       scale: Radius, greater than 0.
     Returns:
-      `project(params, metric=None) -> params`; `metric` is a pytree of positive weights
-      like the parameters.
+      `project(params, metric=None) -> params`; `metric` has positive weights.
     Raises:
       TypeError, ValueError: If `scale` is not a number greater than 0.
     Cost:
-      No function values; three temporary float32 copies of the parameters; two passes
-      over them, or 79 in a metric.
+      No function values; three temporary float32 copies; two passes, or 79 in a metric.
     Example:
       >>> params = l2_ball(5.0)({"a": jnp.array([6.0]), "b": jnp.array(8.0)})
       >>> print(jnp.round(params["a"]), jnp.round(params["b"]))
@@ -149,8 +147,7 @@ def clipping(
     def clip(x: jax.Array, pair: tuple[np.ndarray, np.ndarray]) -> jax.Array:
         if not core.is_floating(x):
             return x
-        low, up = within(*pair, x.dtype)
-        return jnp.clip(x, jnp.asarray(low, x.dtype), jnp.asarray(up, x.dtype))
+        return jnp.clip(x, *(jnp.asarray(y, x.dtype) for y in within(*pair, x.dtype)))
 
     return lambda arrays: [*map(clip, arrays, pairs)]
 
@@ -158,10 +155,7 @@ def clipping(
 def sides(
     api_name: str, params: core.Params, bounds: Any, names: Sequence[str] = _BOUNDS
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (lower, upper) for each array of the parameters: an array or a scalar.
-
-    Messages refer to the arguments `names`.
-    """
+    """Return (lower, upper) for each array; messages refer to the arguments `names`."""
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
         rule, got = "be a pair (lower, upper)", f"{bounds!r}"[:200]
         hint = "Each is a number or a pytree like `params`; use inf for no bound."
@@ -194,8 +188,7 @@ def sides(
 
 
 def _is_scalar(bound: Any) -> bool:
-    leaf = jax.tree.structure(bound) == jax.tree.structure(0)
-    return leaf and np.ndim(bound) == 0
+    return jax.tree_util.all_leaves([bound]) and np.ndim(bound) == 0
 
 
 def within(
@@ -315,8 +308,5 @@ def _root(
     return lax.fori_loop(0, steps, halve, (low, high))[1]
 
 
-validation.declare(
-    validation.positive,
-    "scale",
-    hint="It is the size of the set: the radius of a ball, the sum of a simplex.",
-)
+_SIZE = "It is the size of the set: the radius of a ball, the sum of a simplex."
+validation.declare(validation.positive, "scale", hint=_SIZE)

@@ -1,8 +1,7 @@
 """Random numbers as pure functions of (key, counter), which XLA fuses into consumers.
 
-On CPU, JAX's generator is a loop that XLA cannot fuse: it writes noise to memory, which
-dominates a cheap step. Here the same function, Threefry-2x32 with 20 rounds (Salmon et
-al., 2011), is plain `jax.numpy`, so that noise is computed where it is used.
+On CPU, JAX's generator is a loop that XLA cannot fuse. Here the same function,
+Threefry-2x32 with 20 rounds (Salmon et al., 2011), is plain `jax.numpy`.
 
 Key contract, version 1. With `key` the two uint32 words of a threefry key:
 
@@ -13,9 +12,8 @@ Key contract, version 1. With `key` the two uint32 words of a threefry key:
 
 where `as` means the same bits as JAX's partitionable generator at shape (d,). An
 element depends only on the key, its index and the type, so part of a direction can be
-drawn from its offset: an int, a traced uint32 or, beyond their range, an `Offset` of
-two words, because JAX has no 64-bit integers by default. Bits are equal on all
-backends; normal numbers may differ in the last place if erf⁻¹ is rounded differently.
+drawn from its offset: an int, a traced uint32 or, beyond their range, an `Offset`. Bits
+are equal on all backends; the last place of normal numbers depends on erf⁻¹.
 """
 
 from typing import Any, NamedTuple

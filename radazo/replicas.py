@@ -48,8 +48,8 @@ def short_fingerprint(arrays: list[jax.Array]) -> jax.Array:
 def check_replicas(params: core.Params) -> None:
     """Check that all devices hold the same replicated parameters, by their hashes.
 
-    In a run over a mesh each replica computes its own update from the same slopes. A
-    function that differs between processes or a hardware fault makes replicas diverge
+    In a run over a mesh each replica computes its own update from the same slopes; a
+    function that differs between processes or a hardware fault makes them diverge
     silently. Call this every few hundred steps in all processes, e.g. as the `callback`
     of `minimize`: `lambda result: check_replicas(result.params)`.
 
@@ -97,10 +97,8 @@ def _gathered(mesh: Any, specs: tuple[Any, ...], leaves: list[Any]) -> jax.Array
         gathered = lax.all_gather(own, mesh.axis_names)
         return gathered.reshape(*mesh.devices.shape, len(leaves), 2)
 
-    ins, outs = (list(specs),), PartitionSpec()
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False
-    )(leaves)
+    options = {"in_specs": (list(specs),), "out_specs": PartitionSpec()}
+    return jax.shard_map(local, mesh=mesh, check_vma=False, **options)(leaves)
 
 
 def _compare(mesh: Any, path: Any, spec: Any, hashes: np.ndarray) -> None:
@@ -116,10 +114,8 @@ def _compare(mesh: Any, path: Any, spec: Any, hashes: np.ndarray) -> None:
         name = jax.tree_util.keystr(path) or "params itself"
         rule = "be the same on all devices that hold them"
         got = f"other bits at {name} on {devices[0]} than on {devices[1]}"
-        hint = (
-            "Look for functions, data or random numbers that differ between processes, "
-            "and resume from an earlier checkpoint."
-        )
+        hint = "Look for functions, data or random numbers that differ between "
+        hint += "processes, and resume from an earlier checkpoint."
         validation.fail("check_replicas", "params", rule, got, hint, RuntimeError)
 
 
@@ -133,11 +129,7 @@ def _hashed(leaf: jax.Array, number: int) -> jax.Array:
     ]
     # One reduction of both: XLA on CPU materializes the operand of a single sum.
     zeros, axes = [jnp.uint32(0) for _ in _WORDS], tuple(range(words.ndim))
-    return jnp.stack(lax.reduce(mixed, zeros, _add, axes))
-
-
-def _add(some: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
-    return [x + y for x, y in zip(some, others, strict=True)]
+    return jnp.stack(lax.reduce(mixed, zeros, partial(jax.tree.map, lax.add), axes))
 
 
 def _words(leaf: jax.Array) -> jax.Array:

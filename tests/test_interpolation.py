@@ -368,8 +368,8 @@ MISTAKES = {
     "no directions": ("num_directions", 0, V, "be at least 1", "10 is a good start."),
     "a negative distance": ("reuse_distance", -1.0, V, NOT_BELOW, NEAR),
     "a distance in words": ("reuse_distance", "near", T, "be a number", NEAR),
-    "more than all": ("max_reuse", 1.5, V, "be at most 1", SHARE),
-    "less than none": ("max_reuse", -0.5, V, NOT_BELOW, SHARE),
+    "more than all": ("max_reuse", 1.5, V, "be in [0, 1]", SHARE),
+    "less than none": ("max_reuse", -0.5, V, "be in [0, 1]", SHARE),
     "a sampler by name": (
         "sampler",
         "sphere",

@@ -8,10 +8,8 @@ estimate, settings)`:
   queries(step, state) -> Queries                   where to evaluate
   estimate(step, state, queries, readings) -> Estimate
 
-For slopes along custom directions use `mean.queries(step, options, draw)`; for a new
-sampler use `finite_difference_estimator`. Then add a row to the tables of
-`tests/contracts.py` and `benchmarks/estimators_rows.py`. `ask` and `tell`, pools,
-meshes, journals and replays work without further code.
+For slopes along custom directions use `mean.queries(step, options, draw)`. Then add a
+row to the tables of `tests/contracts.py` and `benchmarks/estimators_rows.py`.
 """
 
 import contextlib
@@ -149,7 +147,6 @@ def estimate(
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state)))
     config: Any = jax.config  # Flags are missing from its type.
     outside = config.jax_disable_jit
-
     if value_fn is None:
         value_fn = evaluated_elsewhere(api_name)
 
@@ -161,9 +158,8 @@ def estimate(
     # longer, and compiling them once would freeze the variables `value_fn` reads.
     with contextlib.nullcontext() if traced else jax.disable_jit():
         step = estimator.step(words, params, state)
-        function = differences.evaluation(
-            api_name, called, terms=step.terms, has_aux=has_aux
-        )
+        options = {"terms": step.terms, "has_aux": has_aux}
+        function = differences.evaluation(api_name, called, **options)
         found = closed_loop(estimator, function, step, state, evaluate)
         gradient = flat.unravel(step.layout, params, found.gradient, found.opaque_index)
     return found.value, gradient, found.state, found.info
@@ -191,10 +187,8 @@ def evaluated_elsewhere(api_name: str) -> core.ValueFn:
     def value_fn(params: core.Params, **keywords: Any) -> Any:
         del params, keywords
         rule = "be evaluated at points that are known before the step"
-        hint = (
-            "A line search and `forward_mode` evaluate further points: use an "
-            "optimizer without, and `forward`, `central` or `one_point`."
-        )
+        hint = "A line search and `forward_mode` evaluate further points: use an "
+        hint += "optimizer without, and `forward`, `central` or `one_point`."
         validation.fail(api_name, "value_fn", rule, "other points", hint, TypeError)
 
     return value_fn

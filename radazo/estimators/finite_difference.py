@@ -53,16 +53,16 @@ def finite_difference_estimator(
         `forward_mode`.
     Returns:
       An `Estimator`. With `forward` and `forward_mode`, its value and aux are those of
-      f(x). With `central` and `one_point`, its value is the mean of all values and its
-      aux that of f(x + smoothing · u₀). All but `forward` hold all aux in memory.
+      f(x); with `central` and `one_point` the mean of all values, and the aux of
+      f(x + smoothing · u₀). All but `forward` hold all aux in memory.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range,
         `value_fn` does not return real numbers or returns an array with `terms=False`,
         or no element of the parameters can be perturbed.
     Cost:
       K + 1 function values (`forward`), 2K (`central`) or K (`one_point`, and
-      `forward_mode`, each with a derivative) per step. In addition to the gradient, one
-      to three copies of the parameters for each direction of a batch.
+      `forward_mode`, each with a derivative) per step. Besides the gradient, one to
+      three copies of the parameters for each direction of a batch.
     Example:
       >>> sampler = radazo.directions.orthogonal
       >>> estimator = finite_difference_estimator(sampler, num_directions=3)
@@ -103,7 +103,6 @@ def _preset(
 ) -> Callable[[Callable[[], None]], Callable[_Options, core.Estimator]]:
     """Make a preset of `general` with the name and the docstring of a function.
 
-    The preset has the defaults of `general`, and its types for static checkers.
     `of_all` is the sampler if `num_directions` is None, `example` K in the example.
     """
 
@@ -137,8 +136,7 @@ def _preset(
 def sphere_estimator() -> None:
     """Estimate the gradient along K points of the unit sphere, as R-AdaZO does.
 
-    The norm spans all leaves, and `smoothing` is the Euclidean distance: in bfloat16
-    use one near 1e-3 · √d, since smaller ones change few of the weights.
+    `smoothing` is the Euclidean distance over all leaves; in bfloat16 take 1e-3 · √d.
 
       g = (d / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
 
@@ -170,8 +168,7 @@ def gaussian_estimator() -> None:
 def rademacher_estimator() -> None:
     """Estimate the gradient along K vectors of independent random signs.
 
-    Each element changes by ±smoothing, at a distance of smoothing · √d. The sampler is
-    the cheapest: one random bit per element.
+    Each element changes by ±smoothing. The cheapest sampler: one bit per element.
 
       g = (1 / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
 

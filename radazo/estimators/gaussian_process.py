@@ -1,7 +1,6 @@
 """Fit a Gaussian process to a buffer of points, and differentiate its mean.
 
-A kernel is a function κ of s = r² / l², where r is the distance of two points and l the
-length scale:
+For two points at distance r, a length scale l and s = r² / l²:
 
   k(x, x')            = κ(s)
   ∇ₓ k(x, x')         = 2 κ'(s) / l² · (x − x')
@@ -14,9 +13,8 @@ With the points xᵢ of the buffer and their standardized values y, the posterio
   mean gradient       std(y) · Σᵢ weightsᵢ · ∇ₓ k(x, xᵢ)
   uncertainty         1 − tr(Dᵀ K⁻¹ D) / (d · prior variance),  D the rows ∇ₓ k(x, xᵢ)
 
-Empty rows of the buffer are rows of the identity in K with a value of 0 and do not
-affect the posterior. Distances are computed from differences of points, since inner
-products lose small distances in float32.
+Empty rows of the buffer are rows of the identity in K with a value of 0. Distances are
+computed from differences: inner products lose small ones in float32.
 """
 
 import functools
@@ -89,13 +87,10 @@ class Posterior(NamedTuple):
 
 def empty_buffer(num_points: int, dim: int, dtype: Any) -> Buffer:
     """Return a buffer without points."""
-    return Buffer(
-        jnp.zeros((num_points, dim), dtype),
-        jnp.zeros(num_points, dtype),
-        jnp.zeros((num_points, num_points), dtype),
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.int32),
-    )
+    points, values = jnp.zeros((num_points, dim), dtype), jnp.zeros(num_points, dtype)
+    distances = jnp.zeros((num_points, num_points), dtype)
+    counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return Buffer(points, values, distances, *counts)
 
 
 def put(buffer: Buffer, points: jax.Array, values: jax.Array) -> Buffer:
@@ -131,8 +126,7 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
 
     log likelihood = −n / 2 · log(yᵀ K⁻¹ y / n) − 1/2 · log det K
     """
-    dtype = buffer.values.dtype
-    holds = filled(buffer)
+    dtype, holds = buffer.values.dtype, filled(buffer)
     center, deviation, standard = standardized(buffer.values, holds)
     number = jnp.maximum(buffer.num_filled, 1).astype(dtype)
 
@@ -141,8 +135,7 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
         factor = factorized(gram, holds, jitter)
         half = _solved(factor, standard)
         amplitude = jnp.maximum(jnp.dot(half, half) / number, jnp.finfo(dtype).tiny)
-        halves = number / 2 * jnp.log(amplitude)
-        log = -halves - jnp.sum(jnp.log(jnp.diag(factor)))
+        log = -(number / 2 * jnp.log(amplitude)) - jnp.sum(jnp.log(jnp.diag(factor)))
         log = jnp.where(jnp.isnan(log), jnp.full_like(log, -jnp.inf), log)
         return log, factor, half
 
@@ -237,18 +230,16 @@ def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
 
 def standardized(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, ...]:
     """Return mean, deviation and standardized values of the filled rows."""
-    zero = jnp.zeros_like(values)
     number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
     # Relative to the lowest, equal values have a deviation of exactly 0.
     lowest = jnp.min(jnp.where(holds, values, jnp.full_like(values, jnp.inf)))
     lowest = jnp.where(jnp.isfinite(lowest), lowest, jnp.zeros_like(lowest))
-    above = jnp.where(holds, values - lowest, zero)
+    above = jnp.where(holds, values - lowest, jnp.zeros_like(values))
     shift = jnp.sum(above / number)
-    center = lowest + shift
-    off = jnp.where(holds, above - shift, zero)
+    off = jnp.where(holds, above - shift, jnp.zeros_like(values))
     largest = jnp.max(jnp.abs(off))  # Squares of large values overflow.
     largest = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     off = off / largest
     deviation = jnp.sqrt(jnp.sum(jnp.square(off)) / number)
     deviation = jnp.where(deviation > 0, deviation, jnp.ones_like(deviation))
-    return center, largest * deviation, off / deviation
+    return lowest + shift, largest * deviation, off / deviation

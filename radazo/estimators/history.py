@@ -1,7 +1,4 @@
-"""Estimate by a weighted sum over the redrawn directions of the last N + 1 steps.
-
-The state stores only the key of each past step and one scalar per direction.
-"""
+"""Estimate by a weighted sum over the redrawn directions of the last N + 1 steps."""
 
 import math
 from collections.abc import Callable
@@ -34,8 +31,7 @@ class HistoryState(NamedTuple):
     smoothings: jax.Array
 
 
-# (state, info, layout) -> ((N + 1, K) weights of the directions, info)
-_Weighted = tuple[jax.Array, core.EstimateInfo]
+_Weighted = tuple[jax.Array, core.EstimateInfo]  # (N + 1, K) weights of directions
 _Weigh = Callable[[HistoryState, core.EstimateInfo, flat.Layout], _Weighted]
 
 
@@ -55,12 +51,11 @@ def history_reuse_estimator(
       yₖ = f(x + smoothing · uₖ)                                  K values in this step
       g  = factor(d) / (n − 1) · Σⱼ (yⱼ − mean y) / smoothingⱼ · uⱼ
 
-    The sum is over the n valid values of the last N + 1 steps, as if all had been
-    evaluated around the current parameters. This biases the estimate unless f changes
-    over N steps by much less than smoothing · ‖∇f‖. A larger `smoothing` helps, since
-    subtracting the mean cancels most of the curvature. At constant parameters g is
-    unbiased on a linear function ⟨a, x⟩ (the paper divides by n, not n − 1); its total
-    variance along Gaussian directions is (d + 1) ‖a‖² / (n − 1).
+    The sum is over the n valid values of the last N + 1 steps, as if all were around
+    the current parameters. It is biased unless f changes over N steps by much less than
+    smoothing · ‖∇f‖; a larger `smoothing` helps. At constant parameters g is unbiased
+    on a linear function ⟨a, x⟩ (the paper divides by n, not n − 1); its total variance
+    along Gaussian directions is (d + 1) ‖a‖² / (n − 1).
 
     Args:
       sampler: Sampler of the directions, which must be independent of each other.
@@ -69,9 +64,9 @@ def history_reuse_estimator(
       smoothing, chunk_size, terms, mask, sharding: As in `finite_difference_estimator`;
         but terms are summed before they are compared, which gains no precision.
     Returns:
-      An `Estimator`, which is not memoryless. Its value is the mean of the valid values
-      of the step; `info.slopes` are (yₖ − mean y) / smoothing. If no value of the step
-      is valid, or n = 1, the gradient is zero and `info` drops all directions.
+      An `Estimator`, which is not memoryless. Its value is the mean valid value of the
+      step; `info.slopes` are (yₖ − mean y) / smoothing. If no value of the step is
+      valid, or n = 1, the gradient is zero and `info` drops all directions.
     Raises:
       As `finite_difference_estimator`.
     Cost:
@@ -96,14 +91,10 @@ def history_reuse_estimator(
     validation.integer(api_name, "num_directions", num_directions, minimum, hint)
     validation.check(api_name, sampler=sampler)
     if not sampler.independent:
-        validation.fail(
-            api_name,
-            "sampler",
-            "have directions that are independent of each other",
-            repr(sampler),
-            "The mean of the values is no base value for others: take "
-            "`radazo.directions.gaussian`, or `history_mean_estimator`.",
-        )
+        rule = "have directions that are independent of each other"
+        hint = "The mean of the values is no base value for others: take "
+        hint += "`radazo.directions.gaussian`, or `history_mean_estimator`."
+        validation.fail(api_name, "sampler", rule, repr(sampler), hint)
     options = mean.Options(sampler, num_directions, _VALUES, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     return _estimator(api_name, options, settings, num_past, _about_the_mean)
@@ -224,8 +215,7 @@ def _about_the_mean(
     """Return the weights of values relative to the mean of all valid values."""
     values, kept = state.outcomes, state.kept
     num_kept = mean.num_valid(kept, values.dtype)
-    # Relative to the lowest, close values keep their digits in the sum, and large
-    # values do not overflow.
+    # Relative to the lowest, close values keep their digits, and large do not overflow.
     lowest = jnp.min(jnp.where(kept, values, jnp.finfo(values.dtype).max))
     above = jnp.where(kept, values - lowest, 0)
     smoothings = state.smoothings.astype(values.dtype)[:, None]
@@ -261,8 +251,8 @@ def _redrawn(
     sampler, dim, dtype = options.sampler, layout.dim, layout.dtype
     num_steps, num_directions = weights.shape
     chunk_size = min(options.chunk_size, num_directions)
-    weights = weights.astype(dtype)
-    padded = jnp.pad(weights, ((0, 0), (0, -num_directions % chunk_size)))
+    padding = (0, 0), (0, -num_directions % chunk_size)
+    padded = jnp.pad(weights.astype(dtype), padding)
     ks = jnp.arange(padded.shape[1], dtype=jnp.uint32)
     ks = jnp.minimum(ks, num_directions - 1).reshape(-1, chunk_size)
 
@@ -271,8 +261,7 @@ def _redrawn(
         prepared = sampler.prepare(key, num_directions, dim, dtype)
 
         def draw(k: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-            drawn = sampler.draw(prepared, k, dim, dtype)
-            scale = sampler.scale
+            drawn, scale = sampler.draw(prepared, k, dim, dtype), sampler.scale
             return (weight if scale is None else weight * scale(drawn)), drawn
 
         def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> Any:

@@ -41,9 +41,9 @@ def interpolation_estimator(
 ) -> core.Estimator:
     """Estimate the gradient by linear interpolation with reused points, as ReLIZO does.
 
-    The estimate is the shortest gradient that explains all differences of a step: for N
-    much less than d about N/d of the gradient, and exact for linear functions if the N
-    directions span all dimensions.
+    The estimate is the shortest gradient that explains all differences of a step: about
+    N/d of it for N much less than d, and exact for linear functions if N directions
+    span all dimensions.
 
       δᵢ = pᵢ − x     for the points pᵢ of the last step and its center: those with
                       ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,
@@ -55,15 +55,13 @@ def interpolation_estimator(
     where r is the distance of a new point: `smoothing`, times √d for samplers with
     ‖u‖ = √d. By default points are reused while steps are shorter than about 1.7 r:
     choose `smoothing` near the length of a step. `value_fn` must be the same in all
-    steps: do not use mini-batches. The pseudoinverse drops directions that are
-    dependent up to rounding; the `orthogonal` sampler avoids them.
+    steps, without mini-batches. The pseudoinverse drops dependent directions.
 
     Args:
       num_directions: N, at least 1.
       smoothing, terms, mask, sharding: As in `finite_difference_estimator`; but
         differences to reused points are those of sums of terms.
-      reuse_distance: Maximum distance of a reused point, at least 0, in units of r. The
-        bias grows in proportion to it.
+      reuse_distance: Maximum distance of a reused point, at least 0, in units of r.
       max_reuse: Maximum share of the N points that are reused, in [0, 1].
       sampler: Sampler of the new directions.
     Returns:
@@ -73,8 +71,7 @@ def interpolation_estimator(
       As `finite_difference_estimator`.
     Cost:
       N + 1 function values per step without those reused (they count under `jax.vmap`).
-      N + 1 copies of the parameters in the state, in float32 at least, and 2N to 3N
-      more during a step.
+      N + 1 copies of the parameters in the state, and 2N to 3N more during a step.
     Example:
       >>> estimator = interpolation_estimator(num_directions=2)
       >>> fn, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
@@ -95,20 +92,16 @@ def interpolation_estimator(
     hint = "It is in distances of a new point; 0 reuses none."
     validation.non_negative(api_name, "reuse_distance", reuse_distance, hint)
     hint = "It is the share of points that may be reused; 0 reuses none."
-    validation.non_negative(api_name, "max_reuse", max_reuse, hint)
-    if max_reuse > 1:
-        validation.fail(api_name, "max_reuse", "be at most 1", repr(max_reuse), hint)
+    validation.share(api_name, "max_reuse", max_reuse, hint)
     validation.check(api_name, sampler=sampler)
     # A product such as 0.29 · 100 is rounded to below the exact integer.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
     def init(layout: flat.Layout) -> InterpolationState:
-        return InterpolationState(
-            count=jnp.zeros((), jnp.int32),
-            points=jnp.zeros((num_directions + 1, layout.dim), layout.dtype),
-            values=jnp.zeros(num_directions + 1, jnp.result_type(float)),
-            usable=jnp.zeros(num_directions + 1, bool),
-        )
+        number = num_directions + 1
+        points = jnp.zeros((number, layout.dim), layout.dtype)
+        values = jnp.zeros(number, jnp.result_type(float)), jnp.zeros(number, bool)
+        return InterpolationState(jnp.zeros((), jnp.int32), points, *values)
 
     def queries(step: core.Step, state: InterpolationState) -> core.Queries:
         dim = step.layout.dim
@@ -154,11 +147,8 @@ def _queries(
     def read(values: jax.Array, aux: Any) -> core.Readings:
         """Return the differences to the value at the center, then the values."""
         base = values[0]
-
-        def both(terms: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jnp.sum(terms - base), jnp.sum(terms)
-
-        numbers = jnp.concatenate(lax.map(both, values[1:]))
+        both = lax.map(lambda x: (jnp.sum(x - base), jnp.sum(x)), values[1:])
+        numbers = jnp.concatenate(both)
         return core.Readings(jnp.sum(base), numbers, jnp.isfinite(numbers), aux)
 
     points = lax.map(evaluated_at, jnp.arange(num_directions, dtype=jnp.uint32))
@@ -197,8 +187,7 @@ def _estimate(
         usable=usable,
     )
     info = core.EstimateInfo(slopes, kept, queries.num - num_reused, readings.aux)
-    index = num_reused.astype(jnp.uint32)
-    return core.Estimate(value, gradient, state, info, index)
+    return core.Estimate(value, gradient, state, info, num_reused.astype(jnp.uint32))
 
 
 def _interpolant(displacements: jax.Array, differences: jax.Array) -> tuple[Any, ...]:

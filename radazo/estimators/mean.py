@@ -2,9 +2,9 @@
 
   g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
-`fused` evaluates and adds in one pass over the directions. `queries` and `estimated` do
-the same in two passes, for values that are evaluated elsewhere. The last digits depend
-on `chunk_size`, since sums and batched functions round differently.
+`fused` evaluates and adds in one pass over the directions; `queries` and `estimated`
+take two, for values that are evaluated elsewhere. The last digits depend on
+`chunk_size`.
 """
 
 import functools
@@ -60,7 +60,6 @@ def estimator(
     check(api_name, options, settings)
     # With sharding, the rounding of the sum must not depend on the chunk size.
     chunked = options if settings.sharding is None else options._replace(chunk_size=1)
-
     return build.estimator(
         api_name,
         lambda layout: EstimatorState(jnp.zeros((), jnp.int32)),
@@ -82,13 +81,9 @@ def check(api_name: str, options: Options, settings: build.Settings) -> None:
 
 def _check_steps(api_name: str, difference: differences.Difference) -> None:
     if not difference.steps:
-        validation.fail(
-            api_name,
-            "difference",
-            "take values at known points",
-            repr(difference),
-            "Use `radazo.forward`, `radazo.central` or `radazo.one_point`.",
-        )
+        rule, got = "take values at known points", repr(difference)
+        hint = "Use `radazo.forward`, `radazo.central` or `radazo.one_point`."
+        validation.fail(api_name, "difference", rule, got, hint)
 
 
 def queries(
@@ -117,8 +112,7 @@ def queries(
     def read(values: jax.Array, aux: Any) -> core.Readings:
         base = values[0] if num_base else None
         along = values[num_base:].reshape(-1, num_steps, *values.shape[1:])
-        # Direction by direction, as in `fused`: the order of a sum of terms depends on
-        # the layout of the array from which they are read.
+        # One by one, as in `fused`: the layout of an array decides the order of a sum.
         slopes, means = lax.map(
             lambda k: difference.slope(base, along[k], step.smoothing),
             jnp.arange(along.shape[0], dtype=jnp.uint32),
@@ -149,10 +143,8 @@ def _derivatives(step: core.Step, options: Options, prepared: Any) -> core.Queri
         del inputs
         return evaluated(function, step, options._replace(chunk_size=1))
 
-    number = options.resolved(step.layout)
-    return core.Queries(
-        number, unknown, unknown, number, evaluate=evaluate, shared=prepared
-    )
+    num = options.resolved(step.layout)
+    return core.Queries(num, unknown, unknown, num, evaluate=evaluate, shared=prepared)
 
 
 def evaluated(
@@ -165,9 +157,8 @@ def evaluated(
         return jnp.zeros_like(scale), drawn
 
     found = fused(function, step, None, options._replace(weigh=weigh))
-    return core.Readings(
-        found.value, found.info.slopes, found.info.kept, found.info.aux
-    )
+    info = found.info
+    return core.Readings(found.value, info.slopes, info.kept, info.aux)
 
 
 def estimated(

@@ -19,8 +19,7 @@ class OutlierState(NamedTuple):
     Attributes:
       count: int32 scalar, estimates so far.
       num_outliers: int32 scalar, steps that were skipped or clipped.
-      recent: (window,) largest |slope| of each recent step before clipping, newest
-        first; 0 where there was no step yet.
+      recent: (window,) largest |slope| of recent steps before clipping, newest first.
       inner_state: State of the wrapped estimator.
     """
 
@@ -39,8 +38,8 @@ def skip_outliers(
 ) -> core.Estimator:
     """Skip the steps of an estimator whose largest slope is an outlier.
 
-    For values that are occasionally wrong, such as those of a failed solver or a
-    corrupt batch. With s = the largest |slope| of the step:
+    For values that are sometimes wrong, e.g. of a failed solver or a corrupt batch.
+    With s = the largest |slope| of the step:
 
       bound = factor · quantile of s over the last `window` steps with a nonzero slope
       s > bound   gradient zero and all directions dropped; the estimator state is
@@ -51,8 +50,8 @@ def skip_outliers(
     accepted after at most window − ⌈quantile · window⌉ + 1 skipped steps in a row.
     Nothing is skipped before 5 steps with a nonzero slope (or `window`, if less).
 
-    `radazo` bounds its steps, but its second moment keeps a slope that is F times too
-    large for about 2 ln(F) / (1 − b2) steps. `zo_signsgd` needs no guard.
+    The second moment of `radazo` keeps a slope that is F times too large for about
+    2 ln(F) / (1 − b2) steps. `zo_signsgd` needs no guard.
 
     Args:
       estimator: Any `Estimator`.
@@ -88,22 +87,18 @@ def clip_outliers(
 ) -> core.Estimator:
     """Clip the slopes of steps whose largest slope is an outlier.
 
-    Gradient clipping with an adaptive bound, for heavy-tailed noise. It biases the
-    estimate, and leaves outliers in the memory of `history_mean_estimator` and others.
-
       slopes, gradient ← slopes, gradient · min(1, bound / s)    as in `skip_outliers`
+
+    For heavy-tailed noise. It biases the estimate, and leaves outliers in the memory of
+    `history_mean_estimator` and others.
 
     Args:
       estimator, quantile, window: As in `skip_outliers`.
       factor: Multiple of the quantile that a slope may reach, greater than 0. A slope
         along a random direction exceeds three times the median of its size in one step
         of twenty, ten times in none.
-    Returns:
+    Returns, Raises, Cost:
       As `skip_outliers`; `num_outliers` is the number of clipped steps.
-    Raises:
-      As `skip_outliers`.
-    Cost:
-      That of `estimator`.
     Example:
       >>> estimator = clip_outliers(radazo.rademacher_estimator(), factor=2.0)
       >>> x, state = jnp.zeros(()), estimator.init(jnp.zeros(()))
@@ -141,13 +136,13 @@ def _guarded(
 
     def guarded(state: OutlierState, found: core.Estimate) -> core.Estimate:
         recent, info = state.recent, found.info
-        largest = jnp.max(jnp.abs(info.slopes)).astype(recent.dtype)
+        dtype = recent.dtype
+        largest = jnp.max(jnp.abs(info.slopes)).astype(dtype)
         num_seen = jnp.sum(recent > 0, dtype=jnp.int32)
-        last = jnp.asarray(jnp.inf, recent.dtype)
-        in_order = jnp.sort(jnp.where(recent > 0, recent, last))
-        rank = jnp.asarray(quantile, recent.dtype) * num_seen.astype(recent.dtype)
+        in_order = jnp.sort(jnp.where(recent > 0, recent, jnp.asarray(jnp.inf, dtype)))
+        rank = jnp.asarray(quantile, dtype) * num_seen.astype(dtype)
         row = jnp.clip(jnp.ceil(rank).astype(jnp.int32) - 1, 0, recent.size - 1)
-        bound = jnp.asarray(factor, recent.dtype) * in_order[row]
+        bound = jnp.asarray(factor, dtype) * in_order[row]
         outlier = (num_seen >= min(_MIN_STEPS, window)) & (largest > bound)
         share = jnp.zeros_like(largest)
         if clip:
@@ -170,17 +165,15 @@ def _guarded(
     def estimate(step: core.Step, state: OutlierState, *seen: Any) -> core.Estimate:
         return guarded(state, estimator.estimate(step, state.inner_state, *seen))
 
-    fused = estimator.fused
+    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
+        found = build.closed_loop(estimator, function, step, state.inner_state)
+        return guarded(state, found)
+
     return core.Estimator(
         api_name,
         init,
         lambda key, params, state: estimator.step(key, params, state.inner_state),
         lambda step, state: estimator.queries(step, state.inner_state),
         estimate,
-        fused=fused
-        and (
-            lambda function, step, state: guarded(
-                state, fused(function, step, state.inner_state)
-            )
-        ),
+        fused,
     )

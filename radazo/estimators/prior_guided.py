@@ -56,8 +56,7 @@ def momentum_prior(b1: float) -> Prior:
     """
     validation.check("momentum_prior", b1=b1)
 
-    def remember(memory: jax.Array, point: Any, gradient: jax.Array) -> jax.Array:
-        del point
+    def remember(memory: jax.Array, _: Any, gradient: jax.Array) -> jax.Array:
         past = jnp.asarray(b1, memory.dtype)
         return past * memory + (1 - past) * gradient
 
@@ -100,18 +99,16 @@ def prior_guided_estimator(
       u₁, ... = random directions, ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
       g = Σ_{k kept} slopeₖ · uₖ           slopeₖ as in `finite_difference_estimator`
 
-    If gradients change slowly, a guess replaces many random directions; with equal
-    curvature along all directions, `orthogonal_estimator` is better. g is shorter than
-    the gradient and biased towards the guess; no factor makes it unbiased. With
-    `radazo` and `zo_adamm` it was slower than `sphere_estimator` on most of six tasks.
-    It suits `zo_sgd`, with a learning rate of about 1 / L for any d and K, where L is
-    the Lipschitz constant of the gradient. If all directions are dropped, g is zero and
-    the memory is unchanged.
+    If gradients change slowly, a guess replaces many random directions. g is shorter
+    than the gradient and biased towards the guess; no factor makes it unbiased. It
+    suits `zo_sgd`, with a learning rate of about 1 / L for any d and K, where L is the
+    Lipschitz constant of the gradient; with `radazo` and `zo_adamm` it was slower than
+    `sphere_estimator` on most of six tasks. If all directions are dropped, g is zero
+    and the memory is unchanged.
 
     Args:
       num_directions: K, including the guess: at least 2 and at most d.
       prior: `last_estimate`, `last_step`, `momentum_prior(b1)`, or a custom `Prior`.
-        `last_step` includes the effects of projections and adaptive optimizers.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
         `finite_difference_estimator`.
     Returns:

@@ -43,23 +43,22 @@ def svrg_estimator(
     """Reduce the mini-batch noise of an estimator by a snapshot, as ZO-SVRG does.
 
     For objectives that are a mean over data: `value_fn` takes a different batch in each
-    step, and `full_value_fn` all data. It gains nothing if the noise of the directions
-    exceeds that of the batches, as with K much less than d.
+    step, `full_value_fn` all data.
 
       every `num_inner_steps` steps:  x₀ ← x,  G ← estimate of `full_value_fn` at x₀
       g = estimate(x) − estimate(x₀) + G           both of `value_fn`, of this step
 
-    Batch noise vanishes as x approaches x₀. With independent directions, as in the
-    paper, g has the direction noise of three estimates; with shared ones that of G.
+    Batch noise vanishes as x approaches x₀. The noise of the directions (the larger for
+    K much less than d) is that of three estimates, as in the paper, or that of G with
+    shared directions.
 
     If all directions are dropped at x, g is zero. If all are dropped at x₀, or the last
-    full estimate failed, g is the estimate at x alone. A failed full estimate leaves
-    the snapshot unchanged and is repeated in the next step.
+    full estimate failed, g is the estimate at x. A failed full estimate leaves the
+    snapshot unchanged and is repeated in the next step.
 
     Args:
       estimator: A memoryless `Estimator`, with a constant `smoothing`.
-      full_value_fn: `full_value_fn(params)`, the whole objective; without aux, and with
-        terms if the estimator has `terms=True`.
+      full_value_fn: `full_value_fn(params)`, the whole objective or its terms; no aux.
       num_inner_steps: Steps between two snapshots, at least 1.
       share_directions: Whether the estimates at x and x₀ use the same directions.
     Returns:
@@ -127,9 +126,8 @@ def svrg_estimator(
         return _combined(step, state, at_x, at_x0, num_full, failed)
 
     def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        full_function = differences.evaluation(
-            api_name, full_value_fn, terms=step.terms, has_aux=False
-        )
+        options = {"terms": step.terms, "has_aux": False}
+        full_function = differences.evaluation(api_name, full_value_fn, **options)
 
         def estimated(function: core.Function, *where: Any) -> core.Estimate:
             return build.closed_loop(estimator, function, *part(step, *where))
@@ -226,8 +224,7 @@ def _combined(
         num_values=at_x.info.num_values + at_x0.info.num_values + num_full,
         squared_norm=jnp.full_like(at_x.info.squared_norm, jnp.nan),
     )
-    found = at_x._replace(gradient=gradient, state=state, info=info)
-    return build.next_count(found)
+    return build.next_count(at_x._replace(gradient=gradient, state=state, info=info))
 
 
 def _renewed(

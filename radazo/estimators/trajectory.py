@@ -59,11 +59,10 @@ def trajectory_estimator(
       buffer ← f(x), f(x + smoothing · uₖ) for k < K
       g = ∇ (posterior mean of f) at x      see `radazo.estimators.gaussian_process`
 
-    It suits smooth functions of few dimensions: with K = 4 in 10 and 20 dimensions its
-    mean cosine similarity to the gradient was at least 0.87 on four functions, against
-    √(K / d) = 0.6 and 0.4 of `orthogonal_estimator`; with K = 10 in 1,000, 0.2 against
-    0.1. Near a minimum, where f changes less over `smoothing` than float32 and the
-    jitter resolve, use a decreasing schedule.
+    It suits smooth functions of few dimensions: its cosine similarity to the gradient
+    was 0.87 or more on four functions with K = 4 in 20 dimensions (0.4 with
+    `orthogonal_estimator`), and 0.2 with K = 10 in 1,000 (0.1). Near a minimum, where f
+    changes by less than float32 and the jitter resolve, decrease `smoothing`.
 
     A step is virtual, and takes no function value, if uncertainty(x) < max_uncertainty,
     but at most `max_virtual_steps` in a row. The uncertainty is the mean posterior
@@ -71,7 +70,7 @@ def trajectory_estimator(
     1 − num_points / d, so in high dimension no step is virtual.
 
     Args:
-      kernel: `matern`, of order 5/2, `rbf`, or a custom `Kernel`.
+      kernel: `matern`, `rbf` or a custom `Kernel`.
       num_points: N, points in the buffer, at least num_directions + 1.
       num_directions: K, at least 1.
       smoothing: As in `finite_difference_estimator`, but larger: points much closer
@@ -91,10 +90,10 @@ def trajectory_estimator(
     Raises:
       As `finite_difference_estimator`.
     Cost:
-      K + 1 function values per step, 0 in a virtual step (not under `jax.vmap`).
-      num_points copies of the parameters and num_points² numbers in the state, K + 2
-      copies more during a step. Five decompositions of num_points³ / 3 operations per
-      step (one with a `length_scale`), one or two more with `max_virtual_steps`.
+      K + 1 function values per step, 0 in a virtual step (not under `jax.vmap`). N
+      copies of the parameters and N² numbers in the state, K + 2 copies more during a
+      step. Five decompositions of N³ / 3 operations per step (one with a
+      `length_scale`), one or two more with `max_virtual_steps`.
     Example:
       >>> estimator = trajectory_estimator(num_directions=2, num_points=30)
       >>> optimizer = radazo.with_estimator(estimator, optax.sgd(0.1), key=0)
@@ -145,15 +144,13 @@ def trajectory_estimator(
 
 
 class _Surrogate(NamedTuple):
-    """The prediction of the buffer at the parameters; `trusted` in a virtual step."""
-
-    trusted: jax.Array
-    value: jax.Array
+    trusted: jax.Array  # Whether the step is virtual.
+    value: jax.Array  # The posterior mean at the parameters.
     gradient: jax.Array
 
 
 def _surrogate(options: _Options, step: core.Step, state: Any) -> _Surrogate | None:
-    """Return the surrogate of a step, or None if no step can be virtual."""
+    """Return the surrogate at the parameters, or None if no step can be virtual."""
     if not options.max_virtual_steps:
         return None
     kernel, buffer = options.kernel, state.buffer
@@ -266,16 +263,16 @@ def _unless_virtual(
     """Return the estimate of the surrogate in a virtual step, else the fitted one."""
     if surrogate is None:
         return fitted()
+    trusted, value, gradient = surrogate
 
     def virtual() -> core.Estimate:
-        _, value, gradient = surrogate
         number = options.num_directions
         slopes, kept = jnp.zeros(number, gradient.dtype), jnp.ones(number, bool)
         info = core.EstimateInfo(slopes, kept, jnp.zeros((), jnp.int32), aux)
         after = state._replace(num_virtual=state.num_virtual + 1)
         return core.Estimate(value, gradient, after, info, jnp.uint32(0))
 
-    return lax.cond(surrogate.trusted, virtual, fitted)
+    return lax.cond(trusted, virtual, fitted)
 
 
 def _fitted(

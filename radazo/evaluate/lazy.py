@@ -1,11 +1,9 @@
 """Evaluate a function at x + noise, drawing noise only for the parts in use.
 
 `evaluate` interprets the jaxpr of an unmodified function, in which a parameter is a
-lazy `Perturbed`. Operations that select or rearrange a part of it (slices along the
-first axis, squeeze, reshape, transpose, conversions) return a `Perturbed`; a scan takes
-a stacked leaf layer by layer, a gather only the rows in use, a product with a large
-matrix blocks of its rows. Any other operation materializes the leaf temporarily. The
-values are those of a perturbed copy; a product in blocks may round differently.
+lazy `Perturbed`. Operations that select or rearrange a part of it return a `Perturbed`;
+a scan takes a stacked leaf layer by layer, a gather only the rows in use, a product
+with a large matrix blocks of its rows. Any other operation materializes the leaf.
 """
 
 import math
@@ -77,9 +75,9 @@ def check_size(shape: tuple[int, ...]) -> None:
     """Check that a part materialized at once has fewer than 2³² elements."""
     if math.prod(shape) >= random.WORD:
         rule = "be used in parts of fewer than 2³² elements"
+        got = f"one of shape {shape}"
         hint = "Hold it with layers along its first axis, and run over that by "
         hint += "`jax.lax.scan` in `value_fn`."
-        got = f"one of shape {shape}"
         validation.fail("in_place(...).step", "params", rule, got, hint)
 
 
@@ -148,10 +146,6 @@ def _called(params: dict[str, Any]) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
     return (inner.jaxpr, inner.consts) if closed else (inner, ())
 
 
-def _call(params: dict[str, Any], *ins: Any) -> list[Any]:
-    return _run(*_called(params), ins)
-
-
 def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
     """Return the number of constants and of carried inputs of a scan."""
     if "num_consts" in params:  # JAX 0.10
@@ -177,9 +171,8 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
 
     def body(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
         number, slices = inputs
-        parts = [
-            _layer(stack, number, x) for stack, x in zip(stacks, slices, strict=True)
-        ]
+        pairs = zip(stacks, slices, strict=True)
+        parts = [_layer(stack, number, x) for stack, x in pairs]
         outs = _run(program.jaxpr, program.consts, [*consts, *carry, *parts])
         outs = [_materialized(x) for x in outs]
         return outs[: len(init)], outs[len(init) :]
@@ -335,7 +328,8 @@ def _in_blocks(
     return lax.fori_loop(0, -(-num_rows // count), put, out)
 
 
-_RULES: dict[str, Callable[..., Any]] = dict.fromkeys(_CALLS, _call) | {
+_RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_CALLS, lambda params, *ins: _run(*_called(params), ins)),
     "cond": _cond,
     "convert_element_type": _convert,
     "dot_general": _dot_general,

@@ -19,11 +19,10 @@ def perturbed_value_fn(
 ) -> Callable[..., Any]:
     """Evaluate a function at x + distance · u without a copy of x.
 
-    For custom loops around a model that fits into memory only once. The jaxpr of the
-    unmodified `value_fn` is interpreted, and noise is drawn where it is used: layer by
-    layer in a `jax.lax.scan`, for the rows of a table that are looked up, in blocks for
-    products with a large matrix, and otherwise leaf by leaf. u is direction 0 of the
-    key, as in `sample_directions`.
+    For custom loops around a model that fits into memory only once. The jaxpr of
+    `value_fn` is interpreted, and noise is drawn where it is used: layer by layer in a
+    `jax.lax.scan`, for the rows of a table that are looked up, in blocks for products
+    with a large matrix, and otherwise leaf by leaf. u is direction 0 of the key.
 
     Args:
       value_fn: `value_fn(params, *args, **kwargs)`, with any output.

@@ -1,7 +1,6 @@
 """Evaluate the queries of a step on the devices of a mesh.
 
-Each query is evaluated by one group of devices; only its value (or its terms) crosses
-the interconnect. Values do not depend on the device: a point depends on its index.
+Each query is evaluated by one group of devices; only values (or terms) are exchanged.
 """
 
 import math
