@@ -105,7 +105,7 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
       mean = Σ_τ decay^(t − τ) · x_τ / Σ_τ decay^(t − τ)   over steps τ that know x
 
     for the squared norm, the variance and the signal of `estimate_statistics`; steps
-    with one kept direction know no variance. The position in the chain does not matter.
+    with one kept direction know no variance.
 
     Args:
       decay: Decay rate in [0, 1); 0 keeps only the last step.
@@ -113,8 +113,7 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
       A `GradientTransformationExtraArgs` with a `MonitorEstimateState`; read it by
       `optax.tree.get(state, "statistics")`.
     Raises:
-      TypeError, ValueError: If `decay` is not a number in [0, 1); in `update`, if it is
-        not inside `with_estimator`.
+      TypeError, ValueError: If `decay` is not in [0, 1); outside `with_estimator`.
     Cost:
       No function values; one pass over the gradient and a few scalars of state.
     Example:
@@ -202,9 +201,8 @@ def second_moment_error(second_moment: core.Params, reference: core.Params) -> A
 
       ‖nu − nu*‖ / ‖nu*‖   over all floating-point leaves jointly
 
-    with nu* ← b2 · nu* + (1 − b2) · (∇f)², as in `optax.tree.update_moment`. On a
-    quadratic it is about d / (K √3) for ZO-AdaMM and (1 − b1) / (1 + b1) of that for
-    R-AdaZO.
+    with nu* ← b2 · nu* + (1 − b2) · (∇f)². On a quadratic it is about d / (K √3) for
+    ZO-AdaMM and (1 − b1) / (1 + b1) of that for R-AdaZO.
 
     Args:
       second_moment: The `nu` of a state.
@@ -289,8 +287,7 @@ def slope_errors(
       TypeError, ValueError: As `finite_difference_estimator`; if `value_fn` has no
         forward-mode derivative; if `difference` is neither `forward` nor `central`.
     Cost:
-      K + 1 or 2K function values and 9K derivatives, about two values each. Wrap it in
-      `jax.jit`.
+      K + 1 or 2K function values and 9K derivatives, about two values each.
     Example:
       >>> for h in (1e-3, 1.0):
       ...     errors = slope_errors(0, lambda x: x @ x, jnp.ones(1000), smoothing=h)

@@ -119,8 +119,7 @@ The bandit estimator (Flaxman et al., 2005, see `sphere_estimator`). Its mean is
 forward_mode = Difference((), _one_point_slope)
 """⟨∇f(x), u⟩ by forward mode: the reference, without discretization error.
 
-It ignores `smoothing`. K values of a JAX function, each with a derivative, at the cost
-of two to three values."""
+It ignores `smoothing`. K values of a JAX function, each at the cost of two to three."""
 
 
 def evaluation(

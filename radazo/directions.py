@@ -28,10 +28,8 @@ class DirectionSampler(NamedTuple):
     Attributes:
       prepare: `prepare(key_data, num_directions, dim, dtype)`, shared by a step.
       draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k up to `scale`.
-      factor: `factor(dim) -> float`, the inverse of E[uᵢ²]; factor / K · Σₖ ⟨a, uₖ⟩ uₖ
-        is an unbiased estimate of `a`.
-      scale: `scale(drawn) -> scalar`, the ratio of the direction to the drawn array, or
-        None for 1.
+      factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
+      scale: `scale(drawn) -> scalar`, ratio of direction to drawn array; None for 1.
       independent: Whether the directions of a step are independent of each other.
       part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
         of the array drawn with key fold_in(step key, k), if parts can be drawn.
@@ -167,8 +165,7 @@ def sampler_from(
     Args:
       draw: `draw(key, dim) -> (dim,) array` of real numbers of order one, written in
         JAX; the key is typed. Non-finite elements are replaced by 0.
-      factor: Inverse of E[uᵢ²], greater than 0, or a function of d, e.g. `float` if
-        ‖u‖ = 1.
+      factor: Inverse of E[uᵢ²], positive, or a function of d (`float` if ‖u‖ = 1).
     Returns:
       A `DirectionSampler` for `finite_difference_estimator`.
     Raises:

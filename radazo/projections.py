@@ -33,13 +33,11 @@ def box(lower: Any, upper: Any) -> Projection:
       project(x) = argmin Σᵢ hᵢ (yᵢ − xᵢ)²  over  lower ≤ y ≤ upper
                  = min(max(x, lower), upper)  in any metric
 
-    Bounds that the type of a leaf cannot represent are rounded inward. The `bounds` of
-    `minimize` are this set.
+    Bounds that the type of a leaf cannot represent are rounded inward.
 
     Args:
-      lower: Number or pytree like the parameters, whose leaves may be numbers; -inf for
-        no bound.
-      upper: Number or pytree like `lower`, at least `lower`.
+      lower, upper: Numbers or pytrees like the parameters, whose leaves may be numbers,
+        lower ≤ upper; infinite for no bound.
     Returns:
       `project(params, metric=None) -> params`.
     Raises:

@@ -60,8 +60,7 @@ def check_replicas(params: core.Params) -> None:
     Raises:
       RuntimeError: If devices hold different values of a leaf or shard.
     Cost:
-      No function values; one pass over the parameters, and a transfer of two words for
-      each leaf and device.
+      One pass over the parameters, and a transfer of two words per leaf and device.
     Example:
       >>> mesh = jax.sharding.Mesh(jax.devices(), ("directions",))
       >>> everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -188,32 +188,15 @@ def caught(tell: Callable[[BaseException], Any]) -> Iterator[None]:
         tell(error)
 
 
-declare(
-    positive,
-    "smoothing",
-    hint="It is the distance moved along a direction, or a schedule of it: "
-    "for float32 and a function of order one, 1e-3 is a good start.",
-    schedule=True,
-)
-declare(
-    integer,
-    "num_directions",
-    optional=True,
-    minimum=1,
-    hint="The variance of the estimate falls as one over it; 10 is a good start.",
-)
-declare(
-    integer,
-    "chunk_size",
-    minimum=1,
-    hint="1 evaluates one direction at a time, `num_directions` all in one batch.",
-)
-declare(
-    instance,
-    "terms",
-    of=bool,
-    hint="With True, `value_fn` returns terms whose sum is the objective.",
-)
+_DISTANCE = "It is the distance moved along a direction, or a schedule of it: "
+_DISTANCE += "for float32 and a function of order one, 1e-3 is a good start."
+_NUMBER = "The variance of the estimate falls as one over it; 10 is a good start."
+_BATCH = "1 evaluates one direction at a time, `num_directions` all in one batch."
+_TERMS = "With True, `value_fn` returns terms whose sum is the objective."
+declare(positive, "smoothing", hint=_DISTANCE, schedule=True)
+declare(integer, "num_directions", optional=True, minimum=1, hint=_NUMBER)
+declare(integer, "chunk_size", minimum=1, hint=_BATCH)
+declare(instance, "terms", of=bool, hint=_TERMS)
 declare(function, "value_fn", hint="It takes the parameters first.")
 declare(decay, "b1", "b2", "momentum")
 declare(non_negative, "eps", "eps_root", hint="It keeps the division from overflowing.")

@@ -120,10 +120,9 @@ def estimate(
     Args:
       estimator: An `Estimator`.
       key: Typed key or integer seed of the step.
-      value_fn: `value_fn(params)`, a real scalar (or terms); None if `evaluate` does
-        not call it.
+      value_fn: `value_fn(params)`, a real scalar (or terms), or None if not called.
       params: Pytree whose floating-point leaves are perturbed.
-      state: `estimator.init(params)`, or the state that the last estimate returned.
+      state: `estimator.init(params)`, or that of the last estimate.
       has_aux: Whether `value_fn` returns `(value, aux)`; `aux` is then in `info.aux`.
       evaluate: `evaluate(function, step, queries) -> Readings`; None for its own.
     Returns:

@@ -49,8 +49,7 @@ def finite_difference_estimator(
       sharding: `NamedSharding(mesh, PartitionSpec("directions"))` distributes the
         evaluations over the devices along that axis (or axes) of a mesh whose axes are
         `AxisType.Auto`. Devices exchange one number per value and redraw all
-        directions. With `chunk_size=1`, results were bitwise equal on CPUs. Not for
-        `forward_mode`.
+        directions. Not for `forward_mode`.
     Returns:
       An `Estimator`. With `forward` and `forward_mode`, its value and aux are those of
       f(x); with `central` and `one_point` the mean of all values, and the aux of
@@ -71,8 +70,7 @@ def finite_difference_estimator(
       [2. 2. 2.]
     References:
       Nesterov and Spokoiny, Random gradient-free minimization of convex functions,
-      2017. Shu et al., Refining adaptive zeroth-order optimization at ease, 2025.
-      arXiv:2502.01014, equation 2.
+      2017. Shu et al., 2025, arXiv:2502.01014, equation 2.
     """
     api_name = "finite_difference_estimator"
     validation.check(api_name, sampler=sampler)
@@ -202,15 +200,13 @@ def coordinate_estimator() -> None:
 def orthogonal_estimator() -> None:
     """Estimate the gradient along K random orthonormal directions, K at most d.
 
-    The estimate is d / K times the projection of the gradient onto a random subspace,
-    and exact for a linear function at K = d.
+    It is d / K times the projection of the gradient onto a random subspace.
 
       g = (d / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
       ⟨uⱼ, uₖ⟩ = 1 if j = k else 0
 
-    The total variance of g on a linear function ⟨a, x⟩ is (d / K − 1) ‖a‖². All
-    directions are held at once, which takes about 3K copies of the parameters. The
-    first estimate raises a ValueError if K > d.
+    The total variance of g on a linear function ⟨a, x⟩ is (d / K − 1) ‖a‖². About 3K
+    copies of the parameters are held. If K > d, the first estimate fails.
 
     References:
       Kozak et al., Zeroth-order optimization with orthogonal random directions, 2023.

@@ -58,7 +58,7 @@ def history_reuse_estimator(
     along Gaussian directions is (d + 1) ‖a‖² / (n − 1).
 
     Args:
-      sampler: Sampler of the directions, which must be independent of each other.
+      sampler: Sampler of independent directions.
       num_directions: K, at least 1; at least 2 if `num_past` is 0.
       num_past: N, past steps that are reused, at least 0.
       smoothing, chunk_size, terms, mask, sharding: As in `finite_difference_estimator`;
@@ -114,13 +114,12 @@ def history_mean_estimator(
 ) -> core.Estimator:
     """Average the gradient estimates of this and the last N steps, as ZoHS does.
 
-    With `radazo`, which has its own momentum, the average usually gains nothing.
-
       gₜ = the g of `finite_difference_estimator` in step t
       g  = mean of gₜ over those of the last N + 1 steps with a valid direction
 
     The total variance of g on a linear function ⟨a, x⟩ along Gaussian directions is
-    (d + 1) ‖a‖² / ((N + 1) K). If this step drops all directions, g is zero.
+    (d + 1) ‖a‖² / ((N + 1) K). If this step drops all directions, g is zero. `radazo`
+    has its own momentum, and usually gains nothing.
 
     Args:
       sampler, num_directions, smoothing, difference, chunk_size, terms, mask, sharding:

@@ -37,8 +37,7 @@ def majority_vote_estimator(
       sampler, num_directions, smoothing, difference, chunk_size, terms, mask, sharding:
         As in `finite_difference_estimator`.
     Returns:
-      An `Estimator`. `info.factor` and `info.squared_norm` are NaN, since slope
-      statistics do not describe votes.
+      An `Estimator`. `info.factor` and `info.squared_norm` are NaN.
     Raises, Cost:
       As `finite_difference_estimator`.
     Example:

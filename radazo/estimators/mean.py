@@ -3,8 +3,7 @@
   g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
 `fused` evaluates and adds in one pass over the directions; `queries` and `estimated`
-take two, for values that are evaluated elsewhere. The last digits depend on
-`chunk_size`.
+take two, for values that are evaluated elsewhere.
 """
 
 import functools
@@ -18,6 +17,7 @@ from jax import lax
 
 from radazo import core, differences, directions, flat, validation
 from radazo.estimators import build
+from radazo.evaluate import local
 
 _Pair = tuple[jax.Array, jax.Array]
 _Draw = Callable[[jax.Array], jax.Array]
@@ -280,11 +280,9 @@ def _summed(
     ks = jnp.arange(num_directions, dtype=jnp.uint32)
     carry = jnp.zeros(layout.dim, layout.dtype), jnp.uint32(0)
     if jax.sharding.get_abstract_mesh().manual_axes:
+        # The sum varies along the axes along which `add_chunk` does.
         (total, _), _ = jax.eval_shape(add_chunk, carry, ks[:chunk_size])
-        kind = getattr(total, "manual_axis_type", None)  # None if it is not checked.
-        axes = getattr(total, "vma", None) if kind is None else kind.varying
-        if axes:  # The sum varies along the axes along which `add_chunk` does.
-            carry = lax.pcast(carry[0], tuple(axes), to="varying"), carry[1]
+        carry = local.zeros_like(total), carry[1]
     whole = num_directions - num_directions % chunk_size
     carry, seen = lax.scan(add_chunk, carry, ks[:whole].reshape(-1, chunk_size))
     seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)

@@ -64,8 +64,7 @@ def skip_outliers(
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      The function values of `estimator`, in a skipped step too. Its state is held twice
-      during a step.
+      That of `estimator`, in a skipped step too; its state is held twice in a step.
     Example:
       >>> estimator = skip_outliers(radazo.sphere_estimator())
       >>> optimizer = radazo.zo_sgd(0.1, estimator, key=0)
@@ -94,9 +93,8 @@ def clip_outliers(
 
     Args:
       estimator, quantile, window: As in `skip_outliers`.
-      factor: Multiple of the quantile that a slope may reach, greater than 0. A slope
-        along a random direction exceeds three times the median of its size in one step
-        of twenty, ten times in none.
+      factor: Multiple of the quantile that a slope may reach, greater than 0. A random
+        slope exceeds three times its median in one step of twenty, ten times in none.
     Returns, Raises, Cost:
       As `skip_outliers`; `num_outliers` is the number of clipped steps.
     Example:

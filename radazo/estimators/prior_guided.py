@@ -103,8 +103,7 @@ def prior_guided_estimator(
     than the gradient and biased towards the guess; no factor makes it unbiased. It
     suits `zo_sgd`, with a learning rate of about 1 / L for any d and K, where L is the
     Lipschitz constant of the gradient; with `radazo` and `zo_adamm` it was slower than
-    `sphere_estimator` on most of six tasks. If all directions are dropped, g is zero
-    and the memory is unchanged.
+    `sphere_estimator`. If all directions are dropped, g is 0 and the memory unchanged.
 
     Args:
       num_directions: K, including the guess: at least 2 and at most d.
@@ -132,13 +131,12 @@ def prior_guided_estimator(
     api_name = "prior_guided_estimator"
     hint = "One is the guess, and at least one must be random; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 2, hint)
-    check_prior(api_name, prior)
+    validation.check(api_name, prior=prior)
     sampler = directions.orthogonal
     options = mean.Options(sampler, num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     mean.check(api_name, options, settings)
     own = functools.partial(guided_options, api_name, options, prior)
-
     finish = functools.partial(remembered, options, prior)
 
     return build.estimator(
@@ -153,12 +151,6 @@ def prior_guided_estimator(
             step, mean.fused(function, step, state, own(step, state.memory))
         ),
     )
-
-
-def check_prior(api_name: str, prior: Any) -> None:
-    """Check that `prior` is a `Prior`."""
-    hint = "Pass a prior, e.g. `radazo.estimators.last_estimate`."
-    validation.instance(api_name, "prior", prior, Prior, hint)
 
 
 def empty_memory(layout: flat.Layout) -> Memory:
@@ -196,3 +188,7 @@ def remembered(
     vector = jnp.where(seen & jnp.isfinite(new), new, memory.vector)
     state = estimate.state._replace(memory=Memory(memory.known | seen, vector))
     return estimate._replace(gradient=gradient, info=info, state=state)
+
+
+_HINT = "Pass a prior, e.g. `radazo.estimators.last_estimate`."
+validation.declare(validation.instance, "prior", of=Prior, hint=_HINT)

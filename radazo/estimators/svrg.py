@@ -48,9 +48,8 @@ def svrg_estimator(
       every `num_inner_steps` steps:  x₀ ← x,  G ← estimate of `full_value_fn` at x₀
       g = estimate(x) − estimate(x₀) + G           both of `value_fn`, of this step
 
-    Batch noise vanishes as x approaches x₀. The noise of the directions (the larger for
-    K much less than d) is that of three estimates, as in the paper, or that of G with
-    shared directions.
+    Batch noise vanishes as x approaches x₀; the noise of the directions, larger for K
+    much less than d, is that of three estimates, or of G with shared directions.
 
     If all directions are dropped at x, g is zero. If all are dropped at x₀, or the last
     full estimate failed, g is the estimate at x. A failed full estimate leaves the
@@ -65,8 +64,7 @@ def svrg_estimator(
       An `Estimator`, which is not memoryless. Its value and `info` are those of the
       estimate at x, but `info.num_values` counts all three.
     Raises:
-      TypeError, ValueError: If an argument has the wrong type or is out of range, or
-        `estimator` is not memoryless.
+      TypeError, ValueError: If an argument is invalid or `estimator` not memoryless.
     Cost:
       Twice the function values of `estimator` per step, three times with a snapshot and
       under `jax.vmap`; a call of `full_value_fn` counts as one value. Two copies of the

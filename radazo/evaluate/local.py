@@ -66,10 +66,10 @@ def evaluated(
     if needed is None:
         return take(index)
     kinds = jax.eval_shape(take, index)
-    return lax.cond(needed, take, lambda _: jax.tree.map(_zeros, kinds), index)
+    return lax.cond(needed, take, lambda _: jax.tree.map(zeros_like, kinds), index)
 
 
-def _zeros(kind: Any) -> jax.Array:
+def zeros_like(kind: Any) -> jax.Array:
     """Return zeros of a type, with its varying axes in a `jax.shard_map`."""
     zeros = jnp.zeros(kind.shape, kind.dtype)
     varying = getattr(kind, "manual_axis_type", None)  # None if it is not checked.

@@ -29,9 +29,8 @@ def perturbed_value_fn(
       sampler: `gaussian`, `sphere` or `rademacher`, which can draw parts.
       mask: As in `finite_difference_estimator`.
     Returns:
-      A function `(key, params, distance, *args, **kwargs)` that returns
-      `value_fn(params + distance · u, *args, **kwargs)`, rounded the same except for
-      products computed in blocks. Wrap it in `jax.jit`.
+      `f(key, params, distance, *args, **kwargs)`, which returns `value_fn(params +
+      distance · u, *args, **kwargs)`; products in blocks may round differently.
     Raises:
       TypeError, ValueError: If an argument, a key or a leaf cannot be used.
     Cost:
@@ -43,8 +42,7 @@ def perturbed_value_fn(
       >>> print((up + down) / 2)
       10.0
     References:
-      Malladi et al., Fine-tuning language models with just forward passes, 2023.
-      arXiv:2305.17333 (which perturbs the parameters in place and restores them).
+      Malladi et al., 2023, arXiv:2305.17333 (which perturbs in place and restores).
     """
     api_name = "perturbed_value_fn"
     validation.check(api_name, value_fn=value_fn, sampler=sampler)

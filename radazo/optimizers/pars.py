@@ -98,7 +98,7 @@ def pars(
     hint = "It is the Lipschitz constant of the gradient: steps are one over it."
     validation.positive(api_name, "smoothness", smoothness, hint)
     guess, guesses = (_NO_GUESS, 0) if prior is None else (prior, 1)
-    prior_guided.check_prior(api_name, guess)
+    validation.check(api_name, prior=guess)
     hint = "One random direction, and one more for the guess; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1 + guesses, hint)
     sampler = directions.orthogonal
