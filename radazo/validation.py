@@ -106,10 +106,12 @@ def transformation(api_name: str, optimizer: Any, hint: str) -> None:
         fail(api_name, "optimizer", rule, repr(optimizer), hint, TypeError)
 
 
-def current_params(api_name: str, params: Any, hint: str) -> None:
+def current_params(api_name: str, params: Any) -> None:
     """Check that `update` received the parameters, which are optional in optax."""
     if params is None:
-        fail(api_name, "params", "be the current parameters", "None", hint)
+        hint = "The step starts there: call `optimizer.update(updates, state, params)`."
+        call = f"{api_name}(...).update"
+        fail(call, "params", "be the current parameters", "None", hint)
 
 
 def instance(api_name: str, argument: str, value: Any, of: type, hint: str) -> None:

@@ -339,7 +339,7 @@ MISTAKES = {
         "projected(...).update(params",
         "be the current parameters",
         "None.",
-        "The end of a step is projected",
+        "The step starts there",
     ),
     "a rate below zero": Mistake(
         lambda: radazo.zo_psgd(-1.0, BOX, key=0),

@@ -26,13 +26,11 @@ class Calibration(NamedTuple):
       learning_rate_zo_adamm: For `zo_adamm` and `zo_rmsprop`.
       value: f(x), fitted to seven values close to x.
       noise: Standard deviation of one value, from chance or rounding.
-      distance, shortest, longest: The Euclidean distance of points that was chosen, and
-        the range of suitable ones.
+      distance, shortest, longest: Euclidean distance chosen, and the range suitable.
       slope_spread, curvature: Root mean square of slopes and mean second difference at
         `distance`: ‖∇f‖ / √d and tr(∇²f) / d if f is smooth.
       reach: Displacement of an element after which slopes have changed completely.
-      noise_share, curvature_share: Additions of noise and curvature to the mean square
-        of slopes, relative to it.
+      noise_share, curvature_share: Additions to s² by noise and curvature, over s².
       share: Learning rates divided by the greedy ones, except that of `zo_sgd`.
       dim, num_directions, num_values: d, K, and the number of function values taken.
     """
@@ -114,19 +112,16 @@ def calibrate(
 
     with b1 = 0.9, and eps_root = 1e-8 in the roots. The adaptive optimizers step by
     their rate even if the gradient is small, so a quadratic decreases to (share / 2)²
-    of its start. To continue, calibrate again at the parameters reached.
-
-    The noise σ is estimated from a difference table of seven values close to x, and is
-    at least the rounding of their type. Fix the batch of `value_fn`: a new one in each
-    call is noise. Nine of ten keys give a rate of 0.5 to 1.6 times the median on
-    Quadratic, Levy and Rosenbrock in 1,000 dimensions.
+    of its start: then calibrate again. The noise σ is estimated from a difference table
+    of seven values close to x, and is at least the rounding of their type. A new batch
+    in each call of `value_fn` is noise.
 
     Args:
       key: Typed key or integer seed of the directions.
       value_fn: `value_fn(params) -> scalar`, in JAX or not; compile it with `jax.jit`.
       params: Where to measure: the start of a run, or its current parameters.
-      sampler, num_directions, difference, mask: As for the estimator; the difference is
-        `forward` or `central`.
+      sampler, num_directions, mask: As for the estimator.
+      difference: `forward` or `central`.
       num_steps: Number of steps of the run, if known; longer runs get lower rates.
     Returns:
       A `Calibration` of Python numbers; `print` it.
@@ -139,13 +134,12 @@ def calibrate(
       43 to 79 function values, most often 55: 7 for the noise, 36 to 60 far from x and
       12 close to x unless noise forbids it. One direction, one copy of the parameters.
     Example:
-      >>> value_fn = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
-      >>> params = jnp.zeros(100)
-      >>> calibration = calibrate(0, value_fn, params, num_steps=300)
-      >>> estimator = radazo.sphere_estimator(smoothing=calibration.smoothing)
-      >>> optimizer = radazo.radazo(calibration.learning_rate, estimator, key=0)
-      >>> result = radazo.minimize(value_fn, params, optimizer, 300)
-      >>> print(value_fn(params), value_fn(result.params) < 500)
+      >>> f = jax.jit(lambda x: jnp.sum(jnp.round(10 * jnp.abs(x - 1))))
+      >>> found = calibrate(0, f, jnp.zeros(100), num_steps=300)
+      >>> estimator = radazo.sphere_estimator(smoothing=found.smoothing)
+      >>> optimizer = radazo.radazo(found.learning_rate, estimator, key=0)
+      >>> result = radazo.minimize(f, jnp.zeros(100), optimizer, 300)
+      >>> print(f(jnp.zeros(100)), f(result.params) < 500)
       1000.0 True
     References:
       Moré and Wild, Estimating computational noise, 2011 (the difference table), and

@@ -33,8 +33,7 @@ class Correction(NamedTuple):
     """A term that a client adds to its gradient estimates.
 
     Attributes:
-      init: `init(params, estimator_state) -> memory`, arrays that a client keeps and
-        sends.
+      init: `init(params, estimator_state) -> memory`, arrays that a client sends.
       prepare: `prepare(key_data, params) -> shared`, drawn in each round from the key
         of the run, the same for all clients.
       term: `term(shared, memory, mean, start, params, count)`, an array for each
@@ -100,12 +99,8 @@ def fed_prox(strength: float) -> Correction:
 
     Args:
       strength: At least 0; 0 is `fed_avg`.
-    Returns:
-      A `Correction` for `federated`.
-    Raises:
-      TypeError, ValueError: If `strength` is not a number of at least 0.
-    Cost:
-      No function values; no memory.
+    Returns, Raises, Cost:
+      A `Correction` without memory for `federated`; otherwise as `fzoos`.
     Example:
       >>> print(fed_prox(0.5).term((), (), (), jnp.zeros(2), jnp.ones(2), 0))
       (Array([0.5, 0.5], dtype=float32),)
@@ -146,8 +141,7 @@ def fzoos(
 
     Args:
       num_features: M, at least 1. The error of the kernel decreases as 1 / √M.
-      length_scale: Constant distance over which the functions change: wₘ ~ N(0, I /
-        length_scale²).
+      length_scale: Distance over which the functions change: wₘ ~ N(0, I / its square).
       jitter: As in `trajectory_estimator`.
       mask: The mask of the estimator.
     Returns:

@@ -1,7 +1,6 @@
 """Federated optimization: clients take local steps, a server averages the results.
 
-Clients send their parameters and what their `Correction` remembers; their data and
-values stay local.
+Clients send only their parameters and the memory of their `Correction`.
 """
 
 import operator
@@ -29,8 +28,7 @@ class FederatedState(NamedTuple):
       key_data: (2,) uint32, the constant key data of the run.
       params: Parameters of the server.
       num_values: int32 scalar, function values taken by all clients.
-      estimators, corrections: States of the estimators and memories of the correction,
-        with a leading axis of clients.
+      estimators, corrections: States and memories, with a leading axis of clients.
     """
 
     count: jax.Array

@@ -46,8 +46,7 @@ def value_and_grad(
       value, g = estimate(key, f, x)        in place of       value, g = f(x), ∇f(x)
 
     Args:
-      value_fn: `value_fn(params, *args, **kwargs)`, a real scalar, terms or
-        `(value, aux)`.
+      value_fn: `value_fn(params, *args, **kwargs)`: a scalar, terms or `(value, aux)`.
       estimator: A memoryless `Estimator`: no schedule for its `smoothing`.
       has_aux: Whether `value_fn` returns `(value, aux)`.
     Returns:
@@ -132,8 +131,7 @@ def with_estimator(
           g, ..., value=value, grad=g, value_fn=value_fn, estimate_info=info)
 
     Args:
-      estimator: An `Estimator`.
-      optimizer: Any `optax.GradientTransformation`.
+      estimator, optimizer: An `Estimator`, and any `optax.GradientTransformation`.
       key: Typed key or integer seed of the run.
     Returns:
       A `GradientTransformationExtraArgs` with a `WithEstimatorState`; its
@@ -143,8 +141,8 @@ def with_estimator(
       TypeError: If an argument is of the wrong kind.
       ValueError: In `update`, if `value_fn` or `params` is missing.
     Cost:
-      That of the estimator and of the optimizer; `num_values` excludes evaluations by a
-      line search. Outside `jax.jit` a step takes hundreds of milliseconds.
+      That of the estimator and the optimizer. Evaluations by a line search are not in
+      `num_values`. Outside `jax.jit` a step takes hundreds of milliseconds.
     Example:
       >>> f, x, rule = jnp.sum, jnp.ones(3), optax.MultiSteps(optax.sgd(0.1), 2)
       >>> optimizer = with_estimator(radazo.sphere_estimator(), rule, key=0)
@@ -246,9 +244,7 @@ def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.
         )
         rule = "be the function to minimize"
         validation.fail(call, "value_fn", rule, "None", hint)
-    hint = "call `optimizer.update(None, state, params, value_fn=f)`."
-    hint = f"The function is evaluated around them: {hint}"
-    validation.current_params(call, params, hint)
+    validation.current_params(api_name, params)
     if value_fn is None:
         return build.evaluated_elsewhere(api_name)
     validation.check(call, value_fn=value_fn)

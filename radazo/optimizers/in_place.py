@@ -27,8 +27,7 @@ class PastSlopes(NamedTuple):
 
     Attributes:
       counts: (num_steps,) int32, the step counts, latest first.
-      weights: (num_steps, num_directions), the weights in the estimates; 0 before the
-        first step.
+      weights: (num_steps, num_directions), the weights, 0 before the first step.
     """
 
     counts: jax.Array
@@ -51,9 +50,8 @@ def in_place(
 ) -> stepping.InPlace:
     """Take zeroth-order steps in the memory that an evaluation of the function needs.
 
-    An interpreter runs the program of `value_fn`. It perturbs the layers of a
-    `jax.lax.scan` one at a time, only the looked-up rows of a table, large matrices in
-    blocks of a product, and any other leaf just before its use.
+    Perturb the layers of a `jax.lax.scan` one at a time, only the looked-up rows of a
+    table, large matrices in blocks of a product, and any other leaf just before use.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
@@ -61,10 +59,9 @@ def in_place(
       x ← x + optimizer(mu)
 
     The optimizer gets one part at a time: a leaf; of a leaf with three or more axes, a
-    slice along the first; of a matrix of more than 2²⁰ elements, a block of rows
-    if divisible. Moments shared by `factored` or `per_leaf`, and norms, are per part.
-    Directions, slopes and keys are those of `with_estimator`. Updates of bfloat16 and
-    float16 parameters are rounded stochastically.
+    slice along the first; of a matrix of more than 2²⁰ elements, a block of rows. So
+    moments shared by `factored` or `per_leaf`, and norms, are per part. Updates of
+    bfloat16 and float16 parameters are rounded stochastically.
 
     Memory of a step for a 12-layer, 512-wide float32 transformer and 2 sequences of 64
     tokens, in multiples of inference (`python -m benchmarks memory` for other shapes):
@@ -92,12 +89,10 @@ def in_place(
       without a finite value changes neither.
     Raises:
       TypeError, ValueError: If an argument is of the wrong kind or out of its range.
-      UserWarning: If a large leaf with three axes is perturbed as a whole, because
-        `value_fn` takes no slice of it.
+      UserWarning: If `value_fn` takes no slices of a large leaf with three axes.
     Cost:
       2K function values per step (`central`). Each direction is drawn once per value,
-      again for the update (`num_steps` times in all) and for the norm of `sphere`. No
-      copy of the parameters beside the optimizer state.
+      `num_steps` times for updates, and for the norm of `sphere`. No parameter copies.
     Example:
       >>> optimizer, value_fn = in_place(optax.sgd(0.05), key=0), lambda x: x @ x
       >>> step = jax.jit(optimizer.step, static_argnums=0, donate_argnums=(1, 2))
@@ -131,7 +126,11 @@ def in_place(
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
         # Compiled, since `init` uses only the shape of a wide copy of a part.
         states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
-        _check_takes_a_gradient(api_name, states)
+        found = jax.tree.leaves(states, is_leaf=combinators.is_estimator_state)
+        if any(map(combinators.is_estimator_state, found)):
+            hint = "Pass the rule alone: `optax.sgd(1e-6)`."
+            wanted, got = "take a gradient", "one with an estimator"
+            validation.fail(api_name, "optimizer", wanted, got, hint)
         return combinators.init_state(words, past, states)
 
     def step(
@@ -165,13 +164,6 @@ def in_place(
         return params, state, info
 
     return stepping.InPlace(init, step)
-
-
-def _check_takes_a_gradient(api_name: str, states: Any) -> None:
-    found = jax.tree.leaves(states, is_leaf=combinators.is_estimator_state)
-    if any(combinators.is_estimator_state(x) for x in found):
-        got, hint = "one with an estimator", "Pass the rule alone: `optax.sgd(1e-6)`."
-        validation.fail(api_name, "optimizer", "take a gradient", got, hint)
 
 
 def _ks(num_directions: int) -> jax.Array:
@@ -230,13 +222,13 @@ def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
     """Warn if a large leaf that could be sliced is perturbed as a whole."""
     path, leaf = jax.tree_util.tree_flatten_with_path(params)[0][index]
     if leaf.ndim > 2 and leaf.shape[0] > 1 and size == leaf.size > lazy.BLOCK:
-        warnings.warn(
-            f"`in_place(...).step` perturbs the leaf {jax.tree_util.keystr(path)} of "
-            f"shape {leaf.shape} as a whole, since `value_fn` takes no slices of it: "
-            "run over its first axis by `jax.lax.scan`, and one slice is perturbed at "
-            "a time.",
-            stacklevel=2,
+        name = jax.tree_util.keystr(path)
+        message = (
+            f"`in_place(...).step` perturbs the leaf {name} of shape {leaf.shape} as a "
+            "whole, since `value_fn` takes no slices of it: run over its first axis by "
+            "`jax.lax.scan`, and one slice is perturbed at a time."
         )
+        warnings.warn(message, stacklevel=2)
 
 
 def _remembered(

@@ -23,8 +23,7 @@ class ParsState(NamedTuple):
       count: int32 scalar, steps so far; the schedule of `smoothing` reads it.
       memory: A `Memory` of one flat vector, in at least float32, for any prior.
       ahead: (dim,) v − x.
-      inertia: Scalar γ in (0, 1]: 1 at a restart, decreasing until the next.
-      trust: Scalar θ in (0, 1]: 1 if the directions span the gradient.
+      inertia, trust: Scalars γ and θ in (0, 1].
       previous_value: Float scalar, f(y) of the last step with a finite value.
     """
 
@@ -64,13 +63,11 @@ def pars(
       D  = slope₀² / (slope₀² + (d − 1) · mean slopeₖ²)
       θ ← (D + (1 − D) · q / (d − 1)) / (D + (1 − D) · (d − 1) / q)
 
-    In g₂ and D, q and the mean are over the valid random directions. If f(y) rises (as
-    by chance with a new batch), or no value is finite, v = x and γ = 1 again. Bounds of
-    `minimize` hold for x, not for y.
+    In g₂ and D, q and the mean are over the valid random directions. If f(y) rises, or
+    no value is finite, v = x and γ = 1 again. Bounds of `minimize` hold for x, not y.
 
-    A `smoothness` that is too small diverges: on quadratics of condition 100 and 1000
-    (d = 128, K = 11), L/3 was as good as L, L/10 diverged, and 10 L was slow. At K = 2,
-    D is so noisy that restarts dominate: use `prior=None`.
+    A `smoothness` that is too small diverges: on quadratics (d = 128, K = 11), L/3 was
+    as good as L, L/10 diverged, and 10 L was slow. At K = 2, use `prior=None`.
 
     Args:
       smoothness: The Lipschitz constant L of the gradient, greater than 0.

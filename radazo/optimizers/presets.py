@@ -63,8 +63,7 @@ def radazo(
       update = − learning_rate · (mu / (√(nu + eps_root) + eps) + weight_decay · x)
 
     Where estimates are mostly noise, its steps are √((1 + b1) / (1 − b1)) times as long
-    as those of `zo_adamm` (4.36 times at b1 = 0.9): divide a learning rate tuned for
-    `zo_adamm` by that. The first move parameters by up to learning_rate / √(1 − b2).
+    as those of `zo_adamm`. The first is up to learning_rate / √(1 − b2).
 
     Args:
       learning_rate: Step size, at least 0, or a schedule.
@@ -80,15 +79,13 @@ def radazo(
     Cost:
       K + 1 function values per step by default; the memory of `scale_by_radazo`.
     Example:
-      >>> f, optimizer, params = lambda x: x @ x, radazo(0.03, key=0), jnp.ones(2)
-      >>> state = optimizer.init(params)
-      >>> @jax.jit
-      ... def step(params, state):
-      ...     updates, state = optimizer.update(None, state, params, value_fn=f)
-      ...     return optax.apply_updates(params, updates), state
+      >>> f, optimizer, x = lambda x: x @ x, radazo(0.03, key=0), jnp.ones(2)
+      >>> state = optimizer.init(x)
+      >>> update = jax.jit(lambda *inputs: optimizer.update(*inputs, value_fn=f))
       >>> for _ in range(100):
-      ...     params, state = step(params, state)
-      >>> print(f(params) < 0.01, state.num_values)
+      ...     updates, state = update(None, state, x)
+      ...     x = optax.apply_updates(x, updates)
+      >>> print(f(x) < 0.01, state.num_values)
       True 1100
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, algorithm 2.
@@ -99,9 +96,8 @@ def radazo(
     rule = transforms.scale_by_radazo(
         b1, b2, eps, eps_root, mu_dtype, granularity=granularity
     )
-    return optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 def zo_adamm(
@@ -147,9 +143,8 @@ def zo_adamm(
     rule = transforms.scale_by_zo_adamm(
         b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad, granularity=granularity
     )
-    return optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 def zo_rmsprop(
@@ -186,9 +181,8 @@ def zo_rmsprop(
     validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
     validation.check(api_name, granularity=granularity)
     rule = transforms.scale_by_second_moment(b2, eps, eps_root, granularity=granularity)
-    return optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 def meazo(
@@ -208,8 +202,7 @@ def meazo(
       update = − learning_rate · (g / (√(nu + eps_root) + eps) + weight_decay · x)
 
     This is `zo_rmsprop` with `granularity=scalar`. The published rule corrects nu for
-    its start at zero, and squares the mean slope instead: the same for one Rademacher
-    direction, otherwise noisier with the same mean for large d.
+    its start at zero, and squares the mean slope, which is noisier if K > 1.
 
     Args:
       learning_rate: As in `radazo`; the root mean square of the move of an element.
@@ -229,9 +222,8 @@ def meazo(
     api_name, scalar = "meazo", second_moments.scalar
     validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
     rule = transforms.scale_by_second_moment(b2, eps, eps_root, granularity=scalar)
-    return optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 def zo_sgd(
@@ -249,8 +241,7 @@ def zo_sgd(
       mu ← momentum · mu + g                                    with momentum, else g
       update = − learning_rate · (mu + weight_decay · x)
 
-    A strong baseline when tuned. Its learning rate has the unit of x² / f and must fall
-    as 1/d, whereas that of the adaptive rules need not.
+    Its learning rate has the unit of x² / f and must fall as 1/d.
 
     Args:
       learning_rate, estimator, key, weight_decay, weight_decay_mask: As in `radazo`.
@@ -271,9 +262,8 @@ def zo_sgd(
     if momentum is not None:
         validation.check(api_name, momentum=momentum, mu_dtype=mu_dtype)
         rule = optax.trace(momentum, accumulator_dtype=mu_dtype)
-    return optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 def zo_signsgd(
@@ -304,9 +294,8 @@ def zo_signsgd(
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
     api_name, rule = "zo_signsgd", optax.scale_by_sign()
-    return optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 _RATE = "It is the size of a step or a schedule of it; to maximize, negate `value_fn`."

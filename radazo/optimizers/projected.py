@@ -25,9 +25,8 @@ def projected(
       updates ← project(x + updates) − x
 
     Wrap everything that changes the updates, including the learning rate; an estimator
-    may be inside or outside. From a start in the set, steps stay in a box exactly, and
-    in other sets up to rounding. The points of an estimator may lie outside: if the
-    function has no values there, project inside it.
+    may be inside or outside. Steps stay in a box exactly, and in other sets up to
+    rounding; the points of an estimator may lie outside.
 
     Args:
       optimizer: Any `optax.GradientTransformation`.
@@ -63,9 +62,7 @@ def projected(
     def update(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        call = "call `optimizer.update(updates, state, params)`."
-        hint = f"The end of a step is projected: {call}"
-        validation.current_params(f"{api_name}(...).update", params, hint)
+        validation.current_params(api_name, params)
         updates, state = inner.update(updates, state, params, **extra)
         free = jax.tree.map(_add, params, updates)
         inside = projection(free, *([] if metric is None else [metric(state)]))

@@ -60,12 +60,10 @@ def roll_back(
 
     for the states of the rule (with its schedules) and of the estimator. Counters and
     keys continue, so the run then takes another path. The first copy is taken at the
-    start. x + (kept − x) equals kept bit for bit if the two are within a factor of two
-    of each other, and otherwise up to 2 ε · max(|x|, |kept|).
+    start. x + (kept − x) equals kept up to rounding, 2 ε · max(|x|, |kept|).
 
     Rises slower than `window` steps go undetected. If the learning rate is too large,
-    or the objective itself shifts upward, it rolls back forever. To limit single
-    outliers, use `skip_outliers`.
+    or the objective itself shifts upward, it rolls back forever.
 
     Args:
       optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
@@ -77,8 +75,7 @@ def roll_back(
       A `GradientTransformationExtraArgs`, used like `optimizer`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
-      ValueError: In `init`, if the optimizer does not have exactly one estimator; in
-        `update`, if `params` is missing.
+      ValueError: Without exactly one estimator; in `update`, if `params` is missing.
     Cost:
       No function values. One copy of the parameters and one of the optimizer's state,
       for `radazo` three copies of the parameters in all.
@@ -116,9 +113,7 @@ def roll_back(
     def update(
         updates: Any, state: Any, params: core.Params | None = None, **extra: Any
     ) -> tuple[Any, Any]:
-        call = "call `optimizer.update(None, state, params, value_fn=f)`."
-        hint = f"They are copied and restored: {call}"
-        validation.current_params(f"{api_name}(...).update", params, hint)
+        validation.current_params(api_name, params)
         updates, new = inner.update(updates, state.inner_state, params, **extra)
         value = combinators.find_estimator_state(api_name, new).last_value
         value = value.astype(state.recent.dtype)

@@ -1,8 +1,4 @@
-"""Granularities of a second moment: which elements share one.
-
-Sharing saves memory and noise, and costs little in high dimension, where noise of one
-size dominates all elements.
-"""
+"""Granularities of a second moment: which elements share one, to save memory."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,8 +31,7 @@ class RowsAndColumns(NamedTuple):
     """Second moment of a leaf with at least two axes if `factored`.
 
     Attributes:
-      rows: Mean over the last axis.
-      columns: Mean over the second to last axis.
+      rows, columns: Means over the last axis and over the second to last.
     """
 
     rows: jax.Array
@@ -92,8 +87,8 @@ def _product(kept: Any) -> jax.Array:
 
 
 def _one_zero(params: core.Params) -> jax.Array:
-    dtypes = [x.dtype for x in jax.tree.leaves(params) if core.is_floating(x)]
-    return jnp.zeros((), core.wide(*dtypes))
+    leaves = filter(core.is_floating, jax.tree.leaves(params))
+    return jnp.zeros((), core.wide(*(x.dtype for x in leaves)))
 
 
 def _mean_of_all(tree: core.Params, nu: jax.Array) -> jax.Array:

@@ -32,8 +32,7 @@ class ScaleByRadazoState(NamedTuple):
 
     Attributes:
       count: int32 scalar, number of steps.
-      mu: Mean of the gradients, like the parameters.
-      nu: Mean square of `mu`, as in `ScaleBySecondMomentState`.
+      mu, nu: Mean of the gradients, like the parameters, and mean square of `mu`.
     """
 
     count: jax.Array
@@ -45,8 +44,7 @@ class ScaleByZoAdammState(NamedTuple):
     """State of `scale_by_zo_adamm`.
 
     Attributes:
-      count, mu: As in `ScaleByRadazoState`.
-      nu: Mean square of the gradients, as in `ScaleBySecondMomentState`.
+      count, mu, nu: As in `ScaleByRadazoState`, but nu of the gradients.
       nu_max: Largest `nu` so far if `amsgrad`, else None.
     """
 
@@ -62,18 +60,11 @@ def first_moment(b1: float = B1, mu_dtype: Any = None) -> optax.GradientTransfor
       mu ← b1 · mu + (1 − b1) · g
       update = mu
 
-    Independent noise of variance s² in g gives mu a variance of
-    (1 − b1) / (1 + b1) · (1 − b1²ᵗ) · s² after t steps.
-
     Args:
       b1: Decay rate in [0, 1); larger values average over more steps.
       mu_dtype: Type of mu; None keeps the types of the parameters.
-    Returns:
-      `optax.ema(b1, debias=False)`.
-    Raises:
-      TypeError, ValueError: If `b1` is not a number in [0, 1).
-    Cost:
-      No function values; one copy of the parameters.
+    Returns, Raises, Cost:
+      `optax.ema(b1, debias=False)`; otherwise as `scale_by_radazo`, without nu.
     Example:
       >>> link = first_moment(b1=0.75)
       >>> updates, state = link.update(jnp.ones(2), link.init(jnp.ones(2)))
@@ -98,9 +89,7 @@ def scale_by_second_moment(
       nu ← b2 · nu + (1 − b2) · g²
       update = g / (√(nu + eps_root) + eps)
 
-    After `first_moment` this is R-AdaZO; applied to the gradient it is RMSProp. Unlike
-    in `optax.scale_by_rms`, nu is float32 for half-precision parameters, in which 1e-8
-    would be zero.
+    After `first_moment` this is R-AdaZO; applied to the gradient it is RMSProp.
 
     Args:
       b2, eps, eps_root, granularity: As in `scale_by_radazo`.
@@ -154,15 +143,13 @@ def scale_by_radazo(
       eps_root: Constant added inside the root, at least 0, as in the paper (ζ).
       mu_dtype: Type of mu; None keeps the types of the parameters, but at least
         float32. The arithmetic is at least float32.
-      granularity: Which elements share a second moment: `per_coordinate`, `factored`,
-        `per_leaf` or `scalar`.
+      granularity: Elements that share nu, e.g. `per_coordinate`, `factored`, `scalar`.
     Returns:
       A `GradientTransformation` with a `ScaleByRadazoState`.
     Raises:
       TypeError, ValueError: If an argument has the wrong type or is out of range.
     Cost:
-      No function values; a float32 copy of the parameters for each of mu and nu, for nu
-      only if `per_coordinate`.
+      No function values; float32 copies of the parameters: mu, nu if `per_coordinate`.
     Example:
       >>> link, g = scale_by_radazo(b2=0.99), jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))
@@ -217,8 +204,7 @@ def scale_by_zo_adamm(
       amsgrad: Whether to divide by the largest second moment so far; if `factored`,
         rows and columns have separate maxima.
     Returns, Raises, Cost:
-      As `scale_by_radazo`, with a `ScaleByZoAdammState` and, if `amsgrad`, another
-      float32 copy of the parameters.
+      As `scale_by_radazo`, with a `ScaleByZoAdammState`, and nu_max if `amsgrad`.
     Example:
       >>> link, g = scale_by_zo_adamm(b1=0.9, b2=0.99), jnp.array([3.0, -0.5])
       >>> updates, state = link.update(g, link.init(g))

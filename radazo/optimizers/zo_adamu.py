@@ -66,16 +66,14 @@ def zo_adamu(
       num_steps: Steps of the run, at least 1; later ones use the last phase.
       smoothing: As in `finite_difference_estimator`; ‖u‖ is about √d.
       boundaries: (T1, T2); None for 1024, or a fifth of the steps if less, and 4/5.
-      new_variance, b1, b2: Shares of the new part in variance, direction and nu in the
-        last phase, in [0, 1].
+      new_variance, b1, b2: Shares of the new part in the last phase, in [0, 1].
       eps_root: Constant inside the root, greater than 0.
       terms, mask, sharding: As in `finite_difference_estimator`.
     Returns, Raises:
       As `radazo`; the `WithEstimatorState` holds a `ZoAdamuState`. A step with a
       non-finite value changes neither parameters nor momentum.
     Cost:
-      2 function values per step. One copy of the parameters in the state and about four
-      during a step.
+      2 function values per step. Copies of the parameters: 1 in the state, 4 in a step.
     Example:
       >>> f, optimizer = lambda x: jnp.sum(x**2), zo_adamu(0.01, 500, key=0)
       >>> x = jnp.array([3.0, -4.0])
@@ -115,9 +113,8 @@ def zo_adamu(
     settings = build.Settings(smoothing, terms, mask, sharding=sharding)
     rule = optax.identity()
     estimator = build.estimator(api_name, init, queries, estimate, settings)
-    return presets.optimizer(
-        api_name, estimator, rule, key, learning_rate, weight_decay, weight_decay_mask
-    )
+    decay = weight_decay, weight_decay_mask
+    return presets.optimizer(api_name, estimator, rule, key, learning_rate, *decay)
 
 
 def _queries(
