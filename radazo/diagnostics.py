@@ -75,9 +75,8 @@ def estimate_statistics(
       info: The `EstimateInfo` of the same estimate.
     Returns:
       `EstimateStatistics` of float scalars. Variance and ratio are NaN for a single
-      direction and for dependent ones (`orthogonal`). For Gaussian directions r = d, a
-      relative error of 2 / d. Noise shared by all values counts as signal for
-      `coordinate`, and rounding of a bfloat16 gradient for all.
+      direction and for dependent ones (`orthogonal`), and have a relative error of 2/d
+      for Gaussian ones. Noise shared by all values counts as signal for `coordinate`.
     Raises:
       TypeError: If `info` is not an `EstimateInfo`.
     Cost:
@@ -156,10 +155,8 @@ def _moments(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the squared norm of the gradient, the variance and the signal."""
     argument = "estimate_info" if api_name.endswith("update") else "info"
-    hint = (
-        "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` passes "
-        "it on; `radazo.estimate(...)` returns it as the last of four."
-    )
+    hint = "`with_estimator(estimator, optax.chain(monitor_estimate(), ...), key)` "
+    hint += "passes it on; `radazo.estimate(...)` returns it as the last of four."
     validation.instance(api_name, argument, info, core.EstimateInfo, hint)
     dtype, leaves = info.slopes.dtype, jax.tree.leaves(gradient)
     num_kept = jnp.sum(info.kept, dtype=jnp.int32).astype(dtype)
@@ -309,9 +306,8 @@ def slope_errors(
     evaluate = differences.evaluation(api_name, value_fn, terms=terms, has_aux=False)
     step = jnp.asarray(smoothing, layout.dtype)
     base = evaluate(params)[0] if difference.at_params else None
-    wide = jax.tree.map(
-        lambda x: x.astype(layout.dtype) if core.is_floating(x) else x, params
-    )
+    dtype = layout.dtype
+    wide = jax.tree.map(lambda x: x.astype(dtype) if core.is_floating(x) else x, params)
     least = 0.0 if difference is differences.forward else -1.0
     points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
     weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)

@@ -54,10 +54,9 @@ def layout(
     if leaves and not any(active):
         rule = "have a floating-point leaf to perturb"
         got = "none" if mask is None else "none where the mask is True"
-        hint = (
-            "Integers, bools, keys and Python numbers are not perturbed: convert them "
-            "by `jnp.asarray(x, float)`, and select at least one leaf with `mask`."
-        )
+        hint = "Integers, bools, keys and Python numbers are not perturbed: convert "
+        hint += "them by `jnp.asarray(x, float)`, and select at least one leaf with "
+        hint += "`mask`."
         validation.fail(api_name, "params", rule, got, hint)
     dim, limit, power = sum(sizes), _MAX_DIM, "2³²"
     hint = "Freeze some leaves with `mask`, or take `radazo.in_place`."
@@ -164,11 +163,10 @@ def _no_masked_node(api_name: str, params: core.Params) -> None:
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         got = "parameters that contain an optax.MaskedNode"
-        hint = (
-            "`optax.masked` and `optax.partition` hide leaves that the function needs: "
-            "put the estimator outside, `with_estimator(estimator, optax.masked(...), "
-            "key)`, and select the perturbed leaves with its `mask`."
-        )
+        hint = "`optax.masked` and `optax.partition` hide leaves that the function "
+        hint += "needs: put the estimator outside, `with_estimator(estimator, "
+        hint += "optax.masked(...), key)`, and select the perturbed leaves with its "
+        hint += "`mask`."
         validation.fail(api_name, "params", "be all of the parameters", got, hint)
 
 

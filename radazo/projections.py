@@ -85,8 +85,7 @@ def l2_ball(scale: Any = 1.0) -> Projection:
     References:
       Boyd and Vandenberghe, Convex optimization, 2004, section 8.1.
     """
-    validation.check("l2_ball", scale=scale)
-    return _jointly(scale, _on_l2_ball, _inward)
+    return _jointly("l2_ball", scale, _on_l2_ball)
 
 
 def l1_ball(scale: Any = 1.0) -> Projection:
@@ -108,8 +107,7 @@ def l1_ball(scale: Any = 1.0) -> Projection:
     References:
       Duchi et al., Efficient projections onto the l1-ball, 2008.
     """
-    validation.check("l1_ball", scale=scale)
-    return _jointly(scale, _on_l1_ball, _inward)
+    return _jointly("l1_ball", scale, _on_l1_ball)
 
 
 def simplex(scale: Any = 1.0) -> Projection:
@@ -130,8 +128,7 @@ def simplex(scale: Any = 1.0) -> Projection:
     References:
       As `l1_ball`.
     """
-    validation.check("simplex", scale=scale)
-    return _jointly(scale, _on_simplex, lambda y, dtype: y.astype(dtype))
+    return _jointly("simplex", scale, _on_simplex, lambda y, dtype: y.astype(dtype))
 
 
 def clipping(
@@ -203,14 +200,20 @@ def within(
     return np.where(holds, inner_low, low), np.where(holds, inner_up, up)
 
 
+def _inward(y: jax.Array, dtype: Any) -> jax.Array:
+    """Cast `y` to `dtype`, rounding towards 0."""
+    near = y.astype(dtype)
+    too_far = jnp.abs(near.astype(y.dtype)) > jnp.abs(y)
+    return jnp.where(too_far, jnp.nextafter(near, jnp.zeros_like(near)), near)
+
+
 # on(x, h, scale) -> y, flat; h is a scalar 1 without a metric.
 _On = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def _jointly(
-    scale: Any, on: _On, rounded: Callable[[jax.Array, Any], jax.Array]
-) -> Projection:
+def _jointly(api_name: str, scale: Any, on: _On, rounded: Any = _inward) -> Projection:
     """Extend the projection `on` a set of flat vectors to pytrees."""
+    validation.check(api_name, scale=scale)
 
     def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
         leaves, treedef = jax.tree.flatten(params)
@@ -233,13 +236,6 @@ def _jointly(
         return treedef.unflatten(leaves)
 
     return project
-
-
-def _inward(y: jax.Array, dtype: Any) -> jax.Array:
-    """Cast `y` to `dtype`, rounding towards 0."""
-    near = y.astype(dtype)
-    too_far = jnp.abs(near.astype(y.dtype)) > jnp.abs(y)
-    return jnp.where(too_far, jnp.nextafter(near, jnp.zeros_like(near)), near)
 
 
 def _on_l2_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:

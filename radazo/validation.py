@@ -171,10 +171,8 @@ def traceable(api_name: str) -> Iterator[None]:
     try:
         yield
     except (untraceable, jax.errors.ConcretizationTypeError) as error:
-        error.add_note(
-            f"`{api_name}(value_fn=...)` must be traceable by JAX. Wrap a function of "
-            "NumPy or plain Python in `jax.pure_callback`."
-        )
+        note = f"`{api_name}(value_fn=...)` must be traceable by JAX. Wrap a function "
+        error.add_note(note + "of NumPy or plain Python in `jax.pure_callback`.")
         raise
 
 

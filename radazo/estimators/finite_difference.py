@@ -36,7 +36,6 @@ def finite_difference_estimator(
     Args:
       sampler: Sampler of the directions, e.g. `radazo.directions.sphere`.
       num_directions: K, at least 1, or None for d, the number of perturbed elements.
-        The variance of the estimate falls as 1/K.
       smoothing: Distance along a direction, in units of ‖u‖; greater than 0, or a
         schedule of the number of estimates so far. Larger values reduce rounding errors
         and increase the bias (linear for forward, quadratic for central).

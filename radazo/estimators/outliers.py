@@ -66,11 +66,10 @@ def skip_outliers(
     Cost:
       That of `estimator`, in a skipped step too; its state is held twice in a step.
     Example:
-      >>> estimator = skip_outliers(radazo.sphere_estimator())
-      >>> optimizer = radazo.zo_sgd(0.1, estimator, key=0)
+      >>> sgd = radazo.zo_sgd(0.1, skip_outliers(radazo.sphere_estimator()), key=0)
       >>> fn = lambda x, step: jnp.sum(x**2) * jnp.where(step % 40 == 39, 1e6, 1.0)
       >>> steps = lambda step: step  # One value in forty is an outlier.
-      >>> result = radazo.minimize(fn, jnp.ones(5), optimizer, 200, batches=steps)
+      >>> result = radazo.minimize(fn, jnp.ones(5), sgd, 200, batches=steps)
       >>> print(optax.tree.get(result.state, "num_outliers"), result.values[-2] < 0.01)
       5 True
     """

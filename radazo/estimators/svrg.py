@@ -73,9 +73,8 @@ def svrg_estimator(
       >>> data = jnp.arange(8.0)
       >>> fn = lambda x, batch: jnp.mean((x - batch) ** 2)
       >>> inner = radazo.rademacher_estimator(smoothing=0.5, difference=radazo.central)
-      >>> full = lambda x: fn(x, data)
-      >>> estimator = svrg_estimator(inner, full, share_directions=True)
-      >>> optimizer = radazo.zo_sgd(0.25, estimator, key=0)
+      >>> svrg = svrg_estimator(inner, lambda x: fn(x, data), share_directions=True)
+      >>> optimizer = radazo.zo_sgd(0.25, svrg, key=0)
       >>> batches = lambda step: data.reshape(4, 2)[step]  # None has the mean of all.
       >>> result = radazo.minimize(fn, jnp.zeros(()), optimizer, 4, batches=batches)
       >>> print(result.params)  # As with all data in each step: 3.5 · (1 − 2⁻⁴)

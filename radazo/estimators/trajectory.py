@@ -73,8 +73,7 @@ def trajectory_estimator(
       kernel: `matern`, `rbf` or a custom `Kernel`.
       num_points: N, points in the buffer, at least num_directions + 1.
       num_directions: K, at least 1.
-      smoothing: As in `finite_difference_estimator`, but larger: points much closer
-        than the length scale add little in float32.
+      smoothing: As in `finite_difference_estimator`, but nearer to the length scale.
       length_scale: Length scale of the kernel. None selects at each step the most
         likely of five, from 1 to 16 times the root mean square distance of the points.
       jitter: Noise variance of the values over the variance of the function, at least
@@ -122,9 +121,8 @@ def trajectory_estimator(
     validation.integer(api_name, "max_virtual_steps", max_virtual_steps, 0, hint)
     hint = "At 1 the gradient is unknown, at 0 it is known."
     validation.positive(api_name, "max_uncertainty", max_uncertainty, hint)
-    fit = functools.partial(
-        gaussian_process.fit, kernel, length_scale=length_scale, jitter=jitter
-    )
+    prior = {"length_scale": length_scale, "jitter": jitter}
+    fit = functools.partial(gaussian_process.fit, kernel, **prior)
     virtual = max_virtual_steps, max_uncertainty
     options = _Options(kernel, fit, sampler, num_directions, chunk_size, *virtual)
 

@@ -82,7 +82,6 @@ def scale_of(
     """Return the factor from the drawn vector to the direction."""
     if sampler.scale is None:
         return jnp.ones((), layout.dtype)
-
     num, rest = divmod(layout.dim, lazy.BLOCK)
 
     def norm(i: Any, size: int = lazy.BLOCK) -> jax.Array:
