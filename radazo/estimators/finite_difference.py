@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 
 from jax.sharding import NamedSharding
 
-from radazo import core, differences, directions, validation
+from radazo import core, differences, directions
 from radazo.estimators import build, mean
 
 _Options = ParamSpec("_Options")
@@ -71,11 +71,9 @@ def finite_difference_estimator(
       Nesterov and Spokoiny, Random gradient-free minimization of convex functions,
       2017. Shu et al., 2025, arXiv:2502.01014, equation 2.
     """
-    api_name = "finite_difference_estimator"
-    validation.check(api_name, sampler=sampler)
     options = mean.Options(sampler, num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
-    return mean.estimator(api_name, options, settings)
+    return mean.estimator("finite_difference_estimator", options, settings)
 
 
 _SECTIONS = """Args:

@@ -142,7 +142,6 @@ def history_mean_estimator(
     """
     api_name = "history_mean_estimator"
     validation.integer(api_name, "num_directions", num_directions, 1, "One or more.")
-    validation.check(api_name, sampler=sampler)
     options = mean.Options(sampler, num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     return _estimator(api_name, options, settings, num_past, _mean_of_estimates)

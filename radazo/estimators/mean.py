@@ -73,8 +73,9 @@ def estimator(
 
 def check(api_name: str, options: Options, settings: build.Settings) -> None:
     """Check the options, and that the points of a sharded step are known beforehand."""
-    number, difference = options.num_directions, options.difference
-    validation.check(api_name, num_directions=number, difference=difference)
+    sampler, number, difference, *_ = options
+    validation.check(api_name, sampler=sampler, num_directions=number)
+    validation.check(api_name, difference=difference)
     if settings.sharding is not None:
         _check_steps(api_name, difference)
 
