@@ -14,7 +14,6 @@ _FAR = (0.2, 0.6, 1.8)  # Displacements of an element, in root mean squares of x
 _WITHIN, _NARROWEST = 0.9, 16  # Share of the best; longest over shortest distance.
 _DROWNED = 100  # Largest ratio of noise to slopes, in their mean squares.
 _B1, _EPS_ROOT = 0.9, 1e-8  # Of the optimizers.
-_Pairs = dict[float, np.ndarray]  # (num, 2) values by distance.
 
 
 class Calibration(NamedTuple):
@@ -215,13 +214,13 @@ class _Setting(NamedTuple):
     value: float
     noise: float
 
-    def summarize(self, pairs: _Pairs) -> line_probes.Probes:
+    def summarize(self, pairs: line_probes.Pairs) -> line_probes.Probes:
         return line_probes.summarize(pairs, self.dim, self.value, self.noise)
 
 
 def _probe_far(
     api_name: str, value_at: line_probes.ValueAt, setting: _Setting, size: float
-) -> _Pairs:
+) -> line_probes.Pairs:
     """Take pairs of values at distances of the size of the parameters, or others."""
     take = functools.partial(line_probes.take, value_at, num=_NUM_DIRECTIONS)
     norm = math.sqrt(setting.dim)
@@ -264,8 +263,11 @@ def _reaches(probes: line_probes.Probes, distances: np.ndarray) -> np.ndarray:
 
 
 def _probe_near(
-    value_at: line_probes.ValueAt, setting: _Setting, pairs: _Pairs, shortest: float
-) -> _Pairs:
+    value_at: line_probes.ValueAt,
+    setting: _Setting,
+    pairs: line_probes.Pairs,
+    shortest: float,
+) -> line_probes.Pairs:
     """Take pairs of values, if noise allows it, where curvature adds 0.6 % to s²."""
     probes = setting.summarize(pairs)
     first, power, bend = probes.distances[0], probes.power[0], probes.bend[0]
@@ -303,15 +305,13 @@ def _choose(
     return float(reaches[end]), shortest, distance, longest
 
 
-def _slopes(
-    probes: line_probes.Probes, setting: _Setting, distances: Any
-) -> tuple[Any, ...]:
+def _slopes(probes: line_probes.Probes, setting: _Setting, t: Any) -> tuple[Any, ...]:
     """Return s² and V, and the shares of noise and curvature in V."""
-    power = np.maximum(probes.at("power", distances), 1e-300)
-    noise = setting.noise**2 / distances**2 / power
+    power = np.maximum(probes.at("power", t), 1e-300)
+    noise = setting.noise**2 / t**2 / power
     if setting.difference is differences.forward:
         noise_share = 2 * noise
-        curvature_share = distances**2 * probes.at("bend", distances) / (4 * power)
+        curvature_share = t**2 * probes.at("bend", t) / (4 * power)
     else:
         noise_share, curvature_share = noise / 2, np.zeros_like(noise)
     variance = (setting.dim - 1) / setting.num_directions

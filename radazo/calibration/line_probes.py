@@ -26,6 +26,7 @@ _LARGEST = 1e100  # Larger values, whose squares overflow, count as infinite.
 
 # value_at(k, t): f at x + t · direction k of the unit sphere, a NumPy scalar.
 ValueAt = Callable[[int, float], Any]
+Pairs = dict[float, np.ndarray]  # (num, 2) values by distance.
 
 
 class Probes(NamedTuple):
@@ -50,9 +51,7 @@ def take(value_at: ValueAt, distance: float, num: int) -> np.ndarray:
     return np.array(pairs, np.float64)
 
 
-def summarize(
-    pairs: dict[float, np.ndarray], dim: int, value: float, noise: float
-) -> Probes:
+def summarize(pairs: Pairs, dim: int, value: float, noise: float) -> Probes:
     """Compute the statistics of `calibrate` from pairs of values by distance.
 
     A statistic below the noise is replaced by that of the next longer distance.

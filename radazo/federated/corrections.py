@@ -111,10 +111,8 @@ def fed_prox(strength: float) -> Correction:
     hint = "It multiplies the distance from the parameters of the server."
     validation.non_negative("fed_prox", "strength", strength, hint)
 
-    def term(
-        shared: Any, memory: Any, mean: Any, start: Any, params: Any, count: Any
-    ) -> Arrays:
-        del shared, memory, mean, count
+    def term(*inputs: Any) -> Arrays:
+        *_, start, params, _ = inputs
         moves = map(displacement, wide_leaves(params), wide_leaves(start))
         return tuple(jnp.asarray(strength, x.dtype) * x for x in moves)
 
@@ -163,9 +161,8 @@ def fzoos(
       [1.] 150
     References:
       Shu et al., Federated zeroth-order optimization using trajectory-informed
-      surrogate gradients, 2023. arXiv:2308.04077. There a client also evaluates points
-      where its surrogate is least certain and fits only the 500 points nearest to the
-      server's parameters; the server rejects a mean that is no improvement.
+      surrogate gradients, 2023. arXiv:2308.04077, without its evaluations where
+      surrogates are uncertain, its choice of 500 points and its rejection of means.
     """
     api_name = "fzoos"
     hint = "1000 is a good start."
@@ -199,22 +196,18 @@ def fzoos(
         frequencies = normal.reshape(num_features, layout.dim)
         return frequencies / jnp.asarray(length_scale, dtype), phases
 
-    def term(
-        shared: Any, memory: Any, mean: Any, start: Any, params: Any, count: Any
-    ) -> Arrays:
-        del start
+    def term(shared: Any, memory: Any, mean: Any, *rest: Any) -> Arrays:
+        _, params, count = rest
         layout, (frequencies, phases) = flat.layout(api_name, params, mask), shared
         angles = _dot(flat.ravel(layout, params)[None], frequencies.T) + phases[None]
         slopes = -factor * (mean - memory) * jnp.sin(angles[0])
         gradient = _dot(slopes, frequencies) / (count + 1).astype(layout.dtype)
         return wide_leaves(flat.unravel(layout, params, gradient, jnp.uint32(count)))
 
-    def learn(
-        shared: Any, params: Any, mean_gradient: Any, estimator_state: Any
-    ) -> jax.Array:
+    def learn(shared: Any, params: Any, mean_gradient: Any, state: Any) -> jax.Array:
         """Return the (M,) weights of the features."""
         del params, mean_gradient
-        (frequencies, phases), buffer = shared, estimator_state.buffer
+        (frequencies, phases), buffer = shared, state.buffer
         filled = gaussian_process.filled(buffer)
         angles = _dot(buffer.points, frequencies.T) + phases[None]
         rows = factor * jnp.cos(angles)

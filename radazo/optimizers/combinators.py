@@ -66,10 +66,8 @@ def value_and_grad(
     """
     api_name = "value_and_grad"
     validation.check(api_name, value_fn=value_fn)
-    hint = (
-        "Use `with_estimator` or `estimate_gradient`, which carry its state, or give "
-    )
-    hint += "`smoothing` as a number."
+    hint = "Use `with_estimator` or `estimate_gradient`, which carry its state, or "
+    hint += "give `smoothing` as a number."
     build.check_memoryless(api_name, estimator, hint)
 
     def estimated_value_and_grad(

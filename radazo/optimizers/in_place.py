@@ -184,13 +184,11 @@ def _evaluated(
 
     def one(k: jax.Array) -> tuple[Any, jax.Array]:
         own, scale = random.fold_in(step.key, k), _scale(step, options, k)
-        record = functools.partial(_warn_of_a_whole_leaf, params)
+        warn = functools.partial(_warn_of_a_whole_leaf, params)
 
         def along(distance: jax.Array) -> tuple[jax.Array, Any]:
             noise = perturbed.noise_along(sampler, own, layout, distance)
-            return lazy.evaluate(
-                function, params, layout, noise._replace(record=record)
-            )
+            return lazy.evaluate(function, params, layout, noise._replace(record=warn))
 
         slope, value, _ = differences.slope(
             difference, along, lambda distance: distance * scale, base, step.smoothing

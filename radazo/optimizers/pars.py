@@ -196,9 +196,7 @@ def _moved(
     return estimate._replace(gradient=downhill, state=state)
 
 
-def _trust(
-    slopes: jax.Array, scale: jax.Array, guesses: int, share: float
-) -> jax.Array:
+def _trust(slopes: jax.Array, scale: Any, guesses: int, share: float) -> jax.Array:
     """Return θ from D, the share of ‖∇f‖² along the guess."""
     largest = jnp.max(jnp.abs(slopes))
     # Scale the largest to 1, so that squares neither overflow nor vanish.

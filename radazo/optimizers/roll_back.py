@@ -91,7 +91,7 @@ def roll_back(
     api_name = "roll_back"
     hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
     validation.transformation(api_name, optimizer, hint)
-    _check_numbers(api_name, every, patience, window, factor)
+    _check(api_name, every, patience, window, factor)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: core.Params) -> RollBackState:
@@ -147,9 +147,7 @@ def roll_back(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_numbers(
-    api_name: str, every: Any, patience: Any, window: Any, factor: Any
-) -> None:
+def _check(api_name: str, every: Any, patience: Any, window: Any, factor: Any) -> None:
     hint = "It is the number of steps between copies."
     validation.integer(api_name, "every", every, 1, hint)
     hint = "It is the number of consecutive bad values that trigger a return."

@@ -169,11 +169,9 @@ def scale_by_radazo(
     def update(updates: core.Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         mu = _mean(updates, state.mu, b1)
-        momentum = jax.tree.map(
-            lambda g, m: m if core.is_floating(g) else g, updates, mu
-        )
-        nu = _mean(granularity.squares(momentum, state.nu), state.nu, b2)
-        scaled = _ratio(mu, granularity.each(nu, momentum), eps, eps_root, updates)
+        moment = jax.tree.map(lambda g, m: m if core.is_floating(g) else g, updates, mu)
+        nu = _mean(granularity.squares(moment, state.nu), state.nu, b2)
+        scaled = _ratio(mu, granularity.each(nu, moment), eps, eps_root, updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         return scaled, ScaleByRadazoState(count, optax.tree.cast_like(mu, state.mu), nu)
 
