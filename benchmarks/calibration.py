@@ -4,12 +4,12 @@
   python -m benchmarks calibration --quick    toy sizes, half a minute, no results
 
 A task is one of four functions of the paper, or the attack on the bundled digits, with
-an update rule. On tuning seeds, all smoothings x all learning rates are run. The level
-is the share of f at the start that the best of them reaches after half of the steps,
-by the median over those seeds; for an attack it is success, f below 0. The tuned
-setting needs the fewest function values to the level. On other seeds it is compared
-with the setting that `calibrate` chooses at each start. Counts include the first
-function value at or below the level.
+an update rule. On tuning seeds, all pairs of a smoothing and a learning rate run. The
+level is the lowest share of the initial f that a pair reaches after half of the steps
+(median over those seeds); for an attack it is success, f below 0. The tuned setting is
+the pair that reaches the level with the fewest function values. On other seeds it is
+compared with the setting that `calibrate` chooses at each start. Counts include the
+first function value at or below the level.
 
 If a run takes all its steps, `calibrate` gets their number. An attack stops at success,
 so its number of steps is not known beforehand.

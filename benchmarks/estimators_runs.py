@@ -1,8 +1,8 @@
 """Runs that end at a number of function values, not of steps.
 
-The cost of a step depends on the estimator, and for some on the step; the state counts.
-Each task has fixed marks of function values. At each mark, f is evaluated at the first
-point that has used so many; these evaluations do not count.
+The cost of a step depends on the estimator, and for some on the step; the state counts
+function values. Each task has fixed counts at which f is recorded, at the first point
+reached after so many values; these evaluations do not count.
 """
 
 import time

@@ -6,7 +6,7 @@ the program of a step: arguments (parameters, state, batch) and results, counted
 where results take the memory of donated arguments, and temporaries. The compiler of
 another device may need other amounts; the result line records the device. The CPU
 backend has no bfloat16 products and converts stacked bfloat16 weights to float32 before
-the loop over them: there, read the difference to inference, not the ratio. A direction
+the loop over them: there, read the excess over inference, not the ratio. A direction
 drawn as a whole has at most 2³² elements, so the rows of opt-13b that hold a gradient
 are empty.
 

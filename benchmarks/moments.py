@@ -9,8 +9,8 @@ R-AdaZO runs on Quadratic, whose gradient is known, for several b1:
                   from that of the true gradients: ‖nu − nu*‖ / ‖nu*‖
   error of m²     the same for the second moment of the first moment (R-AdaZO's)
 
-Reported are means over the steps t > 3 / (1 − b2), after the second moment has warmed
-up. If estimates are mostly noise and the gradient hardly changes,
+The command reports means over the steps t > 3 / (1 − b2), after the second moment has
+warmed up. If estimates are mostly noise and the gradient hardly changes,
 
   cos g = √(K / (d + K))       cos m = √(Kₑ / (d + Kₑ)),  Kₑ = K (1 + b1) / (1 − b1)
   error of g² = d / (K √3)     error of m² = (1 − b1) / (1 + b1) · d / (K √3)

@@ -1,10 +1,10 @@
-"""Measure the throughput of an evaluation pool: n workers against n times one.
+"""Compare the throughput of an evaluation pool of n workers with n times that of one.
 
   python -m benchmarks pool           a function that sleeps for half a second
   python -m benchmarks pool --quick   a tenth of that: a check that it runs
 
-One worker and n workers are timed in turn, after all of them have started. The rest to
-1 is the cost of sending, waiting and collecting.
+One worker and n workers are timed in turn, after all of them have started. The
+difference from 1 is the cost of sending, waiting and collecting.
 """
 
 import argparse

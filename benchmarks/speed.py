@@ -1,12 +1,12 @@
 """Measure time and memory of one step: radazo against a plain implementation.
 
 The plain step draws K directions by `jax.random.normal`, maps over them with
-`jax.vmap`, and applies R-AdaZO in three lines. Its opponent is `radazo.radazo(...)` as
-a user calls it, one direction at a time. The floor is the unavoidable part: K + 1
+`jax.vmap`, and applies R-AdaZO in three lines. It is compared with `radazo.radazo(...)`
+as a user calls it, one direction at a time. The floor is the unavoidable part: K + 1
 evaluations of the function, and one pass over the parameters and both moments.
 
-Sides are compiled apart and timed in turn, A B C A B C ..., each to the end
-(`block_until_ready`), with many steps to a call as in a run. The ratio is the median
+Sides are compiled separately and timed in turn, A B C A B C ..., each to its end
+(`block_until_ready`), with many steps per call as in a run. The ratio is the median
 over rounds of the ratio within a round.
 """
 

@@ -1,8 +1,8 @@
-"""Run many runs on one function in one program: methods x learning rates x seeds.
+"""Execute many runs on one function in one program: methods x learning rates x seeds.
 
 The runs of a seed have the same start and the same directions for every method and rate
-(common random numbers). Their differences are not due to chance, and each direction is
-drawn once for all of them.
+(common random numbers). So different draws do not affect their comparison, and each
+direction is drawn once for all of them.
 """
 
 import time

@@ -13,9 +13,9 @@ In each arm, all methods have the same starts and directions:
 
 A piece of work is an arm on a function. It writes its result lines when it is finished.
 The same command, started again, continues where it stopped, also within a piece.
-Precision is double except in the last arm, because a difference over 0.005 loses
-digits. Starts and directions are always drawn in single precision, so that runs of two
-precisions are comparable.
+Precision is double except in the last arm, because a difference over a distance of
+0.005 loses digits. Starts and directions are always drawn in single precision, so that
+runs of two precisions are comparable.
 """
 
 import argparse

@@ -125,8 +125,8 @@ plt.show()
 # ## By hand: ask and tell
 #
 # The pool is a loop around two functions. `ask` returns the identifiers of the points
-# of a step and a function that computes a point. `tell` takes the values, in any
-# order, without those that are missing. Points are functions of the parameters and
+# of a step and a function that computes a point. `tell` takes the values in any
+# order; missing ones may be left out. Points are functions of the parameters and
 # the optimizer state, so a worker that has both computes its points itself.
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Many devices
 #
-# Share the function values of a step over a mesh of devices. Each device draws its own
+# Distribute the evaluations of a step over a mesh of devices. Each device draws its own
 # directions and evaluates the function along them. The devices exchange the function
 # values only, and each computes the same update from them. Nothing of the size of the
 # parameters is sent.

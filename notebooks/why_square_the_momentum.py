@@ -160,7 +160,7 @@ plt.show()
 # - The square of the momentum is the better estimate of the second moment, at b1 = 0.9
 #   by more than an order of magnitude.
 # - At the same learning rate R-AdaZO is several times faster than ZO-AdaMM.
-# - Nearly all of that is the length of the step: at the matched rate ZO-AdaMM needs
+# - Nearly all of that comes from longer steps: at the matched rate ZO-AdaMM needs
 #   about as many steps, and ZO-SGD with a good rate needs fewer. Tune the learning
 #   rate before you compare optimizers.
 

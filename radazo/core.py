@@ -138,7 +138,7 @@ class Estimator(NamedTuple):
     """A gradient estimator: function values in, gradient estimate out.
 
     Attributes:
-      api_name: The function that made it, for messages.
+      api_name: Name of the function that made the estimator, for error messages.
       init: `init(params) -> state`, arrays only. It evaluates nothing.
       step: `step(key_data, params, state) -> Step`.
       queries: `queries(step, state) -> Queries`.
@@ -177,7 +177,7 @@ def is_floating(leaf: Any) -> bool:
 
 
 def wide(*dtypes: Any) -> Any:
-    """Return float64 if one of `dtypes` has 64 bits, else float32, to compute in."""
+    """Return the dtype of computations: float64 if one has 64 bits, else float32."""
     eight = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)
     # Without `jax_enable_x64`, tracing converts float64 NumPy arrays to float32.
     return jnp.dtype(jnp.result_type(float) if eight else jnp.float32)

@@ -104,7 +104,7 @@ def monitor_estimate(decay: float = 0.99) -> optax.GradientTransformationExtraAr
       mean = Σ_τ decay^(t − τ) · x_τ / Σ_τ decay^(t − τ)   over steps τ that know x
 
     for the squared norm, the variance and the signal of `estimate_statistics`; steps
-    with one kept direction know no variance.
+    with one kept direction give no variance.
 
     Args:
       decay: Decay rate in [0, 1); 0 keeps only the last step.
@@ -174,7 +174,7 @@ def cosine_similarity(gradient: core.Params, reference: core.Params) -> jax.Arra
       ⟨a, b⟩ / (‖a‖ ‖b‖)   over all floating-point leaves jointly
 
     Between gradient and estimate, with K directions in d dimensions, it is about
-    √(K / (d + K)); for a mean of estimates with decay b1, K is K (1 + b1) / (1 − b1).
+    √(K / (d + K)); for a mean with decay b1, replace K by K (1 + b1) / (1 − b1).
 
     Args:
       gradient, reference: Pytrees of arrays with the same structure and shapes.

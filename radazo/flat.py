@@ -143,7 +143,7 @@ def _map_parts(
 
 
 def _is_floating(api_name: str, path: Any, leaf: Any) -> bool:
-    """Return whether `leaf` can be perturbed; fail on leaves no parameters may have."""
+    """Return whether `leaf` can be perturbed; fail on leaves that are not allowed."""
     if isinstance(leaf, bool | int | float) and not isinstance(leaf, np.generic):
         return False
     name = jax.tree_util.keystr(path) or "params itself"
@@ -193,6 +193,6 @@ def _chosen(api_name: str, params: core.Params, mask: core.Mask) -> list[bool]:
     for choice in chosen:
         if not isinstance(choice, bool | np.bool_):
             rule, got = "have bools for leaves", repr(choice)
-            hint = "It decides what is compiled, so it cannot be traced or be numbers."
+            hint = "The mask decides what is compiled: pass bools, not traced values."
             validation.fail(api_name, "mask", rule, got, hint, TypeError)
     return [bool(choice) for choice in chosen]

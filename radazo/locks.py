@@ -5,7 +5,7 @@ from typing import Any
 
 
 def is_taken(file: Any) -> bool:
-    """Try to lock a file or folder until it is closed; return whether another has."""
+    """Lock a file or folder until it is closed; return True if it is locked already."""
     try:
         fcntl = importlib.import_module("fcntl")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

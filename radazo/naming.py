@@ -1,4 +1,4 @@
-"""Short names for constants made of functions, as they print in signatures."""
+"""Short names, for signatures, of constants that consist of functions."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def constant_repr(self: Any) -> str:
     """Return the public name of a constant, e.g. `radazo.directions.sphere`.
 
-    If the module of its type has no such constant: the type and its functions.
+    If the module of its type has no such constant, return its type and functions.
     """
     module = type(self).__module__
     for name, value in vars(sys.modules[module]).items():

@@ -1,4 +1,4 @@
-"""Projections on sets of parameters.
+"""Projections onto sets of parameters.
 
 A projection `project(params, metric=None)` returns the nearest point of a set,
 
@@ -111,7 +111,7 @@ def l1_ball(scale: Any = 1.0) -> Projection:
 
 
 def simplex(scale: Any = 1.0) -> Projection:
-    """Keep all parameters non-negative with sum `scale`, as probabilities.
+    """Keep all parameters non-negative with sum `scale`, like probabilities.
 
       project(x) = argmin Σᵢ hᵢ (yᵢ − xᵢ)²  over  y ≥ 0, Σᵢ yᵢ = scale
                  = max(xᵢ − θ / hᵢ, 0)      with θ such that Σᵢ yᵢ = scale
@@ -134,7 +134,7 @@ def simplex(scale: Any = 1.0) -> Projection:
 def clipping(
     api_name: str, params: core.Params, bounds: Any, names: Sequence[str] = _BOUNDS
 ) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    """Return the projection of a list of the arrays of `params` on a box."""
+    """Return a function that projects a list of the arrays of `params` onto a box."""
     if bounds is None:
         return list  # The arrays as they are.
     pairs = sides(api_name, params, bounds, names)
@@ -282,7 +282,7 @@ def _norm(x: jax.Array) -> jax.Array:
 
 
 def _just_inside(y: jax.Array, norm: jax.Array, scale: jax.Array) -> jax.Array:
-    """Scale `y` to a norm so little below `scale` that rounding stays inside."""
+    """Scale `y` to a norm just below `scale`, so that rounding keeps it inside."""
     return y * (scale / norm * (1 - 4 * jnp.finfo(y.dtype).eps))
 
 

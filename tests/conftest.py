@@ -20,8 +20,8 @@ from language import toy_files
 import radazo
 from radazo import core, flat
 
-# Tests compile much and run little: with these flags XLA compiles three times as fast,
-# to run slower. With `XLA_FLAGS` set, empty or not, tests run with those of the user.
+# With these flags XLA compiles three times as fast, and programs run slower: tests
+# compile much and run little. If `XLA_FLAGS` is set, even empty, it is used instead.
 QUICK = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
@@ -30,7 +30,7 @@ QUICK = [
 if jax.__version_info__ < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 is_quick = os.environ.setdefault("XLA_FLAGS", " ".join(QUICK)) == " ".join(QUICK)
-# Tracing makes objects by the million and few cycles: an eighth of the time of a test.
+# Tracing makes millions of objects, few in cycles: collecting takes 1/8 of the time.
 gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -61,7 +61,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave the cases that `fast_cases` does not take to the gate."""
+    """Mark as `gate` the cases beyond the number that `fast_cases` allows."""
     num_seen, hint = Counter(), "run `XLA_FLAGS= pytest -m optimized`"
     for item in items:
         if item.get_closest_marker("optimized"):
@@ -100,7 +100,7 @@ def row(request):
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
 def kind(request):
-    """The row of one of each kind of program in turn."""
+    """The row of one estimator of each kind of program, in turn."""
     return request.param
 
 
@@ -157,13 +157,13 @@ class Mistake(NamedTuple):
     call: Callable[[], Any]
     kind: type[Exception]
     api_name: str  # function(argument
-    rule: str  # what comes behind "must"
+    rule: str  # The text after "must".
     got: str
     hint: str
 
 
 def explained(mistake):
-    """The mistake raises one message of four parts and nothing around it; its text."""
+    """Check that the mistake raises one message of just four parts; return its text."""
     head = f"`{mistake.api_name}=...)` must {mistake.rule}; got {mistake.got}"
     with raises(mistake.kind, head, mistake.hint) as caught:
         mistake.call()
@@ -206,12 +206,12 @@ def counting(value_fn):
     def derivative(primals, tangents):
         value, slope = jax.jvp(value_fn, primals, tangents)
         value = noted(value)
-        return value, slope + 0 * value  # What nothing depends on is not called.
+        return value, slope + 0 * value  # JAX drops a call whose result is unused.
 
     return counted, calls
 
 
-# Tests compile much and run little: this compiles in half the time, to run slower.
+# Tests compile much and run little: this halves compilation and slows programs.
 quick_jit = functools.partial(
     jax.jit,
     compiler_options={

@@ -363,7 +363,7 @@ def test_it_is_refused_where_its_memory_would_be_thrown_away():
 
 V, T = ValueError, TypeError
 POSITIVE, NOT_BELOW = "be finite and greater than 0", "be finite and at least 0"
-NEAR, SHARE = "It is in distances of a new point", "It is the share of points"
+NEAR, SHARE = "It is in units of a new point's distance", "It is the share of points"
 MISTAKES = {
     "no directions": ("num_directions", 0, V, "be at least 1", "10 is a good start."),
     "a negative distance": ("reuse_distance", -1.0, V, NOT_BELOW, NEAR),

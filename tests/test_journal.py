@@ -174,15 +174,15 @@ WRONG = {
     ),
     "no module": (
         ["replay", "run", "--optimizer", "theirs:x", "--params", "ours:params"],
-        "be MODULE:NAME, which can be imported; got 'theirs:x', with ModuleNotFound",
+        "be an importable MODULE:NAME; got 'theirs:x', with ModuleNotFound",
     ),
     "no name": (
         ["replay", "run", "--optimizer", "ours:OPTIMIZER", "--params", "ours"],
-        "`replay(params=...)` must be MODULE:NAME, which can be imported; got 'ours'",
+        "`replay(params=...)` must be an importable MODULE:NAME; got 'ours'",
     ),
     "a function that raises": (
         ["replay", "run", "--optimizer", "ours:OPTIMIZER", "--params", "ours:no_key"],
-        "be MODULE:NAME, which can be imported; got 'ours:no_key', with KeyError: 'v'.",
+        "be an importable MODULE:NAME; got 'ours:no_key', with KeyError: 'v'.",
     ),
     "a function that leaves": (
         ["replay", "run", "--optimizer", "ours:leaves", "--params", "ours:params"],

@@ -218,7 +218,7 @@ MISTAKES = {
         "pars(smoothness",
         "be finite and greater than 0",
         "0.0.",
-        "It is the Lipschitz constant of the gradient: steps are one over it.",
+        "It is the Lipschitz constant of the gradient: steps are divided by it.",
     ),
     "a guess and nothing else": Mistake(
         lambda: radazo.pars(1.0, key=0, num_directions=1),

@@ -351,7 +351,7 @@ def test_threads_that_hang_keep_their_place_in_an_executor_given_as_it_is(hangin
             assert values[1:] == [value_of(point) for point in points(6)]
             asked = enumerate([*points(1, -2), *points(2, 10)])
             arrived = []
-            hint = r"(?s)must be a function that makes executors where calls may.*2"
+            hint = r"(?s)must be a function that makes executors if calls may.*2"
             with pytest.raises(RuntimeError, match=hint):
                 arrived.extend(pool.evaluate(asked))
             assert np.isnan(arrived[0][1])
@@ -426,7 +426,7 @@ def test_a_pool_of_processes_given_as_it_is_that_breaks_loses_no_value(tmp_path)
             (tmp_path / "end").unlink()
             killer = threading.Thread(target=kill_one_of, args=(tmp_path, 5, False))
             killer.start()
-            rule = "must be a function that makes executors where workers may be killed"
+            rule = "must be a function that makes executors if workers may be killed"
             with pytest.raises(RuntimeError, match=f"{rule}.*BrokenProcessPool.*lost"):
                 arrived += pool.evaluate(enumerate(points(6, 3), 3))
             # So none of them can begin a call any more, and the stats are final.

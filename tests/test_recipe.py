@@ -127,6 +127,6 @@ def test_a_mistake_is_explained():
             "turns_estimator(num_directions",
             "be at least 1",
             "0.",
-            "The variance of the estimate falls as one over it",
+            "The variance of the estimate falls as its inverse",
         )
     )

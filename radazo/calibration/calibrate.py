@@ -30,7 +30,7 @@ class Calibration(NamedTuple):
         `distance`: ‖∇f‖ / √d and tr(∇²f) / d if f is smooth.
       reach: Displacement of an element after which slopes have changed completely.
       noise_share, curvature_share: Additions to s² by noise and curvature, over s².
-      share: Learning rates divided by the greedy ones, except that of `zo_sgd`.
+      share: Ratio of the learning rates to the greedy ones; not for `zo_sgd`.
       dim, num_directions, num_values: d, K, and the number of function values taken.
     """
 
@@ -101,7 +101,7 @@ def calibrate(
 
     V is the variance of an estimate over ‖∇f‖². `smoothing` is the geometric mean of
     the distances with at least 0.9 of the largest merit, except those below 1/16 of the
-    longest of them: longer for staircases and kinks. Then
+    longest of them. It is larger for staircases and kinks. Then
 
       zo_sgd     reach / (s (1 + V))                              the greedy rate
       n          √((1 + V)² + (2 / (1 − b1))²)

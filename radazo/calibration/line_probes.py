@@ -19,8 +19,8 @@ from radazo import core, directions, flat, validation
 
 STENCIL = 7  # Values close together, for f(x) and the noise.
 _VALUE_VARIANCE = 131 / 231  # Of f(x) from the stencil, relative to one value.
-# In 99 of 100 cases of noise alone, the mean square of six slopes is below this times
-# its estimate at all of five distances (with 3: in 70).
+# With noise alone, the mean square of six slopes is below this multiple of its estimate
+# at all of five distances in 99 of 100 cases (with a multiple of 3, in 70).
 _SIGNIFICANT = 18
 _LARGEST = 1e100  # Larger values, whose squares overflow, count as infinite.
 
@@ -188,9 +188,9 @@ def noise_of(values: np.ndarray) -> float:
 
       σₖ² = (k!)² / (2k)! · mean of the squares of the k-th differences
 
-    estimates the variance of independent noise at each k whose differences no longer
-    contain the function: return the first that changes sign and agrees with the next
-    two within a factor 4. If there is none, return the smallest, an upper bound.
+    estimates the variance of independent noise if the k-th differences no longer
+    contain the function. Return the first σₖ whose differences change sign and that
+    agrees with the next two within a factor of 4; else the smallest, an upper bound.
     """
     found, changes, table = [], [], values
     for k in range(1, len(values)):

@@ -124,11 +124,11 @@ def estimate(
       params: Pytree whose floating-point leaves are perturbed.
       state: `estimator.init(params)`, or that of the last estimate.
       has_aux: Whether `value_fn` returns `(value, aux)`; `aux` is then in `info.aux`.
-      evaluate: `evaluate(function, step, queries) -> Readings`; None for its own.
+      evaluate: `evaluate(function, step, queries) -> Readings`; None for the default.
     Returns:
       (value, gradient, state, info): a gradient like `params`, and an `EstimateInfo`.
     Raises:
-      TypeError: If `estimator` is not an `Estimator`; others as in its own docstring.
+      TypeError: If `estimator` is not an `Estimator`. Its docstring lists others.
     Cost:
       That of the estimator.
     Example:
@@ -175,7 +175,7 @@ def check_memoryless(api_name: str, estimator: Any, hint: str) -> None:
     """Check that `estimator` is a memoryless `Estimator`."""
     check_estimator(api_name, estimator)
     if not estimator.memoryless:
-        why = "it uses past steps, or a `smoothing` schedule reads the step"
+        why = "it uses past steps, or its `smoothing` is a schedule"
         got = f"one whose `memoryless` is False ({why})"
         validation.fail(api_name, "estimator", "be memoryless", got, hint)
 

@@ -182,9 +182,9 @@ def coordinate_estimator() -> None:
       g = (d / K) · Σₖ slopeₖ · eᵢ        slopeₖ as in `finite_difference_estimator`
       i = i(k) uniform in 1..d, with replacement;  i = k if `num_directions` is None
 
-    The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K. With each
-    coordinate once it is 0: g is the finite-difference gradient, where a coordinate
-    whose value is not finite gets 0 and the others are scaled by d / |kept|.
+    The total variance of g on a linear function ⟨a, x⟩ is (d − 1) ‖a‖² / K. If each
+    coordinate is used once, it is 0: g is the finite-difference gradient, but a
+    coordinate with a non-finite value gets 0, and d / |kept| scales the others.
 
     References:
       Lian et al., A comprehensive linear speedup analysis for asynchronous stochastic

@@ -28,7 +28,7 @@ from jax import lax
 
 from radazo import naming
 
-# Candidate length scales, in units of the mean distance of the points.
+# Candidate length scales, in units of the root mean square distance of the points.
 _GRID = (1.0, 2.0, 4.0, 8.0, 16.0)
 _FAR = 1e4  # Upper bound of s: the kernels are 0 there, and nothing overflows.
 
@@ -231,7 +231,7 @@ def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
 def standardized(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, ...]:
     """Return mean, deviation and standardized values of the filled rows."""
     number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
-    # Relative to the lowest, equal values have a deviation of exactly 0.
+    # Subtract the lowest value, so that equal values have a deviation of exactly 0.
     lowest = jnp.min(jnp.where(holds, values, jnp.full_like(values, jnp.inf)))
     lowest = jnp.where(jnp.isfinite(lowest), lowest, jnp.zeros_like(lowest))
     above = jnp.where(holds, values - lowest, jnp.zeros_like(values))

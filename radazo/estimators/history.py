@@ -20,7 +20,7 @@ class HistoryState(NamedTuple):
       count: int32 scalar, estimates so far; input of the `smoothing` schedule.
       step_keys: (N + 1, 2) uint32, key data of the steps.
       outcomes: (N + 1, K) function value or slope of each direction; 0 if not kept.
-      kept: (N + 1, K) bool, False if it was dropped or the step does not exist yet.
+      kept: (N + 1, K) bool, False if the direction was dropped or not yet drawn.
       smoothings: (N + 1,) smoothing of each step.
     """
 
@@ -62,7 +62,7 @@ def history_reuse_estimator(
       num_directions: K, at least 1; at least 2 if `num_past` is 0.
       num_past: N, past steps that are reused, at least 0.
       smoothing, chunk_size, terms, mask, sharding: As in `finite_difference_estimator`;
-        but terms are summed before they are compared, which gains no precision.
+        but terms are summed before they are compared, so `terms` gains no precision.
     Returns:
       An `Estimator`, which is not memoryless. Its value is the mean valid value of the
       step; `info.slopes` are (yₖ − mean y) / smoothing. If no value of the step is
@@ -87,12 +87,12 @@ def history_reuse_estimator(
     """
     api_name = "history_reuse_estimator"
     minimum = 1 if num_past else 2
-    hint = "A value is compared with the mean of all: with `num_past=0` take 2 or more."
+    hint = "Values are compared with their mean: with `num_past=0`, use 2 or more."
     validation.integer(api_name, "num_directions", num_directions, minimum, hint)
     validation.check(api_name, sampler=sampler)
     if not sampler.independent:
         rule = "have directions that are independent of each other"
-        hint = "The mean of the values is no base value for others: take "
+        hint = "Subtracting the mean of dependent values biases the estimate: use "
         hint += "`radazo.directions.gaussian`, or `history_mean_estimator`."
         validation.fail(api_name, "sampler", rule, repr(sampler), hint)
     options = mean.Options(sampler, num_directions, _VALUES, chunk_size)

@@ -59,7 +59,7 @@ def interpolation_estimator(
     Args:
       num_directions: N, at least 1.
       smoothing, terms, mask, sharding: As in `finite_difference_estimator`; but
-        differences to reused points are those of sums of terms.
+        for reused points, terms are summed before they are compared.
       reuse_distance: Maximum distance of a reused point, at least 0, in units of r.
       max_reuse: Maximum share of the N points that are reused, in [0, 1].
       sampler: Sampler of the new directions.
@@ -69,7 +69,7 @@ def interpolation_estimator(
     Raises:
       As `finite_difference_estimator`.
     Cost:
-      N + 1 function values per step without those reused (they count under `jax.vmap`).
+      N + 1 function values per step, minus those reused (but N + 1 under `jax.vmap`).
       N + 1 copies of the parameters in the state, and 2N to 3N more during a step.
     Example:
       >>> estimator = interpolation_estimator(num_directions=2)
@@ -86,9 +86,9 @@ def interpolation_estimator(
       optimization, 2024.
     """
     api_name = "interpolation_estimator"
-    hint = "The estimate explains that many differences; 10 is a good start."
+    hint = "It is the number of differences that are fitted; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
-    hint = "It is in distances of a new point; 0 reuses none."
+    hint = "It is in units of a new point's distance; 0 reuses none."
     validation.non_negative(api_name, "reuse_distance", reuse_distance, hint)
     hint = "It is the share of points that may be reused; 0 reuses none."
     validation.share(api_name, "max_reuse", max_reuse, hint)

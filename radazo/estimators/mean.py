@@ -103,7 +103,7 @@ def queries(
         index = jnp.asarray(index).astype(jnp.uint32)
         k, which = jnp.divmod(jnp.maximum(index, num_base) - num_base, num_steps)
         drawn = draw(k)
-        # XLA knows the distances of a constant `smoothing` only within the loop.
+        # Within the loop, the distances of a constant `smoothing` are constants to XLA.
         distances = difference.distances(step.smoothing)
         distance = distances[which] * _scale(options.sampler, drawn)
         perturbed = flat.perturb(layout, step.params, drawn, distance, index)
@@ -202,7 +202,7 @@ def fused(
             difference, function, line, base, step.smoothing
         )
         slope, valid = valid_slope(slope, options, layout)
-        # The aux of f(x) is that of the step where f(x) is taken: no other is held.
+        # If f(x) is evaluated, its aux is that of the step; the others are discarded.
         aux = aux if base is None else None
         return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
 
@@ -301,7 +301,7 @@ def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
 
 
 def valid_slope(slope: jax.Array, options: Options, layout: flat.Layout) -> _Pair:
-    """Return (slope, valid), slope 0 where it, or the gradient, could overflow."""
+    """Return (slope, valid): 0 and False where slope or gradient could overflow."""
     # An element of u is below 16.
     factor = max(options.sampler.factor(layout.dim), 1.0)
     share = 16 * options.resolved(layout) * factor

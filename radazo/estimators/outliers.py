@@ -119,7 +119,7 @@ def _guarded(
 ) -> core.Estimator:
     """Multiply the slopes and the gradient of an outlier by a share in [0, 1)."""
     build.check_estimator(api_name, estimator)
-    hint = "It is the share of recent steps that lie below; 0.5 is the median."
+    hint = "It is the share of recent steps below the quantile; 0.5 is the median."
     validation.share(api_name, "quantile", quantile, hint)
     hint = "It is the number of recent steps that are remembered."
     validation.integer(api_name, "window", window, 1, hint)

@@ -1,4 +1,4 @@
-"""Estimate the gradient along a guess of it and along random directions."""
+"""Estimate the gradient along a guessed direction and along random directions."""
 
 import functools
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from radazo.estimators import build, mean
 
 
 class Prior(NamedTuple):
-    """A guess of the gradient's direction, from a memory of one vector, first zeros.
+    """A guess of the gradient's direction, from a memory of one vector, initially zero.
 
-    All are (dim,) vectors of the perturbed elements. Sign and length of a guess do not
-    matter; zero and non-finite guesses are ignored.
+    All arguments and results are (dim,) vectors of the perturbed elements. The sign and
+    length of a guess do not matter; zero and non-finite guesses are ignored.
 
     Attributes:
       guess: `guess(memory, point) -> vector`, at the point of the estimate.

@@ -84,7 +84,7 @@ def svrg_estimator(
       2018. arXiv:1805.10367, algorithm 2.
     """
     api_name = "svrg_estimator"
-    hint = "Three estimates of a step share it: give `smoothing` as a number."
+    hint = "Each step makes three estimates with it: give `smoothing` as a number."
     build.check_memoryless(api_name, estimator, hint)
     hint = "It takes the parameters alone and returns the whole objective."
     validation.function(api_name, "full_value_fn", full_value_fn, hint)
@@ -118,7 +118,7 @@ def svrg_estimator(
         at_x, at_x0, full = (estimator.estimate(*x, *seen) for x, *seen in three)
         is_due = due(state)
         state, num_full = _renewed(is_due, step, lambda: full, state)
-        # x₀ is x if a snapshot is due, so if it fails the old one is not used.
+        # x₀ is x if a snapshot is due: if that fails, the old snapshot is not used.
         failed = is_due & (state.age != 0)
         return _combined(step, state, at_x, at_x0, num_full, failed)
 

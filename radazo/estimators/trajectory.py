@@ -64,10 +64,10 @@ def trajectory_estimator(
     `orthogonal_estimator`), and 0.2 with K = 10 in 1,000 (0.1). Near a minimum, where f
     changes by less than float32 and the jitter resolve, decrease `smoothing`.
 
-    A step is virtual, and takes no function value, if uncertainty(x) < max_uncertainty,
-    but at most `max_virtual_steps` in a row. The uncertainty is the mean posterior
-    variance of the partial derivatives at x over the prior's; it exceeds
-    1 − num_points / d, so in high dimension no step is virtual.
+    If uncertainty(x) < max_uncertainty, a step is virtual: it takes no function value.
+    At most `max_virtual_steps` are virtual in a row. The uncertainty is the mean of the
+    posterior variances of the partial derivatives at x, divided by the prior variance;
+    it exceeds 1 − num_points / d, so in high dimension no step is virtual.
 
     Args:
       kernel: `matern`, `rbf` or a custom `Kernel`.
@@ -76,8 +76,8 @@ def trajectory_estimator(
       smoothing: As in `finite_difference_estimator`, but nearer to the length scale.
       length_scale: Length scale of the kernel. None selects at each step the most
         likely of five, from 1 to 16 times the root mean square distance of the points.
-      jitter: Noise variance of the values over the variance of the function, at least
-        0; raised to num_points · eps, 2e-5 in float32, if it is less.
+      jitter: Noise variance of the values divided by the variance of the function, at
+        least 0; raised to num_points · eps, 2e-5 in float32, if it is less.
       max_virtual_steps: Maximum number of virtual steps in a row, at least 0.
       max_uncertainty: Uncertainty below which a step is virtual, greater than 0.
       sampler, chunk_size, terms, mask, sharding: As in `finite_difference_estimator`;
@@ -108,9 +108,9 @@ def trajectory_estimator(
     hint = "Pass a kernel, e.g. `radazo.estimators.matern`."
     validation.instance(api_name, "kernel", kernel, gaussian_process.Kernel, hint)
     validation.check(api_name, sampler=sampler)
-    hint = "A step evaluates the parameters and so many points around them."
+    hint = "A step evaluates f at the parameters and at this many points around them."
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
-    hint = "It holds the points of a step, num_directions + 1, and those before."
+    hint = "The buffer holds the num_directions + 1 points of a step and earlier ones."
     validation.integer(api_name, "num_points", num_points, num_directions + 1, hint)
     if length_scale is not None:
         hint = "It is a distance between parameters; None finds one at each step."

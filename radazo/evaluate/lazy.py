@@ -76,7 +76,7 @@ def check_size(shape: tuple[int, ...]) -> None:
     if math.prod(shape) >= random.WORD:
         rule = "be used in parts of fewer than 2³² elements"
         got = f"one of shape {shape}"
-        hint = "Hold it with layers along its first axis, and run over that by "
+        hint = "Stack layers along its first axis, and run over that axis by "
         hint += "`jax.lax.scan` in `value_fn`."
         validation.fail("in_place(...).step", "params", rule, got, hint)
 

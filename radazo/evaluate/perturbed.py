@@ -34,8 +34,8 @@ def perturbed_value_fn(
     Raises:
       TypeError, ValueError: If an argument, a key or a leaf cannot be used.
     Cost:
-      One function value; beside the parameters, the memory of the function and of the
-      largest part that is perturbed at once.
+      One function value. In addition to the parameters, the memory of the function and
+      of the largest part that is perturbed at once.
     Example:
       >>> f = jax.jit(perturbed_value_fn(lambda x, scale: scale * jnp.sum(x)))
       >>> up, down = f(0, jnp.ones(5), 0.1, 2.0), f(0, jnp.ones(5), -0.1, 2.0)

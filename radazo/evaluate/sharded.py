@@ -27,7 +27,7 @@ def check(api_name: str, sharding: Any) -> None:
         validation.fail(api_name, "sharding", rule, spec, hint)
     if any(kind != AxisType.Auto for kind in kinds):
         rule = "have a mesh whose axes are `AxisType.Auto`"
-        hint = "Make it by `jax.sharding.Mesh(devices, names)`, or by "
+        hint = "Make it with `jax.sharding.Mesh(devices, names)`, or "
         hint += "`jax.make_mesh(..., axis_types=(AxisType.Auto,) * n)`."
         validation.fail(api_name, "sharding", rule, kinds, hint)
 

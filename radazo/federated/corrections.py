@@ -146,7 +146,7 @@ def fzoos(
       A `Correction` for `federated`.
     Raises:
       TypeError, ValueError: If a number is out of range; in `init`, if the estimator is
-        no `trajectory_estimator`, or its mask selects another number of elements.
+        not a `trajectory_estimator`, or its mask selects another number of elements.
     Cost:
       No function values; M numbers in the state of each client, and M copies of the
       parameters during a round, shared by all clients.

@@ -132,7 +132,7 @@ def federated(
     validation.integer(api_name, "num_clients", num_clients, 1, hint)
     hint = "It is the number of steps of a client in a round."
     validation.integer(api_name, "num_local_steps", num_local_steps, 1, hint)
-    hint = "1 sets the parameters to the mean of those of the clients."
+    hint = "1 sets the parameters to the mean over the clients."
     validation.positive(api_name, "learning_rate", learning_rate, hint)
     optimizer = optax.adam(0.01) if local_optimizer is None else local_optimizer
     weights = _normalized(api_name, shares, num_clients)

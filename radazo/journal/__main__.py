@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(error: BaseException) -> None:
-    """Print one line; messages of radazo and of the system need no type."""
+    """Print an error on one line; a ValueError, TypeError or OSError needs no type."""
     own = isinstance(error, ValueError | TypeError | OSError)
     text = str(error) if own else f"{type(error).__name__}: {error}"
     sys.stderr.write(f"{_NAME}: error: {' '.join(text.split())}\n")
@@ -176,7 +176,7 @@ def _imported(argument: str, name: str | None) -> Any:
     """Import MODULE:NAME; call it if it is a function."""
 
     def explain(error: BaseException) -> None:
-        rule = "be MODULE:NAME, which can be imported"
+        rule = "be an importable MODULE:NAME"
         got = f"{name!r}, with {type(error).__name__}: {error}"
         hint = "Modules are also found in the current folder; functions are called."
         validation.fail("replay", argument, rule, got, hint)

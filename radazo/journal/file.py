@@ -68,7 +68,7 @@ def open_journal(
 ) -> Iterator[Journal]:
     """Open a journal for your own training loop; `minimize` has one built in.
 
-    A record takes 15 + 4K bytes for K directions. `replay` reconstructs parameters and
+    A record of K float32 slopes has 15 + 4K bytes. `replay` reconstructs parameters and
     state after any step. `python -m radazo.journal` shows a journal or compares two.
 
     An existing journal is appended to. If the run resumes from a checkpoint before its
@@ -226,7 +226,7 @@ def _explained(path: str) -> Iterator[None]:
         got = f"{path!r}, with {type(error).__name__}: {error}"
         hint = "Records already written are intact: free space or fix permissions."
         if isinstance(error, FileNotFoundError):
-            hint = "The file is created, but not its folder: create it first."
+            hint = "The file is created, but not its folder: create the folder first."
         _refuse("path", "be a writable file", got, hint)
 
 

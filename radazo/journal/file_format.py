@@ -62,7 +62,7 @@ class JournalHeader(NamedTuple):
       key_data: The two words of the run's key.
       first: Steps before the first one in the journal.
       params: Digest of the names, shapes and dtypes of the parameters.
-      state: The same of the optimizer state, with the types of its nodes.
+      state: The same for the optimizer state, including the types of its nodes.
       start: Digest of parameters and state before the first step.
       bounds: Digest of the bounds on the parameters; zeros for none.
       writer: JAX version and device that computed the run.

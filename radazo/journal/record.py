@@ -1,7 +1,7 @@
 """A step in two programs: read the function, then apply the step.
 
-A replay runs the same second program: a step compiled together with a function can
-differ from it in the last bits.
+A replay runs the same second program, because a step that is compiled together with a
+function can differ in the last bits.
 """
 
 import functools
@@ -62,7 +62,7 @@ def recorded_step(
         arrays, rest = partition.split(params)
         if any(isinstance(x, Tracer) for x in jax.tree.leaves((arrays, state))):
             name, rule = "recorded_step(...)", "be arrays, since a step is two programs"
-            hint = "Call it in a loop of Python, outside of `jax.jit` and `lax.scan`."
+            hint = "Call it in a Python loop, outside of `jax.jit` and `lax.scan`."
             validation.fail(name, "params", rule, "traced ones", hint, TypeError)
         entry = read(rest, arrays, state, extra)
         arrays, state = apply_readings(optimizer, rest, list, arrays, state, entry[2:])

@@ -29,7 +29,7 @@ def replay(
     Each step is repeated from its readings along redrawn directions, bit for bit on the
     same kind of machine. A different key, start, model, box or optimizer state is
     refused before the first step. Fingerprints of the parameters before each step
-    detect e.g. another learning rate or sampler, or a machine that rounds otherwise.
+    detect e.g. another learning rate or sampler, or a machine that rounds differently.
     Differences in the last step, and hash collisions (1 in 65,536), go undetected.
 
     Args:
@@ -82,7 +82,7 @@ def replay(
     num = end - run.first
     for i in range(num):
         pending.append(replicas.short_fingerprint(arrays))
-        if len(pending) > min(i // 2, _MAX_BLOCK):  # Early at the start, then rarely.
+        if len(pending) > min(i // 2, _MAX_BLOCK):  # Often at the start, then rarely.
             _compare(pending, wanted[: i + 1], run.first, journal.header.writer)
         reading = tuple(x[i] for x in readings)
         arrays, state = record.apply_readings(
@@ -114,7 +114,7 @@ def _check_directions(
 def _compare(
     pending: list[jax.Array], wanted: np.ndarray, first: int, writer: str
 ) -> None:
-    """Compare the last fingerprints with the last of those wanted from `first` on."""
+    """Compare fingerprints with the last of `wanted`, which begins at step `first`."""
     found = np.array(jax.device_get(pending), np.uint16)
     pending.clear()
     start = wanted.size - found.size
@@ -131,10 +131,10 @@ def _compare(
     validation.fail(
         "replay",
         "optimizer",
-        f"make the parameters that the run had before step {step}",
+        f"reproduce the parameters that the run had before step {step}",
         got,
         "Give the optimizer of the run, with its learning rate, estimator and sampler, "
         "and the state of the same checkpoint as the parameters. The machine may "
         f"differ, too: the run was made with {writer}, and another backend rounds "
-        "otherwise.",
+        "differently.",
     )

@@ -19,7 +19,7 @@ _NUMBERS = jax.Array | np.ndarray | np.generic | bool | int | float | complex
 def of(
     api_name: str, params: core.Params, state: Any, bounds: Any
 ) -> file_format.JournalHeader:
-    """Return the header of a journal that begins here, of 0 directions."""
+    """Return the header of a journal that begins at `state`, with 0 directions."""
     counters = combinators.find_estimator_state(api_name, state)
     high, low = np.asarray(counters.key_data).tolist()
     return file_format.JournalHeader(

@@ -1,4 +1,4 @@
-"""Three forms of an estimator: a function, a link of a chain, around an optimizer."""
+"""Three forms of an estimator: a function, a link of a chain, and a wrapper."""
 
 import functools
 import inspect
@@ -47,7 +47,7 @@ def value_and_grad(
 
     Args:
       value_fn: `value_fn(params, *args, **kwargs)`: a scalar, terms or `(value, aux)`.
-      estimator: A memoryless `Estimator`: no schedule for its `smoothing`.
+      estimator: A memoryless `Estimator`, with a constant `smoothing`.
       has_aux: Whether `value_fn` returns `(value, aux)`.
     Returns:
       A function `(key, params, *args, **kwargs) -> (value, gradient)`, or
@@ -120,8 +120,8 @@ def with_estimator(
 ) -> optax.GradientTransformationExtraArgs:
     """Estimate the gradient, then update with `optimizer`.
 
-    Every optax optimizer and wrapper works inside, line searches, `polyak_sgd` and
-    `reduce_on_plateau` included. If no direction of a step is valid, the updates are
+    Any optax optimizer or wrapper can be inside, including line searches, `polyak_sgd`
+    and `reduce_on_plateau`. If no direction of a step is valid, the updates are
     zero and the optimizer's state does not change.
 
       value, g = estimate(fold_in(key, count), value_fn, params)
@@ -230,7 +230,7 @@ def update_counters(
 
 
 def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.ValueFn:
-    """Return `value_fn`, or a function that fails if values come from elsewhere."""
+    """Return `value_fn`, or a stand-in that fails if values are evaluated elsewhere."""
     call = f"{api_name}(...).update"
     if value_fn is None and evaluate is None:
         hint = (
@@ -250,7 +250,7 @@ def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.
 
 
 def _fast(params: Any) -> Any:
-    """Return the parameters to evaluate at, the fast ones of `optax.lookahead`."""
+    """Return the parameters to evaluate at: for `optax.lookahead`, the fast ones."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 

@@ -124,7 +124,7 @@ def in_place(
         layout = flat.layout(api_name, params, mask, in_parts=True)
         weights = jnp.zeros((num_steps, num_directions), layout.dtype)
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
-        # Compiled, since `init` uses only the shape of a wide copy of a part.
+        # Compiled: wide copies, of which `init` uses only the shapes, are not made.
         states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
         found = jax.tree.leaves(states, is_leaf=combinators.is_estimator_state)
         if any(map(combinators.is_estimator_state, found)):

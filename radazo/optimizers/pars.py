@@ -92,7 +92,7 @@ def pars(
       O'Donoghue and Candès, Adaptive restart for accelerated gradient schemes, 2015.
     """
     api_name = "pars"
-    hint = "It is the Lipschitz constant of the gradient: steps are one over it."
+    hint = "It is the Lipschitz constant of the gradient: steps are divided by it."
     validation.positive(api_name, "smoothness", smoothness, hint)
     guess, guesses = (_NO_GUESS, 0) if prior is None else (prior, 1)
     validation.check(api_name, prior=guess)
@@ -187,7 +187,7 @@ def _moved(
     restart = (known & (value > state.previous_value)) | ~informed
     trust = _trust(slopes, scale, guesses, _share(slopes.size, guesses, dim))
     state = state._replace(
-        # An element that overflows restarts as well.
+        # An element that overflows triggers a restart as well.
         ahead=jnp.where(restart | ~jnp.isfinite(ahead), jnp.zeros_like(ahead), ahead),
         inertia=jnp.where(restart, jnp.ones_like(pull), (1 - pull) * state.inertia),
         trust=jnp.where(jnp.any(random), trust, state.trust),

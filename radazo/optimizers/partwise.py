@@ -1,7 +1,7 @@
 """Update parameters in place, part by part, from redrawn directions.
 
-A part is a leaf; of a leaf with three or more axes a slice along the first, such as one
-of stacked layers; of a matrix of more than 2²⁰ elements a block of rows.
+A part is a slice along the first axis of a leaf with three or more axes, e.g. one of
+stacked layers; a block of rows of a matrix of more than 2²⁰ elements; or else a leaf.
 """
 
 import math
@@ -47,7 +47,7 @@ class Rule(NamedTuple):
     """The update rule of a part."""
 
     optimizer: Any  # An `optax.GradientTransformation`, applied to one part at a time.
-    moment_dtype: Any  # In which elementwise state is stored; None for its own.
+    moment_dtype: Any  # Of the stored elementwise state; None for its own.
 
     def cast(self, state: Any, x: jax.Array, dtype: Any) -> Any:
         """Cast the arrays in the state of part x that `moment_dtype` applies to."""
@@ -65,7 +65,7 @@ def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
         return shape[0], shape[1:]
     if len(shape) != 2 or math.prod(shape) <= lazy.BLOCK:
         return 1, shape
-    # Equal blocks; their number is the divisor of the rows nearest to the wanted one.
+    # Equal blocks, whose number divides the rows and is nearest to the wanted one.
     rows, columns = shape
     wanted = math.prod(shape) / lazy.BLOCK
     divisors = [num for num in range(1, rows + 1) if rows % num == 0]

@@ -274,7 +274,7 @@ def zo_signsgd(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order signSGD: each parameter moves by the learning rate.
+    """Zeroth-order signSGD: parameters move up or down by the learning rate.
 
       update = − learning_rate · (sign(g) + weight_decay · x)
 

@@ -19,7 +19,7 @@ def projected(
     projection: projections.Projection,
     metric: Metric | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Project the parameters on a set after each step of an optimizer.
+    """Project the parameters onto a set after each step of an optimizer.
 
       updates ← optimizer.update(updates, state, x, ...)
       updates ← project(x + updates) − x

@@ -9,7 +9,7 @@ import optax
 from radazo import core, validation
 from radazo.optimizers import combinators
 
-_ENOUGH = 10  # Fewer recent values never show a rise.
+_ENOUGH = 10  # Recent values needed before a rise can be detected.
 
 
 class RollBackState(NamedTuple):
@@ -22,7 +22,7 @@ class RollBackState(NamedTuple):
       recent, num_recent: (window,) last good values, newest first; their number.
       kept_params: Copy of the floating-point leaves of the parameters, None for others.
       kept_state: Copy of the optimizer's state without the counters of the run, in
-        unnamed tuples, so that `optax.tree.get` finds names once.
+        unnamed tuples, so that `optax.tree.get` finds each name once.
       inner_state: State of the optimizer.
     """
 
@@ -44,7 +44,7 @@ def roll_back(
     window: int = 50,
     factor: float = 20.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Restore the last good parameters when the values of an optimizer go wrong.
+    """Restore the last good parameters when the values of a run diverge.
 
     With m the median of the last `window` good values and s the median of their
     |value − m|, the value of a step is bad if
@@ -52,9 +52,9 @@ def roll_back(
       value is not finite,  or  value > m + factor · s
 
     The second test needs 10 good values (or `window`, if smaller) and s > 0. A step
-    with a good value, `every` steps after the last copy or return, first copies
-    parameters and state. At the `patience`-th consecutive bad value, and when a step
-    would make a parameter non-finite,
+    with a good value first copies parameters and state if `every` steps have passed
+    since the last copy or return. At the `patience`-th consecutive bad value, and when
+    a step would make a parameter non-finite,
 
       updates = kept parameters − parameters,   state = kept state
 
@@ -63,7 +63,7 @@ def roll_back(
     start. x + (kept − x) equals kept up to rounding, 2 ε · max(|x|, |kept|).
 
     Rises slower than `window` steps go undetected. If the learning rate is too large,
-    or the objective itself shifts upward, it rolls back forever.
+    or the objective itself shifts upward, the run rolls back forever.
 
     Args:
       optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
@@ -154,7 +154,7 @@ def _check(api_name: str, every: Any, patience: Any, window: Any, factor: Any) -
     validation.integer(api_name, "patience", patience, 1, hint)
     hint = "It is the number of good values that a new one is compared with."
     validation.integer(api_name, "window", window, 2, hint)
-    hint = "It is how many spreads above the median a value is bad."
+    hint = "A value is bad if it exceeds the median by that many spreads."
     validation.positive(api_name, "factor", factor, hint)
 
 

@@ -51,13 +51,13 @@ def take_step(
 
 
 class _ReachedError(Exception):
-    """Leave a step at its first evaluation."""
+    """Raised to leave a step at its first evaluation."""
 
 
 def first_evaluation(
     optimizer: Any, params: core.Params, state: Any, **extra: Any
 ) -> tuple[core.Function, core.Step, core.Queries]:
-    """Return (function, step, queries) of the first evaluation, behind any wrapper."""
+    """Return (function, step, queries) of the first evaluation, inside any wrapper."""
 
     def leave(*inputs: Any) -> Any:
         raise _ReachedError(*inputs)

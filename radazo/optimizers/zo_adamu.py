@@ -59,13 +59,13 @@ def zo_adamu(
       m ← u if slope ≥ 0 else −u
 
     Up to T1 the step is slope · sign(u). The sign of m is as in the authors' code, not
-    algorithm 1; their cosine has another period for each share and jumps.
+    algorithm 1; their cosine has a different period for each share, and jumps.
 
     Args:
       learning_rate, key, weight_decay, weight_decay_mask: As in `radazo`.
       num_steps: Steps of the run, at least 1; later ones use the last phase.
       smoothing: As in `finite_difference_estimator`; ‖u‖ is about √d.
-      boundaries: (T1, T2); None for 1024, or a fifth of the steps if less, and 4/5.
+      boundaries: (T1, T2). None for 1024 steps, or a fifth of all if less, and 4/5.
       new_variance, b1, b2: Shares of the new part in the last phase, in [0, 1].
       eps_root: Constant inside the root, greater than 0.
       terms, mask, sharding: As in `finite_difference_estimator`.

@@ -52,7 +52,7 @@ class PoolStats(NamedTuple):
       timeouts: Calls that took longer than `timeout`, even if they end later.
       lost: Calls that had begun when their worker was killed.
       under_way: Calls that have begun and not ended.
-      retries: The calls that repeat another.
+      retries: Calls that repeat an earlier one.
       queries: Queries taken.
       cached: Queries that share the call of another query with the same point.
       failed: Queries without an answer after the last repetition.
@@ -79,7 +79,7 @@ class EvaluationPool(NamedTuple):
     Attributes:
       evaluate: `evaluate(queries) -> values` maps an iterable of (id, point) to an
         iterator of (id, value) in order of arrival. A query without an answer after all
-        repetitions has the value NaN. If the budget ends, so does the iterator.
+        repetitions has the value NaN. The iterator ends when the budget is used up.
       minimize: `minimize(params, optimizer, num_steps, *, state=None, bounds=None,
         callback=None, checkpoints=None)` is `radazo.minimize` with values of the pool.
         A query that failed drops its direction. `callback` is called after each step. A
@@ -124,11 +124,11 @@ def evaluation_pool(
       dask.distributed.Client(...).get_executor             a cluster
 
     With a function, each simultaneous call has its own executor (one worker is enough),
-    which is replaced if the call hangs or its worker is killed. An executor is shared
-    by all calls, needs `max_concurrent` workers and stays open; a `ProcessPoolExecutor`
-    breaks as a whole if one worker is killed, which raises an error.
+    which is replaced if the call hangs or its worker is killed. A given
+    executor is shared by all calls, needs `max_concurrent` workers and stays open. A
+    `ProcessPoolExecutor` breaks if one worker is killed, which raises an error.
 
-    Do not fork processes from one in which JAX runs threads; they may hang. Use
+    Do not fork a process in which JAX runs threads: the child may hang. Use
     `context = get_context("spawn")`, or "forkserver" with
     `context.set_forkserver_preload(["radazo"])`, which starts faster. Functions that
     are sent to processes must be importable by name.
@@ -156,7 +156,7 @@ def evaluation_pool(
       TypeError, ValueError: If an argument has the wrong type or is out of range.
       RuntimeError: From `evaluate`, if executors break before a call begins, or if a
         shared executor breaks or is full of hanging calls. Values that have arrived are
-        returned before, and the stats stay exact.
+        returned first, and the stats stay exact.
     Cost:
       One call for each query, except duplicates, and one for each repetition.
     Example:
@@ -183,7 +183,7 @@ def evaluation_pool(
     hint = "It is the first pause in seconds."
     validation.non_negative(_API_NAME, "backoff", backoff, hint)
     if budget is not None:
-        hint = "None sets no limit to the calls."
+        hint = "None sets no limit on the number of calls."
         validation.integer(_API_NAME, "budget", budget, 0, hint)
     if not isinstance(cache, bool):
         hint = "True keeps all values, False none."
@@ -249,7 +249,7 @@ class _Pool:
     value_fn: Callable[[Any], Any]
     workers: executors.Executors
     max_concurrent: int
-    timeout: float  # Infinity for no limit, as of `budget`.
+    timeout: float  # Infinity for no limit, like `budget`.
     max_retries: int
     backoff: float
     budget: float
@@ -260,7 +260,7 @@ class _Pool:
         self.advance: Callable[[int, float], None] = lambda *_: None
         self.waiting: collections.deque[_Job] = collections.deque()
         self.under_way: dict[_Future, _Call] = {}
-        self.hanging: dict[_Future, float] = {}  # Since when: timed out in `shared`.
+        self.hanging: dict[_Future, float] = {}  # Timed out in `shared`, and when.
         self.jobs: dict[bytes, _Job] = {}  # Waiting or under way, by digest.
         self.cache: dict[bytes, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
@@ -329,7 +329,7 @@ class _Pool:
             hint = "Open another pool, or finish the current iterator."
             validation.fail(_EVALUATE, "queries", rule, got, hint, RuntimeError)
         self.state, more = "busy", True
-        # Give hanging calls the time-out again to end.
+        # Wait one more time-out for hanging calls to end.
         self.hanging = dict.fromkeys(self.hanging, time.monotonic())
         try:
             while True:
@@ -358,7 +358,7 @@ class _Pool:
             hint = "An id is any object; it is returned with the value."
             validation.fail(_EVALUATE, "queries", rule, repr(query)[:200], hint)
         id_, point = query[0], worker.to_numpy(query[1])
-        # A value of another function is not cached: it is asked for once.
+        # A value of another function is not cached, since it is needed only once.
         is_cached = self.cache_size and not isinstance(point, worker.OtherFunction)
         digest = worker.digest(point) if is_cached else None
         self.counts["queries"] += 1
@@ -463,7 +463,7 @@ class _Pool:
                 values += self._time_out(self.under_way.pop(future), future)
         self.hanging = {x: since for x, since in self.hanging.items() if not x.done()}
         if self._is_blocked() and now >= max(self.hanging.values()) + self.timeout:
-            rule = "be a function that makes executors where calls may hang"
+            rule = "be a function that makes executors if calls may hang"
             num = len(self.hanging)
             got = f"an executor with {num} calls that have timed out and do not end"
             hint = f"Pass {executors.PROCESSES}, which can be killed."
@@ -524,7 +524,7 @@ class _Pool:
     def _note_broken(self, error: BaseException) -> None:
         """Fail if the broken executor is the shared one."""
         if self.workers.shared is not None:
-            rule = "be a function that makes executors where workers may be killed"
+            rule = "be a function that makes executors if workers may be killed"
             got = f"an executor that has broken ({type(error).__name__})"
             hint = "Values that had arrived are returned, and calls that had begun are "
             hint += "counted as lost. Evaluate the other queries in a new pool, with "

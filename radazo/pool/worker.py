@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 class OtherFunction(NamedTuple):
-    """A point at which another function than `value_fn` is evaluated."""
+    """A point at which a function other than `value_fn` is evaluated."""
 
     function: Callable[[Any], Any]
     point: Any

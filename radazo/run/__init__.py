@@ -1,4 +1,4 @@
-"""Runs: `minimize`, checkpoints, and the loop of your own with `ask` and `tell`."""
+"""Runs: `minimize`, checkpoints, and loops of your own with `ask` and `tell`."""
 
 from radazo.run.ask_tell import Queries, QueryId, ask, tell
 from radazo.run.checkpointing import Checkpoints, open_checkpoints

@@ -13,7 +13,7 @@ from radazo import core, partition, validation
 from radazo.optimizers import combinators, stepping
 
 _HINT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
-_MISSING = "Leave out what is missing, or say None, in a mapping; NaN in an array."
+_MISSING = "In a mapping, omit a missing value or pass None; in an array, pass NaN."
 
 
 class QueryId(NamedTuple):

@@ -1,7 +1,7 @@
 """Checkpoints: a run saved to disk, to resume it after any interruption.
 
 orbax writes each checkpoint to a temporary folder and renames it when it is complete.
-It stores arrays, JSON everything else; restoring executes nothing that was stored.
+It stores the arrays; JSON stores the rest. Restoring executes nothing stored.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class Checkpoints(NamedTuple):
       restore: `restore(tree) -> (step, tree)`: the latest checkpoint and its step, or 0
         and the given tree if there is none. Names, types and shapes of the leaves must
         match; a NumPy array of length 0, e.g. a history, matches any length.
-      save: `save(step, tree, *, now=False)`: save the tree after `step` steps if the
-        interval has passed, with `now`, or after a signal. It returns when the arrays
-        are copied and writes them in the background; after a signal it waits.
+      save: `save(step, tree, *, now=False)`: save the tree after `step` steps if
+        the interval has passed, `now` is True, or a signal came. It returns when the
+        arrays are copied and writes them in the background; after a signal it waits.
       interrupted: `interrupted() -> bool`: whether `save` was called after a signal.
     """
 
@@ -105,14 +105,14 @@ def open_checkpoints(
             )
             store.finish()
         finally:
-            # An error of the block must not be replaced by one of closing.
+            # An error while closing must not replace one of the block.
             with contextlib.suppress(*_FAILURES):
                 store.manager.close()
 
 
 @contextlib.contextmanager
 def open_or_null(api_name: str, checkpoints: Any) -> Iterator[Checkpoints]:
-    """Open a folder, pass `Checkpoints` on, or save nothing if it is None."""
+    """Open a folder, or pass `Checkpoints` on; None saves nothing."""
     if checkpoints is None:
         with progress_bar.deferred_signals(signal.SIGINT) as signalled:
             yield Checkpoints(

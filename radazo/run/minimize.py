@@ -54,7 +54,7 @@ def minimize(
       num_steps: Number of steps, at least 0.
       state: State of an earlier result to continue from; None for a new one.
       batches: A function of the step count, compiled into the steps, or an iterable
-        with one pytree per step; when resuming, from its first item on.
+        with one pytree per step; to resume, pass it from its first item on.
       bounds: `(lower, upper)`, each a number or a pytree like `params`: the box that
         parameters are clipped to, including the start. Evaluations may lie outside it.
       stop: `stop(value, params) -> bool`, compiled into the steps. If it holds for a
@@ -119,7 +119,7 @@ def _check(
     iterable = isinstance(batches, Iterable) and not isinstance(batches, dict)
     if not (batches is None or callable(batches) or iterable):
         rule = "be a function of the step or an iterable"
-        hint = "It gives what `value_fn` takes beside the parameters, step by step; "
+        hint = "It gives what `value_fn` takes besides the parameters, step by step; "
         hint += "for one fixed batch pass `lambda step: batch`."
         got = repr(batches)[:200]
         validation.fail(api_name, "batches", rule, got, hint, TypeError)

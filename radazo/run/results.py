@@ -31,8 +31,8 @@ class MinimizeResult(NamedTuple):
       num_values: (num_steps,) NumPy array, function values up to each step.
       num_steps: Steps taken. With `checkpoints` this, `values` and `num_values` include
         the earlier calls.
-      status: "finished", "stopped" (by `stop` or the callback), "exhausted" (no batch
-        left, or no budget of a pool) or "interrupted" (Ctrl-C, and SIGTERM with
+      status: "finished", "stopped" (by `stop` or the callback), "exhausted" (no batch,
+        or no budget of a pool, is left) or "interrupted" (Ctrl-C, and SIGTERM with
         `checkpoints`).
     """
 
@@ -161,7 +161,7 @@ class _Run:
     def keep(self, kept: checkpointing.Checkpoints) -> None:
         """Save a checkpoint if one is due, and handle Ctrl-C.
 
-        Processes that share a run must take equally many steps in a call.
+        Processes that share a run must take the same number of steps in a call.
         """
         kept.save(self.done, self.tree())
         known = replicas.of_all_processes(self.pace, kept.interrupted())
@@ -203,8 +203,8 @@ class _Run:
         if done > self.history.values.size:
             rule = f"be at least {done}, the steps that the run has taken"
             got = f"{self.history.values.size} for the run in {kept.folder!r}"
-            hint = "It is the total, and what was before is no longer kept: ask for "
-            hint += "more, or start in another folder."
+            hint = "It is the total, including steps of earlier calls: ask for more, "
+            hint += "or start in another folder."
             validation.fail(self.api_name, "num_steps", rule, got, hint)
         other = [name for name, x in self.identity.items() if tree["run"][name] != x]
         if other:
@@ -223,7 +223,7 @@ def _remaining(api_name: str, batches: Any, done: int) -> Iterator[Any] | None:
     items = iter(batches)
     num_used = sum(1 for _ in itertools.islice(items, done))
     if num_used < done:
-        rule = f"be those of the run from the first on, {done} of which were used"
+        rule = f"include the first {done} batches, which the run has used"
         hint = "Give a fresh iterable, not an iterator that was used before, or a "
         hint += "function of the step."
         validation.fail(api_name, "batches", rule, str(num_used), hint)

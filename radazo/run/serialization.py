@@ -1,4 +1,4 @@
-"""Pytrees as arrays for orbax and the other leaves for JSON, by leaf number."""
+"""Split a pytree into arrays for orbax and other leaves for JSON, by leaf number."""
 
 import itertools
 from typing import Any, NamedTuple
