@@ -242,7 +242,7 @@ def asked(make=sgd, params=PARAMS):
             lambda: radazo.tell(*asked(), {(0, 1): "a"}),
             "`tell(values=",
             "be real numbers; got a str: 'a'",
-            "say None, in a mapping",
+            "or pass None; in an array",
             kind=TypeError,
         ),
         wrong(
@@ -255,7 +255,7 @@ def asked(make=sgd, params=PARAMS):
             lambda: radazo.tell(*asked(), [1.0, None, 2.0, 3.0, 4.0]),
             "`tell(values=",
             "be real numbers; got a list: [1.0, None",
-            "NaN in an array",
+            "in an array, pass NaN",
             kind=TypeError,
         ),
         wrong(
