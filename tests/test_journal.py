@@ -1,4 +1,4 @@
-"""The command line of journals."""
+"""The command line of journals: show, diff and replay."""
 
 import subprocess
 import sys

@@ -231,7 +231,7 @@ MISTAKES = {
         f"{TRAJECTORY}(num_directions",
         "be at least 1",
         "0.",
-        "A step evaluates the parameters",
+        "A step evaluates f at the parameters",
     ),
     "fewer points than a step evaluates": Mistake(
         trajectory(num_points=10),
@@ -239,7 +239,7 @@ MISTAKES = {
         f"{TRAJECTORY}(num_points",
         "be at least 11",
         "10.",
-        "It holds the points of a step",
+        "The buffer holds the num_directions + 1 points",
     ),
     "no length": Mistake(
         trajectory(length_scale=0.0),
@@ -279,9 +279,9 @@ MISTAKES = {
         f"{TRAJECTORY}(chunk_size",
         "be at least 1",
         "0.",
-        "1 takes one direction after the other",
+        "1 evaluates one direction at a time",
     ),
-    "no law": Mistake(
+    "no sampler": Mistake(
         trajectory(sampler=None),
         TypeError,
         f"{TRAJECTORY}(sampler",
