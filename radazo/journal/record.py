@@ -109,7 +109,8 @@ def apply_readings(
     )
 
     def evaluate(*_: Any) -> core.Readings:
-        return core.Readings(value, slopes, ~jnp.isnan(slopes))
+        valid = ~jnp.isnan(slopes)
+        return core.Readings(value, jnp.where(valid, slopes, 0), valid)
 
     params, state = stepping.take_step(
         optimizer, None, rest.join(arrays), state, evaluate=evaluate
