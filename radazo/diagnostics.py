@@ -277,7 +277,7 @@ def slope_errors(
       value_fn: `value_fn(params)`, a real scalar or terms, written in JAX.
       params: Pytree whose floating-point leaves are perturbed.
       sampler, num_directions, smoothing, difference, terms, mask: As in
-        `finite_difference_estimator`, but `smoothing` is a number.
+        `finite_difference_estimator`, but `smoothing` and `num_directions` are numbers.
     Returns:
       `SlopeErrors`, at least float32.
     Raises:

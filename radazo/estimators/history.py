@@ -123,7 +123,7 @@ def history_mean_estimator(
 
     Args:
       sampler, num_directions, smoothing, difference, chunk_size, terms, mask, sharding:
-        As in `finite_difference_estimator`.
+        As in `finite_difference_estimator`, but `num_directions` is a number.
       num_past: N, past estimates in the mean, at least 0.
     Returns:
       An `Estimator`, which is not memoryless. Its value and `info` are those of
