@@ -186,7 +186,7 @@ WRONG = {
     ),
     "a function that leaves": (
         ["replay", "run", "--optimizer", "ours:leaves", "--params", "ours:params"],
-        "which can be imported; got 'ours:leaves', with SystemExit: 1. Modules are",
+        "importable MODULE:NAME; got 'ours:leaves', with SystemExit: 1. Modules are",
     ),
     "an optimizer that raises": (
         ["replay", "run", "--optimizer", "ours:BROKEN", "--params", "ours:params"],
