@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -243,8 +244,12 @@ def test_a_service_is_a_function_and_is_asked_again_when_it_is_busy():
 
     def by_service(point):
         data = json.dumps(point.tolist()).encode()
-        with urllib.request.urlopen(url, data, timeout=9) as reply:
-            return json.loads(reply.read())["value"]
+        try:
+            with urllib.request.urlopen(url, data, timeout=9) as reply:
+                return json.loads(reply.read())["value"]
+        except urllib.error.HTTPError as busy:
+            busy.close()
+            raise
 
     try:
         with pool_of(by_service, max_retries=9, max_concurrent=1) as pool:
