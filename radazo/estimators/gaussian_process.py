@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from radazo import naming
+from radazo import naming, validation
 
 # Candidate length scales, in units of the root mean square distance of the points.
 _GRID = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -243,3 +243,7 @@ def standardized(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, ...]:
     deviation = jnp.sqrt(jnp.sum(jnp.square(off)) / number)
     deviation = jnp.where(deviation > 0, deviation, jnp.ones_like(deviation))
     return lowest + shift, largest * deviation, off / deviation
+
+
+_NOISE = "It is the share of noise in the variance of the values."
+validation.declare(validation.non_negative, "jitter", hint=_NOISE)

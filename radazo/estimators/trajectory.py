@@ -115,8 +115,7 @@ def trajectory_estimator(
     if length_scale is not None:
         hint = "It is a distance between parameters; None finds one at each step."
         validation.positive(api_name, "length_scale", length_scale, hint)
-    hint = "It is the share of noise in the variance of the values."
-    validation.non_negative(api_name, "jitter", jitter, hint)
+    validation.check(api_name, jitter=jitter)
     hint = "0 evaluates in every step; 10 takes up to ten steps without a value."
     validation.integer(api_name, "max_virtual_steps", max_virtual_steps, 0, hint)
     hint = "At 1 the gradient is unknown, at 0 it is known."

@@ -169,8 +169,7 @@ def fzoos(
     validation.integer(api_name, "num_features", num_features, 1, hint)
     hint = "It is the distance between parameters over which the functions change."
     validation.positive(api_name, "length_scale", length_scale, hint)
-    hint = "It is the share of noise in the variance of the values."
-    validation.non_negative(api_name, "jitter", jitter, hint)
+    validation.check(api_name, jitter=jitter)
     factor = math.sqrt(2 / num_features)
 
     def init(params: core.Params, estimator_state: Any) -> jax.Array:

@@ -127,5 +127,4 @@ def unless(
 ) -> list[jax.Array]:
     """Return the arrays of `params` in the box, or the old ones if `stopped`."""
     new = box(rest.pick(rest.treedef.flatten_up_to(params)))
-    pairs = zip(arrays, new, strict=True)
-    return [jnp.where(stopped, x, y) if core.is_floating(x) else x for x, y in pairs]
+    return core.select(stopped, arrays, new)
