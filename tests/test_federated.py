@@ -345,7 +345,7 @@ def test_the_surrogates_of_clients_are_those_of_the_paper(x64):
     waves = correction.prepare(jnp.array([0, 7], jnp.uint32), x)
     own = correction.learn(waves, x, (), inner._replace(buffer=buffer))
 
-    w, b = np.asarray(waves.frequencies), np.asarray(waves.phases)
+    w, b = map(np.asarray, waves)
     features = np.sqrt(2 / 40) * np.cos(points @ w.T + b)
     y = (values - values.mean()) / values.std()
     gram = features @ features.T + 1e-3 * np.eye(6)
