@@ -176,7 +176,7 @@ def sampler_from(
     Example:
       >>> signs = sampler_from(lambda key, dim: jax.random.rademacher(key, (dim,)))
       >>> estimator = radazo.finite_difference_estimator(signs, num_directions=3)
-      >>> value_and_grad = radazo.value_and_grad(lambda x: 3 * x[0], estimator)
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(lambda x: 3 * x[0], estimator))
       >>> print(jnp.round(value_and_grad(0, jnp.zeros(1))[1], 2))
       [3.]
     """

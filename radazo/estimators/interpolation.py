@@ -74,9 +74,10 @@ def interpolation_estimator(
     Example:
       >>> estimator = interpolation_estimator(num_directions=2)
       >>> fn, x = lambda x: x[0] - 2 * x[1], jnp.zeros(2)
+      >>> estimate = jax.jit(radazo.estimate, static_argnums=(0, 2))
       >>> state = estimator.init(x)
       >>> for step in range(2):
-      ...     _, gradient, state, info = radazo.estimate(estimator, step, fn, x, state)
+      ...     _, gradient, state, info = estimate(estimator, step, fn, x, state)
       ...     print(jnp.round(gradient, 2), info.num_values)
       ...     x = x - 1e-3 * gradient
       [ 1. -2.] 3

@@ -41,8 +41,9 @@ def majority_vote_estimator(
     Raises, Cost:
       As `finite_difference_estimator`.
     Example:
-      >>> fn = radazo.value_and_grad(lambda x: x[0] ** 2, majority_vote_estimator())
-      >>> print(fn(0, jnp.array([3.0]))[1])  # In one dimension the vote is unanimous.
+      >>> fn, estimator = lambda x: x[0] ** 2, majority_vote_estimator()
+      >>> value_and_grad = jax.jit(radazo.value_and_grad(fn, estimator))
+      >>> print(value_and_grad(0, jnp.array([3.0]))[1])  # In one dimension all agree.
       [1.]
     References:
       Liu et al., signSGD via zeroth-order oracle, 2019.

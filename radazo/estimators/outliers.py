@@ -98,12 +98,10 @@ def clip_outliers(
       As `skip_outliers`; `num_outliers` is the number of clipped steps.
     Example:
       >>> estimator = clip_outliers(radazo.rademacher_estimator(), factor=2.0)
-      >>> x, state = jnp.zeros(()), estimator.init(jnp.zeros(()))
-      >>> for scale in [1.0] * 5 + [1000.0]:
-      ...     fn = lambda x: scale * x
-      ...     _, gradient, state, _ = radazo.estimate(estimator, 0, fn, x, state)
-      >>> print(jnp.round(gradient, 2))  # instead of 1000
-      2.0
+      >>> sgd, scales = radazo.zo_sgd(1.0, estimator, key=0), [1.0] * 5 + [1000.0]
+      >>> fn, x = lambda x, scale: scale * x, jnp.zeros(())
+      >>> print(jnp.round(radazo.minimize(fn, x, sgd, 6, batches=scales).params, 2))
+      -7.0
     """
     return _guarded("clip_outliers", estimator, quantile, window, factor, clip=True)
 

@@ -119,9 +119,10 @@ def prior_guided_estimator(
       the state, and about 3K more during a step, since all directions are held at once.
     Example:
       >>> estimator, x = prior_guided_estimator(num_directions=2), jnp.zeros(4)
+      >>> estimate = jax.jit(radazo.estimate, static_argnums=(0, 2))
       >>> state = estimator.init(x)
       >>> for key in range(20):  # The estimate of a constant gradient improves.
-      ...     _, gradient, state, _ = radazo.estimate(estimator, key, jnp.sum, x, state)
+      ...     _, gradient, state, _ = estimate(estimator, key, jnp.sum, x, state)
       >>> print(jnp.round(gradient, 1))
       [1. 1. 1. 1.]
     References:

@@ -44,8 +44,7 @@ def projected(
       >>> box = radazo.projections.box(-1.0, 1.0)
       >>> optimizer = projected(radazo.radazo(0.1, key=0), box)
       >>> f, x = lambda x: x[1] - x[0], jnp.array([0.5, -0.95])
-      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
-      >>> print(x + updates)
+      >>> print(radazo.minimize(f, x, optimizer, 1).params)
       [ 1. -1.]
     References:
       Liu et al., Zeroth-order online ADMM, 2018.
@@ -92,8 +91,7 @@ def zo_psgd(
     Example:
       >>> optimizer = zo_psgd(0.5, radazo.projections.simplex(), key=0)
       >>> f, x = lambda x: 9 * x[0], jnp.array([0.5, 0.5])
-      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
-      >>> print(jnp.abs(x + updates))
+      >>> print(jnp.abs(radazo.minimize(f, x, optimizer, 1).params))
       [0. 1.]
     References:
       Liu et al., Zeroth-order online ADMM, 2018.
@@ -136,8 +134,7 @@ def projected_zo_adamm(
     Example:
       >>> optimizer = projected_zo_adamm(0.5, radazo.projections.l2_ball(1.0), key=0)
       >>> f, x = lambda x: -9 * x[1], jnp.array([0.6, 0.8])
-      >>> updates, _ = optimizer.update(None, optimizer.init(x), x, value_fn=f)
-      >>> print(jnp.linalg.norm(x + updates) <= 1)
+      >>> print(jnp.linalg.norm(radazo.minimize(f, x, optimizer, 1).params) <= 1)
       True
     References:
       Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513, algorithm 1.
