@@ -1,8 +1,14 @@
-"""The recipe in `radazo.estimators.build`: a new estimator keeps every contract, is
-told, replayed and shared by a mesh, and can be compared with all others.
+"""The recipe in `radazo.estimators.build`: a new estimator takes 30 lines and one row.
 
-The contracts are those of `test_contracts` and `test_contracts_memory`, which find here
-a `row` and a `kind` that are the new estimator's."""
+With these it keeps every contract, works with `ask` and `tell`, in a replay and on a
+mesh; one more row compares it with all others. The contracts are those of
+`test_contracts` and `test_contracts_memory`, which find here a `row` and a `kind` that
+are the new estimator's.
+"""
+
+import inspect
+import re
+from pathlib import Path
 
 import contracts
 import jax.numpy as jnp
@@ -32,10 +38,9 @@ def turns_estimator(
     options = mean.Options(directions.coordinate, num_directions, differences.forward)
 
     def indices(step, state):
-        start = state.count % max(step.layout.dim, 1) * num_directions
-        return (start + jnp.arange(num_directions, dtype=jnp.int32)) % max(
-            step.layout.dim, 1
-        )
+        dim = max(step.layout.dim, 1)
+        start = state.count % dim * num_directions
+        return (start + jnp.arange(num_directions, dtype=jnp.int32)) % dim
 
     def queries(step, state):
         elements = lax.iota(jnp.int32, step.layout.dim)
@@ -56,9 +61,12 @@ def turns_estimator(
     return build.estimator(api_name, init, queries, estimate, settings)
 
 
-# 2  Its rows
+# 2  Its row in `contracts.ESTIMATORS`
 
 ROW = contracts.Row(turns_estimator, chunks=False, random=False, memoryless=False)
+
+# 3  To be compared: its row in `estimators_rows.ROWS`
+
 COMPARED = estimators_rows.Row(
     "turns",
     lambda setting: turns_estimator(
@@ -67,14 +75,17 @@ COMPARED = estimators_rows.Row(
 )
 
 
-@pytest.fixture
-def row():
-    return ROW
+ROWS = [pytest.param(ROW, id="turns", marks=pytest.mark.gate)]
 
 
-@pytest.fixture
-def kind():
-    return ROW
+@pytest.fixture(params=ROWS)
+def row(request):
+    return request.param
+
+
+@pytest.fixture(params=ROWS)
+def kind(request):
+    return request.param
 
 
 # Every test of these modules that asks for a row or a kind.
@@ -82,6 +93,13 @@ for module in (test_contracts, test_contracts_memory):
     found = {name: x for name, x in vars(module).items() if name.startswith("test_")}
     found.pop("test_the_table_has_every_estimator_that_is_public", None)
     globals().update(found)
+
+
+def test_it_takes_thirty_lines_and_one_row():
+    assert len(inspect.getsource(turns_estimator).splitlines()) <= 30
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    start, end = (i for i, line in enumerate(lines) if re.match("# [23]  ", line))
+    assert len([line for line in lines[start + 1 : end] if line]) == 1
 
 
 @pytest.mark.gate
@@ -98,6 +116,7 @@ def test_it_is_compared_with_the_others(tmp_path, monkeypatch):
         assert line["numbers"]["counts"][0][-1] >= 0.02 * task.budget
 
 
+@pytest.mark.gate
 def test_every_evaluator_gives_its_step(monkeypatch, tmp_path):
     monkeypatch.setitem(test_seam.ESTIMATORS, "turns", ROW)
     test_seam.test_a_step_does_not_depend_on_who_evaluates_it("turns", tmp_path)

@@ -9,7 +9,7 @@ estimate, settings)`:
   estimate(step, state, queries, readings) -> Estimate
 
 For slopes along custom directions use `mean.queries(step, options, draw)`. Then add a
-row to the tables of `tests/contracts.py` and `benchmarks/estimators_rows.py`.
+row to `tests/contracts.py`, and one to `benchmarks/estimators_rows.py` to compare it.
 """
 
 import contextlib
