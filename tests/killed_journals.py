@@ -1,4 +1,4 @@
-"""Runs with a journal, killed at random moments, told as JSON.
+"""Runs with a journal, killed at random moments, reported as JSON.
 
 `python killed_journals.py folder`: half of the runs have checkpoints, too.
 """
@@ -78,7 +78,7 @@ def replayed(path):
     return work
 
 
-def told_by(work):
+def report_of(work):
     """What a child says that is left alone."""
     with forked(work)[1] as lines:
         said = ended(lines)
@@ -91,16 +91,16 @@ def main(folder):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     (folder / "whole").mkdir()
     path = folder / "whole" / "run.journal"
-    whole = told_by(until_finished(path.parent, kept=False))
+    whole = report_of(until_finished(path.parent, kept=False))
     journal, rng = path.read_bytes(), np.random.default_rng(0)
-    told = {"kills": 0, "lengths": [], "ends": []}
-    told["replayed"] = told_by(replayed(path)) == whole
-    while len(told["ends"]) < 2:
-        at, kept = folder / f"run_{len(told['ends'])}", not told["ends"]
+    report = {"kills": 0, "lengths": [], "ends": []}
+    report["replayed"] = report_of(replayed(path)) == whole
+    while len(report["ends"]) < 2:
+        at, kept = folder / f"run_{len(report['ends'])}", not report["ends"]
         at.mkdir(exist_ok=True)
         child, lines = forked(until_finished(at, kept))
         with lines:
-            if told["kills"] < NUM_KILLS * (len(told["ends"]) + 1) // 2:
+            if report["kills"] < NUM_KILLS * (len(report["ends"]) + 1) // 2:
                 lines.readline()
                 time.sleep(rng.uniform(0, 0.3))
                 os.kill(child, signal.SIGKILL)
@@ -108,11 +108,11 @@ def main(folder):
             now = (at / "run.journal").read_bytes()
             if status != signal.SIGKILL:
                 assert status == 0, "A run has ended by itself, not to be gone on from."
-                told["ends"].append(ended(lines) == whole and now == journal)
+                report["ends"].append(ended(lines) == whole and now == journal)
                 continue
-        told["kills"] += 1
-        told["lengths"].append(len(now))
-    print(json.dumps(told))
+        report["kills"] += 1
+        report["lengths"].append(len(now))
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

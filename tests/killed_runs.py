@@ -1,4 +1,4 @@
-"""A run killed 20 times at random moments, told as JSON; started by test_kills.py.
+"""A run killed 20 times at random moments, reported as JSON; started by test_kills.py.
 
 `python killed_runs.py folder`. Children are forked from a process that has imported all
 and computed nothing, so that starting one costs little.
@@ -101,28 +101,28 @@ def main(folder):
     whole = ended(forked(lambda say: say(json.dumps(bits(run(None)))))[1])
     os.wait()
     rng = np.random.default_rng(0)
-    told = {"kills": 0, "half_written": 0, "gone_on": 0, "ends": []}
-    while told["kills"] < NUM_KILLS or not told["ends"]:
-        at = folder / f"run_{len(told['ends'])}"
+    report = {"kills": 0, "half_written": 0, "gone_on": 0, "ends": []}
+    while report["kills"] < NUM_KILLS or not report["ends"]:
+        at = folder / f"run_{len(report['ends'])}"
         child, lines = forked(until_finished(at))
         with lines:
-            if told["kills"] < NUM_KILLS:
+            if report["kills"] < NUM_KILLS:
                 # One in four while the run starts, the others some steps later.
-                num_seen = rng.integers(1, 5) if told["kills"] % 4 else 0
+                num_seen = rng.integers(1, 5) if report["kills"] % 4 else 0
                 seen = [lines.readline() for _ in range(num_seen)]
                 # A run killed at its very end has nothing more to say than that.
                 first = seen[0].strip() if seen else ""
-                told["gone_on"] += first.isdigit() and int(first) > 1
+                report["gone_on"] += first.isdigit() and int(first) > 1
                 time.sleep(rng.uniform(0, 0.15 if num_seen else 1.0))
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             if status != signal.SIGKILL:
                 assert status == 0, "A run has ended by itself, not to be gone on from."
-                told["ends"].append(ended(lines) == whole)
+                report["ends"].append(ended(lines) == whole)
                 continue
-        told["kills"] += 1
-        told["half_written"] += bool([*at.glob("*tmp*")])
-    print(json.dumps(told))
+        report["kills"] += 1
+        report["half_written"] += bool([*at.glob("*tmp*")])
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Steps whose function is evaluated elsewhere: what is asked, told and refused."""
+"""Steps whose function is evaluated elsewhere, by `ask` and `tell`."""
 
 import functools
 
@@ -50,7 +50,7 @@ def test_missing_values_drop_their_directions_and_late_ones_are_ignored():
 
 
 @pytest.mark.gate
-def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
+def test_a_worker_makes_its_point_of_the_id_alone_whatever_other_points_there_are():
     optimizer = sgd(difference=radazo.central)
     start = PARAMS, optimizer.init(PARAMS)
     ids, point, _ = radazo.ask(optimizer, *start)
@@ -66,7 +66,7 @@ def test_a_worker_makes_its_point_of_the_id_alone_whatever_else_is_asked_for():
     np.testing.assert_allclose(moved[0], 5e-3 * own["a"][3], atol=1e-6)
 
 
-def test_a_million_parameters_and_64_directions_are_asked_for_one_by_one():
+def test_points_of_a_million_parameters_are_made_one_by_one():
     optimizer = radazo.zo_sgd(0.1, radazo.gaussian_estimator(num_directions=64), key=0)
     params = jnp.zeros(10**6)
     state = optimizer.init(params)
@@ -79,31 +79,32 @@ def test_a_million_parameters_and_64_directions_are_asked_for_one_by_one():
     np.testing.assert_allclose(norms, [0, 5, 5], atol=5e-3 * 4)
 
 
-def test_terms_are_told_as_rows():
+def test_tell_takes_terms_as_rows():
     optimizer = sgd(terms=True)
     start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
     ids, point, _ = radazo.ask(optimizer, *start)
     rows = [(np.asarray(point(id_)) - 1) ** 2 for id_ in ids]
-    told = radazo.tell(optimizer, *start, np.stack(rows))
+    after = radazo.tell(optimizer, *start, np.stack(rows))
     run = jax.jit(functools.partial(stepped, optimizer, given=lambda x: (x - 1) ** 2))
-    np.testing.assert_allclose(told[0], run(*start)[0], rtol=1e-4)
+    np.testing.assert_allclose(after[0], run(*start)[0], rtol=1e-4)
     mapping = dict(zip(ids, rows, strict=True))
-    assert_same_bits(radazo.tell(optimizer, *start, mapping), told)
+    assert_same_bits(radazo.tell(optimizer, *start, mapping), after)
 
 
 def test_values_keep_their_own_type(x64):
     optimizer = sgd()
     params = np.arange(3, dtype=np.float32)
     start = params, optimizer.init(params)
-    told = [
+    after = [
         radazo.tell(optimizer, *start, (1 + 1e-9 * np.arange(5)).astype(dtype))[0]
         for dtype in (np.float32, np.float64)
     ]
-    assert told[0].dtype == told[1].dtype == np.float32
-    np.testing.assert_array_equal(told[0], params)  # All values are 1 in float32.
-    assert np.any(told[1] != params)
+    assert after[0].dtype == after[1].dtype == np.float32
+    np.testing.assert_array_equal(after[0], params)  # All values are 1 in float32.
+    assert np.any(after[1] != params)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("difference", [radazo.forward, radazo.central])
 @pytest.mark.parametrize("make", [radazo.zo_sgd, radazo.zo_signsgd])
 def test_float64_values_are_subtracted_in_their_digits_without_x64(make, difference):
@@ -128,13 +129,13 @@ def test_float64_values_that_are_float32_give_its_step():
     optimizer = sgd()
     start = jnp.arange(3.0), optimizer.init(jnp.arange(3.0))
     values = np.float32([2.1, np.nan, 2.3, np.inf, 2.0])
-    told = [radazo.tell(optimizer, *start, x) for x in (values, values.astype(float))]
-    assert_same_bits(*told)
-    assert told[0][1].num_dropped == 2
+    after = [radazo.tell(optimizer, *start, x) for x in (values, values.astype(float))]
+    assert_same_bits(*after)
+    assert after[0][1].num_dropped == 2
     beyond = radazo.tell(
         optimizer, *start, np.where(np.isinf(values), 1e300, values.astype(float))
     )
-    assert_same_bits(beyond, told[0])
+    assert_same_bits(beyond, after[0])
 
 
 @pytest.mark.parametrize(
@@ -148,10 +149,10 @@ def test_values_are_numbers_of_any_type(kind):
     mapping = {
         id_: x if x is None else kind(x) for id_, x in zip(ids, numbers, strict=True)
     }
-    told = radazo.tell(optimizer, *start, mapping)
+    after = radazo.tell(optimizer, *start, mapping)
     expected = np.float32([3, 4, np.nan, 5, np.nan])
-    assert_same_bits(told, radazo.tell(optimizer, *start, expected))
-    assert told[1].num_dropped == 2
+    assert_same_bits(after, radazo.tell(optimizer, *start, expected))
+    assert after[1].num_dropped == 2
 
 
 def test_a_number_beyond_64_bits_is_one():
@@ -173,14 +174,14 @@ def test_what_is_not_perturbed_stays_as_it_is(of_users):
     }
     start = params, optimizer.init(params)
     ids, point, _ = radazo.ask(optimizer, *start)
-    told, _ = radazo.tell(optimizer, *start, np.arange(5, dtype=np.float32))
-    for tree in (point(ids[1]), told):
+    after, _ = radazo.tell(optimizer, *start, np.arange(5, dtype=np.float32))
+    for tree in (point(ids[1]), after):
         np.testing.assert_array_equal(tree["n"], [1, 2])
         assert (tree["scale"], tree["z"]) == (2.0, None)
         assert np.any(tree["x"] != 1)
 
 
-def test_what_is_told_passes_through_every_form():
+def test_values_of_tell_pass_through_every_form():
     values = np.array([3.0, 4.0, 5.0], np.float32)
     estimator = radazo.gaussian_estimator(num_directions=2)
     link = optax.chain(radazo.estimate_gradient(estimator, 0), optax.scale(-0.1))
@@ -195,7 +196,7 @@ def wrong(call, *parts, kind=ValueError):
     return pytest.param(call, kind, parts, id=parts[1][:40])
 
 
-def asked(make=sgd, params=PARAMS):
+def arguments(make=sgd, params=PARAMS):
     optimizer = make()
     return optimizer, params, optimizer.init(params)
 
@@ -204,78 +205,78 @@ def asked(make=sgd, params=PARAMS):
     ("call", "kind", "parts"),
     [
         wrong(
-            lambda: radazo.ask(*asked(lambda: sgd(difference=radazo.forward_mode))),
+            lambda: radazo.ask(*arguments(lambda: sgd(difference=radazo.forward_mode))),
             "`ask(difference=",
             "take values at known points",
             "radazo.forward",
         ),
         wrong(
             lambda: radazo.tell(
-                *asked(lambda: sgd(difference=radazo.forward_mode)),
+                *arguments(lambda: sgd(difference=radazo.forward_mode)),
                 np.zeros(4, np.float32),
             ),
             "`ask(difference=",
             "take values at known points",
         ),
         wrong(
-            lambda: radazo.ask(*asked(lambda: optax.sgd(0.1))),
+            lambda: radazo.ask(*arguments(lambda: optax.sgd(0.1))),
             "`ask(optimizer=",
             "have one estimator in it; got one whose state has 0",
         ),
         wrong(
-            lambda: radazo.ask(*asked()).point((0, 5)),
+            lambda: radazo.ask(*arguments()).point((0, 5)),
             "`point(id_=",
             "be one of the 5 of step 0; got (0, 5)",
             "Ask after each `tell`",
         ),
         wrong(
-            lambda: radazo.tell(*asked(), {(1, 0): 1.0}),
+            lambda: radazo.tell(*arguments(), {(1, 0): 1.0}),
             "`tell(values=",
             "have keys of step 0 (or before) with an index below 5; got (1, 0)",
         ),
         wrong(
-            lambda: radazo.tell(*asked(), {0: 1.0}),
+            lambda: radazo.tell(*arguments(), {0: 1.0}),
             "`tell(values=",
             "have keys of step 0 (or before)",
         ),
         wrong(
-            lambda: radazo.tell(*asked(), {(0, 1): "a"}),
+            lambda: radazo.tell(*arguments(), {(0, 1): "a"}),
             "`tell(values=",
             "be real numbers; got a str: 'a'",
             "or pass None; in an array",
             kind=TypeError,
         ),
         wrong(
-            lambda: radazo.tell(*asked(), {(0, 1): True}),
+            lambda: radazo.tell(*arguments(), {(0, 1): True}),
             "`tell(values=",
             "be real numbers; got a bool: True",
             kind=TypeError,
         ),
         wrong(
-            lambda: radazo.tell(*asked(), [1.0, None, 2.0, 3.0, 4.0]),
+            lambda: radazo.tell(*arguments(), [1.0, None, 2.0, 3.0, 4.0]),
             "`tell(values=",
             "be real numbers; got a list: [1.0, None",
             "in an array, pass NaN",
             kind=TypeError,
         ),
         wrong(
-            lambda: radazo.tell(*asked(), {(0, 0): 1.0, (0, 1): np.ones(1)}),
+            lambda: radazo.tell(*arguments(), {(0, 0): 1.0, (0, 1): np.ones(1)}),
             "`tell(values=",
             "be of one shape: numbers, or rows of terms; got shapes [(), (1,)]",
         ),
         wrong(
-            lambda: radazo.tell(*asked(), np.zeros(4)),
+            lambda: radazo.tell(*arguments(), np.zeros(4)),
             "`tell(values=",
             "have 5 entries and no other axis; got shape (4,)",
             "NaN for a missing one",
         ),
         wrong(
-            lambda: radazo.tell(*asked(), np.zeros((5, 2))),
+            lambda: radazo.tell(*arguments(), np.zeros((5, 2))),
             "`tell(values=",
             "have 5 entries and no other axis; got shape (5, 2)",
         ),
         wrong(
-            lambda: radazo.tell(*asked(lambda: sgd(terms=True)), np.zeros((4, 2))),
+            lambda: radazo.tell(*arguments(lambda: sgd(terms=True)), np.zeros((4, 2))),
             "`tell(values=",
             "have 5 entries and further axes of terms; got shape (4, 2)",
         ),

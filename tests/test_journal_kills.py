@@ -19,8 +19,8 @@ def test_a_killed_run_ends_with_the_journal_of_one_that_was_not(tmp_path):
     call = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["kills"] == 12
-    assert len({*told["lengths"]}) >= 4  # Else they came all at one moment.
-    assert told["ends"] == [True, True]
-    assert told["replayed"]
+    report = json.loads(done.stdout)
+    assert report["kills"] == 12
+    assert len({*report["lengths"]}) >= 4  # Else they came all at one moment.
+    assert report["ends"] == [True, True]
+    assert report["replayed"]

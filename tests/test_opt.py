@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import opt_reference
 import pytest
-from conftest import quick_jit
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.language import opt, weights
@@ -54,7 +53,7 @@ def folder_with(path, layout, prefix="model.decoder.", num_files=1):
 def logits(config, params):
     ids, mask = jnp.asarray(opt_reference.IDS), jnp.asarray(opt_reference.MASK)
     with jax.default_matmul_precision("highest"):
-        call = quick_jit(
+        call = jax.jit(
             lambda params: opt.logits(params, opt.hidden(config, params, ids, mask))
         )
         return call(params)
@@ -214,16 +213,18 @@ def test_a_file_of_the_index_that_is_not_there_is_named(tmp_path):
 
 def test_a_name_that_is_no_folder_is_fetched_from_the_hub(tmp_path, monkeypatch):
     folder = folder_with(tmp_path, "before")
-    asked = []
+    downloads = []
 
     def fetched(name, allow_patterns):
-        asked.append((name, allow_patterns))
+        downloads.append((name, allow_patterns))
         return str(folder)
 
     monkeypatch.setattr(weights, "snapshot_download", fetched)
     config, _ = weights.load("facebook/opt-tiny", jnp.float32)
     assert config == config_of("before")
-    assert asked == [("facebook/opt-tiny", ["*.json", "*.safetensors", "merges.txt"])]
+    assert downloads == [
+        ("facebook/opt-tiny", ["*.json", "*.safetensors", "merges.txt"])
+    ]
 
 
 @each_layout
@@ -235,9 +236,9 @@ def test_a_soft_prompt_is_what_its_tokens_are(layout):
     params |= {"embed_positions": {"weight": alike}}
     ids = jax.random.randint(jax.random.key(1), (3, 9), 2, config.vocab_size)
     ids = ids.at[:, :4].set(ids[0, :4])
-    expected = quick_jit(opt.hidden, static_argnums=0)(config, params, ids)[:, 4:]
+    expected = jax.jit(opt.hidden, static_argnums=0)(config, params, ids)[:, 4:]
     prompted = opt.with_prompt(config, params, ids[0, :4])
-    found = quick_jit(opt.hidden, static_argnums=0)(config, prompted, ids[:, 4:])
+    found = jax.jit(opt.hidden, static_argnums=0)(config, prompted, ids[:, 4:])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     keys = prompted["layers"]["self_attn"]["prompt_keys"]
     assert keys.shape == (config.num_hidden_layers, 4, config.hidden_size)

@@ -36,10 +36,10 @@ def pool_of(value_fn, executor=ThreadPoolExecutor, **options):
     return radazo.pool.evaluation_pool(value_fn, executor, **options)
 
 
-def evaluated(pool, asked):
+def evaluated(pool, queries):
     """Values in the order of the points; all have come, each once."""
-    pairs = list(pool.evaluate(enumerate(asked)))
-    assert sorted(name for name, _ in pairs) == list(range(len(asked)))
+    pairs = list(pool.evaluate(enumerate(queries)))
+    assert sorted(name for name, _ in pairs) == list(range(len(queries)))
     return [value for _, value in sorted(pairs)]
 
 
@@ -61,12 +61,12 @@ def test_values_come_as_they_are_ready_and_points_are_arrays_of_numpy():
             first.set()
         return np.float32(point["x"].sum(dtype=np.float32))
 
-    asked = [
+    queries = [
         (i, {"x": jnp.full(2, i, jnp.bfloat16), "none": None, "int": 3})
         for i in range(3)
     ]
     with pool_of(value_fn, max_concurrent=2) as pool:
-        pairs = list(pool.evaluate(iter(asked)))
+        pairs = list(pool.evaluate(iter(queries)))
     assert pairs[0] == (1, 2.0)
     assert sorted(pairs) == [(0, 0.0), (1, 2.0), (2, 4.0)]
 
@@ -77,12 +77,12 @@ def test_values_come_as_they_are_ready_and_points_are_arrays_of_numpy():
 )
 def test_the_stats_are_what_the_script_of_faults_gives(tmp_path, executor, kills, num):
     shares = {**SHARES, "kills": kills}
-    value_fn, asked = Scripted(tmp_path, shares), points(num)
+    value_fn, queries = Scripted(tmp_path, shares), points(num)
     script = oracles.Expected(shares, 2)
-    values = [script(point) for point in asked]
+    values = [script(point) for point in queries]
     counts = script.counts
     with pool_of(value_fn, executor, timeout=0.5) as pool:
-        np.testing.assert_array_equal(evaluated(pool, asked), values)
+        np.testing.assert_array_equal(evaluated(pool, queries), values)
         stats = balanced(pool.stats())
     assert stats.calls == value_fn.num() == script.calls
     assert stats.values == counts["none"]
@@ -93,7 +93,7 @@ def test_the_stats_are_what_the_script_of_faults_gives(tmp_path, executor, kills
     assert stats.failed == counts["failed"]
     assert stats.retries == stats.calls - num
     assert (stats.queries, stats.cached, stats.under_way) == (num, 0, 0)
-    assert stats == pool.stats()  # It can be asked when the pool is closed.
+    assert stats == pool.stats()  # It is there when the pool is closed.
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 30, 31, 39, 1000])
@@ -102,20 +102,20 @@ def test_the_budget_is_never_passed_and_all_of_it_is_used(
     tmp_path, budget, max_concurrent
 ):
     shares = {"raises": 0.3}
-    value_fn, asked = Scripted(tmp_path, shares), points(30)
+    value_fn, queries = Scripted(tmp_path, shares), points(30)
     script = oracles.Expected(shares, 2)
-    for point in asked:
+    for point in queries:
         script(point)
     needed = script.calls
     assert 39 < needed < 1000
     options = {"budget": budget, "max_concurrent": max_concurrent, "backoff": 0}
     with pool_of(value_fn, **options) as pool:
-        values = dict(pool.evaluate(enumerate(asked)))
+        values = dict(pool.evaluate(enumerate(queries)))
         stats = balanced(pool.stats())
     assert stats.calls == value_fn.num() == min(budget, needed)
     assert len(values) == stats.values + stats.failed
     if budget < needed:
-        assert len(values) < len(asked)
+        assert len(values) < len(queries)
         with pytest.raises(RuntimeError, match="a pool that is closed"):
             list(pool.evaluate([]))
 
@@ -157,9 +157,9 @@ def test_equal_points_are_one_call_now_and_later():
     gauge = Gauge()
     with pool_of(gauge) as pool:
         same = [np.ones(3, np.float32), np.ones(3), np.ones((3, 1)), (np.ones(3),)]
-        asked = same * 4
-        assert evaluated(pool, asked) == [value_of(same[0])] * 16
-        assert evaluated(pool, asked[:2]) == [value_of(same[0])] * 2
+        queries = same * 4
+        assert evaluated(pool, queries) == [value_of(same[0])] * 16
+        assert evaluated(pool, queries[:2]) == [value_of(same[0])] * 2
         stats = pool.stats()
     assert (stats.calls, gauge.calls, stats.cached) == (4, 4, 14)
 
@@ -349,11 +349,11 @@ def test_threads_that_hang_keep_their_place_in_an_executor_given_as_it_is(hangin
             values = evaluated(pool, [*points(1, -1), *points(6)])
             assert np.isnan(values[0])
             assert values[1:] == [value_of(point) for point in points(6)]
-            asked = enumerate([*points(1, -2), *points(2, 10)])
+            queries = enumerate([*points(1, -2), *points(2, 10)])
             arrived = []
             hint = r"(?s)must be a function that makes executors if calls may.*2"
             with pytest.raises(RuntimeError, match=hint):
-                arrived.extend(pool.evaluate(asked))
+                arrived.extend(pool.evaluate(queries))
             assert np.isnan(arrived[0][1])
             end.set()  # Their calls end, and their places are free again.
             assert evaluated(pool, points(2, 20)) == [

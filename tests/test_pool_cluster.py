@@ -30,15 +30,15 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(tmp_path, is_made, clust
     executor = cluster.get_executor if is_made else cluster.get_executor()
     shares = {"raises": 0.15, "nan": 0.05, "kills": 0.1}
     value_fn, script = Scripted(tmp_path, shares), oracles.Expected(shares, 3)
-    asked = [np.full(3, i, np.float32) for i in range(12)]
+    queries = [np.full(3, i, np.float32) for i in range(12)]
     options = {"max_concurrent": 2, "max_retries": 3, "backoff": 0.001, "budget": 100}
     with radazo.pool.evaluation_pool(value_fn, executor, **options) as pool:
-        values = dict(pool.evaluate(enumerate(asked)))
+        values = dict(pool.evaluate(enumerate(queries)))
         stats = pool.stats()
     np.testing.assert_array_equal(
-        [values[i] for i in range(12)], [script(point) for point in asked]
+        [values[i] for i in range(12)], [script(point) for point in queries]
     )
-    # A value that has not left the worker that is killed is lost, too, and asked again.
+    # A value that has not left the worker that is killed is lost, too; it is repeated.
     assert stats.calls == value_fn.num() >= script.calls
     assert stats.lost >= value_fn.num("kills") >= script.counts["kills"] > 0
     assert stats.exceptions >= script.counts["raises"] > 0

@@ -1,11 +1,11 @@
-"""anchored: ZO-SVRG letter by letter, and that its variance goes where it should."""
+"""svrg: ZO-SVRG letter by letter, and that its variance goes where it should."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import half_sum_of_squares, quick_jit, raises
+from conftest import half_sum_of_squares, raises
 
 import radazo
 
@@ -63,7 +63,7 @@ def directions(part):
             key, jnp.asarray(START), num_directions=K
         )
 
-    return np.asarray(quick_jit(jax.vmap(of_step))(keys()))
+    return np.asarray(jax.jit(jax.vmap(of_step))(keys()))
 
 
 def estimate_in_numpy(value_fn, x, us):
@@ -87,7 +87,7 @@ def test_a_run_is_that_of_the_algorithm_in_its_letters(shared):
 
     carry = jnp.asarray(START), estimator.init(jnp.asarray(START))
     inputs = keys(), batches()
-    _, (values, gradients, infos) = quick_jit(jax.lax.scan, static_argnums=0)(
+    _, (values, gradients, infos) = jax.jit(jax.lax.scan, static_argnums=0)(
         step, carry, inputs
     )
 
@@ -117,7 +117,7 @@ def sampler(estimator, state):
     def one(key, x):
         return radazo.estimate(estimator, key, lambda x: quadratic(x, 2), x, state)[1]
 
-    run = quick_jit(jax.vmap(one, in_axes=(0, None)))
+    run = jax.jit(jax.vmap(one, in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(1), 4000)
     return lambda x: np.asarray(run(keys, x))
 
@@ -134,7 +134,7 @@ def slope_of(x, num_components=10):
     return np.mean(scales[:, None] * (x - centers), axis=0)
 
 
-def anchored_state(estimator, x):
+def state_at(estimator, x):
     """A state of a run that has its snapshot and the exact slope at `x`."""
     return estimator.init(x)._replace(
         age=jnp.int32(1), full_gradient=jnp.asarray(slope_of(np.asarray(x)), x.dtype)
@@ -145,7 +145,7 @@ def anchored_state(estimator, x):
 def test_with_shared_directions_the_variance_vanishes_at_the_snapshot():
     snapshot, away = jnp.asarray(START), np.array([1.0, 2.0, -1.0, 0.5])
     estimator = svrg(True, quadratic, difference=radazo.central)
-    state = anchored_state(estimator, snapshot)
+    state = state_at(estimator, snapshot)
     sample = sampler(estimator, state)
 
     def variance(distance):
@@ -163,7 +163,7 @@ def test_with_shared_directions_the_variance_vanishes_at_the_snapshot():
 def test_with_fresh_directions_the_variance_at_the_snapshot_is_that_of_two_estimates():
     snapshot = jnp.asarray(START)
     estimator = svrg(False, quadratic, difference=radazo.central)
-    sample = sampler(estimator, anchored_state(estimator, snapshot))
+    sample = sampler(estimator, state_at(estimator, snapshot))
     squares = np.sum((sample(snapshot) - slope_of(START)) ** 2, axis=1)
     expected = 2 * (D - 1) * np.sum(slope_of(START, 2) ** 2) / K
     assert abs(squares.mean() - expected) < 4 * squares.std() / np.sqrt(len(squares))
@@ -190,7 +190,7 @@ def test_over_directions_and_batches_the_mean_is_the_slope_of_the_whole():
         return gradient
 
     keys = jax.random.split(jax.random.key(0), 20_000)
-    gradients = np.asarray(quick_jit(jax.vmap(one))(keys), np.float64)
+    gradients = np.asarray(jax.jit(jax.vmap(one))(keys), np.float64)
     error = gradients.std(axis=0) / np.sqrt(len(gradients))
     expected = slope_of(START + 0.5)
     np.testing.assert_array_less(np.abs(gradients.mean(axis=0) - expected), 4 * error)
@@ -208,7 +208,7 @@ def plain_estimate(key, value_fn, x):
 def test_a_full_estimate_that_fails_is_made_again_in_the_next_step():
     x = jnp.asarray(START, jnp.float32)
 
-    @quick_jit
+    @jax.jit
     def step(key, x, state, scale):
         estimator = svrg(True, lambda x: scale * whole(x))
         out = radazo.estimate(estimator, key, half_sum_of_squares, x, state)
@@ -245,9 +245,9 @@ def test_without_a_finite_value_at_the_snapshot_the_estimate_is_that_at_x():
     )
     value_fn = lambda x: jnp.where(x[0] < -5, jnp.nan, half_sum_of_squares(x))
     key = jax.random.key(3)
-    estimate = quick_jit(lambda x: radazo.estimate(estimator, key, value_fn, x, state))
+    estimate = jax.jit(lambda x: radazo.estimate(estimator, key, value_fn, x, state))
     _, gradient, _, info = estimate(x)
-    expected = quick_jit(lambda: plain_estimate(key, value_fn, x))()
+    expected = jax.jit(lambda: plain_estimate(key, value_fn, x))()
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
     assert np.all(info.kept)
     _, gradient, _, info = estimate(x - 10)
@@ -278,7 +278,7 @@ def test_the_whole_objective_is_evaluated_when_it_is_due_and_not_before():
 
     estimator = svrg(False, full)
     x = jnp.ones(3)
-    step = quick_jit(lambda key, s: radazo.estimate(estimator, key, traced, x, s))
+    step = jax.jit(lambda key, s: radazo.estimate(estimator, key, traced, x, s))
     state, taken = estimator.init(x), 0
     for key in range(STEPS):
         _, _, state, info = jax.block_until_ready(step(key, state))
@@ -321,7 +321,7 @@ def test_leaves_of_all_kinds_pass_and_the_state_is_two_copies_of_those_that_move
     params = mixed()
     state = estimator.init(params)
     assert sum(x.nbytes for x in jax.tree.leaves(state)) == 2 * (2 * 2 + 2 * 4) + 8
-    step = quick_jit(
+    step = jax.jit(
         lambda key, state: radazo.estimate(
             estimator, key, half_sum_of_squares, mixed(), state
         )
