@@ -1,6 +1,5 @@
 """Strict flags, the compilation cache, and the tables that contracts run over."""
 
-import functools
 import gc
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from contracts import ESTIMATORS, KINDS
 from language import toy_files
@@ -30,6 +30,7 @@ QUICK = [
 if jax.__version_info__ < (0, 11):
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 is_quick = os.environ.setdefault("XLA_FLAGS", " ".join(QUICK)) == " ".join(QUICK)
+MAX_RESIDENT_BYTES = 1.5e9
 # Tracing makes millions of objects, few in cycles: collecting takes 1/8 of the time.
 gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_num_cpu_devices", 8)
@@ -62,7 +63,7 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark as `gate` the cases beyond the number that `fast_cases` allows."""
-    num_seen, hint = Counter(), "run `XLA_FLAGS= pytest -m gate`"
+    num_seen, hint = Counter(), "run `XLA_FLAGS= pytest -m optimized`"
     for item in items:
         if item.get_closest_marker("optimized"):
             item.add_marker("gate")
@@ -78,10 +79,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def _bounded_memory():
-    """Drop the programs of a module when it ends: a worker would grow to gigabytes."""
+    """Drop compiled programs when a process has grown: else it reaches gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if resident_bytes() > MAX_RESIDENT_BYTES:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_bytes():
+    """The memory of this process, as far as the system says."""
+    info = Path("/proc/self/statm")
+    if not info.exists():
+        return np.inf
+    num_pages = int(info.read_text(encoding="utf-8").split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
 
 
 OPTIMIZERS = {
@@ -94,9 +105,14 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(params=ESTIMATORS.values(), ids=ESTIMATORS.keys())
+@pytest.fixture(
+    params=[
+        pytest.param(row, id=name, marks=() if name in KINDS else pytest.mark.gate)
+        for name, row in ESTIMATORS.items()
+    ]
+)
 def row(request):
-    """Each estimator's row of the table in turn."""
+    """Each estimator's row of the table in turn; one of each kind is fast."""
     return request.param
 
 
@@ -211,16 +227,6 @@ def counting(value_fn):
         return value, slope + 0 * value  # JAX drops a call whose result is unused.
 
     return counted, calls
-
-
-# Tests compile much and run little: this halves compilation and slows programs.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
 
 
 def estimator_of(init, estimate):

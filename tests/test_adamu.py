@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import Mistake, explained, half_sum_of_squares
 
 import radazo
 
@@ -44,7 +44,7 @@ def run(optimizer, params, value_fn=lambda p: f(flat_of(p)), num_steps=NUM_STEPS
         return (params, state), (params, state)
 
     carry = params, optimizer.init(params)
-    return quick_jit(lambda c: jax.lax.scan(step, c, length=num_steps))(carry)
+    return jax.jit(lambda c: jax.lax.scan(step, c, length=num_steps))(carry)
 
 
 def start(dtype=None):
@@ -162,7 +162,7 @@ def tally():
 
     optimizer = zo_adamu()
 
-    @quick_jit
+    @jax.jit
     def step(params, state, scale):
         return optimizer.update(None, state, params, value_fn=value_fn, scale=scale)
 
@@ -220,7 +220,7 @@ def test_outside_of_jit_a_step_is_the_step():
     optimizer, params = zo_adamu(), jnp.ones(3)
     update = lambda p, s: optimizer.update(None, s, p, value_fn=half_sum_of_squares)
     state = optimizer.init(params)
-    plain, jitted = update(params, state), quick_jit(update)(params, state)
+    plain, jitted = update(params, state), jax.jit(update)(params, state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-3), plain, jitted)
 
 

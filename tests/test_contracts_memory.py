@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import counting, half_sum_of_squares, quick_jit
+from conftest import counting, half_sum_of_squares
 
 import radazo
 
@@ -79,13 +79,13 @@ def test_a_fresh_state_shares_no_memory_with_the_parameters(row):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(params))
 
 
-@pytest.mark.fast_cases(6)
+@pytest.mark.fast_cases(3)
 def test_every_function_value_is_counted(kind):
     num_directions = 4
     counted, calls = counting(half_sum_of_squares)
     estimator = kind.make(num_directions=num_directions)
 
-    @quick_jit
+    @jax.jit
     def step(key, params, state):
         _, gradient, state, info = radazo.estimate(
             estimator, key, counted, params, state
@@ -105,6 +105,7 @@ def test_every_function_value_is_counted(kind):
     assert taken[0] == kind.num_values(num_directions)
 
 
+@pytest.mark.fast_cases(6)
 def test_an_update_that_closes_over_a_tracer_leaks_none(kind):
     optimizer = radazo.with_estimator(
         kind.make(num_directions=2), optax.sgd(0.1), key=0
@@ -123,6 +124,7 @@ def test_an_update_that_closes_over_a_tracer_leaks_none(kind):
             assert updates.shape == (3,)
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize(
     "dtype", [pytest.param(jnp.float32, marks=pytest.mark.gate), jnp.bfloat16]
 )
@@ -130,7 +132,7 @@ def test_hundreds_of_steps_of_learning_rate_zero_leave_every_bit(kind, dtype):
     params = {"a": jnp.array([0.1, -3.0, 7e-3], dtype), "b": jnp.asarray(1 / 3, dtype)}
     optimizer = radazo.zo_sgd(0.0, kind.make(num_directions=2), key=0)
 
-    @quick_jit
+    @jax.jit
     def step(params, state):
         updates, state = optimizer.update(
             None, state, params, value_fn=half_sum_of_squares
@@ -150,17 +152,17 @@ def bits(x):
     return np.atleast_1d(np.asarray(x)).view(np.uint8)
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_the_combinator_is_a_loop_at_fold_in_key_count(kind):
     estimator, key = kind.make(num_directions=3), jax.random.key(11)
     rate = optax.scale_by_learning_rate(0.1)
     around = radazo.with_estimator(estimator, rate, key)
 
-    @quick_jit
+    @jax.jit
     def update(state, params):
         return around.update(None, state, params, value_fn=half_sum_of_squares)
 
-    @quick_jit
+    @jax.jit
     def estimate(key, params, memory):
         return radazo.estimate(estimator, key, half_sum_of_squares, params, memory)[:3]
 
@@ -178,6 +180,7 @@ def test_the_combinator_is_a_loop_at_fold_in_key_count(kind):
         )
 
 
+@pytest.mark.fast_cases(6)
 def test_the_link_is_the_combinator_around_nothing(kind):
     """The same program, from the same state: the key is in that."""
     estimator, key = kind.make(num_directions=3), jax.random.key(11)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import Mistake, explained
 
 import radazo
 
@@ -112,7 +112,7 @@ def test_dropped_directions_do_not_count():
 def run(optimizer, value_fn, steps):
     x = jnp.full(6, 0.5)
     state = optimizer.init(x)
-    step = quick_jit(lambda s, x: optimizer.update(None, s, x, value_fn=value_fn))
+    step = jax.jit(lambda s, x: optimizer.update(None, s, x, value_fn=value_fn))
     states = []
     for _ in range(steps):
         updates, state = step(state, x)
@@ -128,7 +128,7 @@ def test_monitor_keeps_the_statistics_of_the_last_step():
     (state,) = run(optimizer, linear, 1)
     key = jax.random.fold_in(jax.random.key(3), 0)
     x = jnp.full(6, 0.5)
-    _, gradient, _, info = quick_jit(
+    _, gradient, _, info = jax.jit(
         lambda: radazo.estimate(estimator, key, linear, x, estimator.init(x))
     )()
     expected = radazo.diagnostics.estimate_statistics(gradient, info)
@@ -228,6 +228,7 @@ def test_bias_of_a_quadratic_and_of_a_cubic(x64):
     np.testing.assert_allclose(square.bias, 0, atol=1e-14)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_slopes_in_low_precision_are_those_of_an_estimate(dtype):
     """What rounding takes from a slope is there, not only in theory."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import Mistake, explained, half_sum_of_squares
 
 import radazo
 
@@ -36,7 +36,7 @@ def flat_of(params):
 
 
 def estimated(estimator, params, fn=value_fn, key=4, **options):
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda params: radazo.estimate(
             estimator, key, fn, params, estimator.init(params), **options
         )
@@ -90,7 +90,7 @@ def test_the_variance_of_one_point_is_its_closed_form():
     estimator = sphere(radazo.one_point, smoothing=2.0)
     fn = radazo.value_and_grad(lambda x: 2 + jnp.dot(SLOPE, x), estimator)
     keys = jax.random.split(jax.random.key(0), 4000)
-    _, g = quick_jit(jax.vmap(fn, (0, None)))(keys, jnp.zeros(D))
+    _, g = jax.jit(jax.vmap(fn, (0, None)))(keys, jnp.zeros(D))
     squares = np.sum((np.asarray(g) - SLOPE) ** 2, axis=1)
     expected = (D**2 * 2**2 / 2.0**2 + (D - 1) * SLOPE @ SLOPE) / K
     error = np.std(squares) / np.sqrt(len(squares))
@@ -161,7 +161,7 @@ def test_k_values_are_taken(new, jitted):
 
     counted.defjvp(lambda xs, ts: (counted(xs[0]), jnp.sum(ts[0])))
     estimator = sphere(new, num_directions=4)
-    run = quick_jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
+    run = jax.jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
     estimate = run if jitted else functools.partial(radazo.estimate, estimator)
     x = jnp.ones(D)
     out = estimate(0, counted, x, estimator.init(x))

@@ -169,6 +169,7 @@ def test_another_key_gives_other_directions(sampler):
     assert np.any(flat(1, 40, sampler, 3) != flat(2, 40, sampler, 3))
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize(
     "params",
     [
@@ -214,6 +215,7 @@ def test_leaves_of_one_shape_do_not_share_noise(name):
             assert abs(np.mean(row * other)) < 5 * standard_error
 
 
+@pytest.mark.fast_cases(5)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 def test_a_low_precision_leaf_gets_the_float32_draw_rounded(sampler, dtype):
     params = {"a": jnp.zeros(8), "b": jnp.zeros((3, 4), dtype)}
@@ -258,6 +260,7 @@ def test_directions_are_the_same_under_jit_and_vmap(sampler):
     assert_close(np.asarray(jax.jit(jax.vmap(rows))(keys)), eager, 33)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("name", ["gaussian", "sphere", "rademacher", "orthogonal"])
 def test_directions_have_mean_zero(name, seed):

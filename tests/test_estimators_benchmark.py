@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import estimator_of, quick_jit
+from conftest import estimator_of
 
 import radazo
 from benchmarks import (
@@ -103,7 +103,7 @@ def test_a_run_ends_at_the_budget_whatever_a_step_costs():
     np.testing.assert_allclose(run.values, run.values[0] * 0.81**steps, rtol=1e-5)
 
 
-@quick_jit
+@jax.jit
 def values_of_the_complete_optimizers(x):
     """f after 15 steps of each rule, of four function values."""
     estimator = radazo.sphere_estimator(num_directions=3)

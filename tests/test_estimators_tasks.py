@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from sklearn.metrics import f1_score, log_loss
 
 import radazo
@@ -38,7 +37,7 @@ def test_all_estimators_move_the_same_distance():
         estimate = lambda x, state, e=estimator: radazo.estimate(
             e, 0, value_fn, x, state
         )
-        jax.block_until_ready(quick_jit(estimate)(x, estimator.init(x)))
+        jax.block_until_ready(jax.jit(estimate)(x, estimator.init(x)))
         jax.effects_barrier()
         far = [x for x in moves if x > 0]
         expected = 1e-3 * row.options.get("times", 1.0)
@@ -73,7 +72,7 @@ def test_values_of_batches_cost_their_share():
     batches = Batches(value_fn, None, 0.1)
     estimator = ROWS["batches"].make(setting._replace(batches=batches, chunk_size=1))
     x = jnp.zeros(setting.dim)
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda key: (
             radazo.estimate(estimator, key, None, x, estimator.init(x))[3].num_values
         )
@@ -90,7 +89,7 @@ def test_batches_are_of_the_data():
     whole = problem.value_fn(x, **data)
     batches = problem.batches
     np.testing.assert_allclose(batches.full_value_fn(x), whole, rtol=1e-5)
-    of_batch = quick_jit(batches.value_fn)
+    of_batch = jax.jit(batches.value_fn)
     keys = jax.random.split(jax.random.key(0), 200)
     values = np.array([of_batch(x, key) for key in keys])
     error = values.std() / math.sqrt(200)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import quick_jit
 
 import radazo
 from radazo.estimators import gaussian_process
@@ -45,7 +44,7 @@ def rounds(value_fn, estimator, num_rounds, num_clients, **options):
     run = radazo.federated.federated(
         value_fn, estimator, local, num_clients=num_clients, **options
     )
-    one_round = quick_jit(run.round)
+    one_round = jax.jit(run.round)
     state, infos = run.init(jnp.zeros(DIM)), []
     for _ in range(num_rounds):
         state, info = one_round(state)
@@ -121,7 +120,7 @@ def test_one_client_is_the_local_method(x64, correction):
     for count in range(2):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), count), 0)
         optimizer = radazo.with_estimator(estimator, local, key)
-        step = quick_jit(
+        step = jax.jit(
             lambda params, state, optimizer=optimizer: optimizer.update(
                 None, state, params, value_fn=value_fn
             )
@@ -171,7 +170,7 @@ def test_the_state_is_arrays_that_alias_nothing_and_keep_their_types():
     state = run.init(params)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state))
     described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    after, info = quick_jit(run.round, donate_argnums=0)(state)
+    after, info = jax.jit(run.round, donate_argnums=0)(state)
     assert described(after) == described(run.init(params))
     assert info.values.shape == (2, 2)
     assert info.num_values == 2 * 2 * 3
@@ -199,7 +198,7 @@ def test_a_round_takes_the_values_it_counts():
         num_local_steps=2,
         key=0,
     )
-    state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)), jnp.float32(2))
+    state, info = jax.jit(run.round)(run.init(jnp.zeros(DIM)), jnp.float32(2))
     jax.block_until_ready(state)
     jax.effects_barrier()
     assert len(calls) == state.num_values == info.num_values == 3 * 2 * 3
@@ -225,7 +224,7 @@ def distances(correction, keys):
         state, infos = jax.lax.scan(one_round, run.init(jnp.zeros(DIM)), length=15)
         return jnp.linalg.norm(state.params - MINIMIZER), infos.drift[-1]
 
-    return quick_jit(jax.vmap(whole))(keys)
+    return jax.jit(jax.vmap(whole))(keys)
 
 
 @pytest.mark.gate
@@ -286,7 +285,7 @@ def test_a_client_without_values_keeps_what_it_has_learnt():
         num_local_steps=2,
         correction=radazo.federated.scaffold,
     )
-    one_round = quick_jit(run.round)
+    one_round = jax.jit(run.round)
     state, _ = one_round(run.init(jnp.zeros(DIM)), jnp.asarray(False))
     learnt = np.asarray(state.corrections[0])
     np.testing.assert_allclose(learnt, [[1.0] * DIM, [2.0] * DIM], rtol=1e-5)
@@ -310,7 +309,7 @@ def test_a_step_that_saw_nothing_does_not_count_in_the_mean_gradient():
         num_local_steps=2,
         correction=radazo.federated.scaffold,
     )
-    state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)))
+    state, info = jax.jit(run.round)(run.init(jnp.zeros(DIM)))
     assert np.isnan(info.values).sum() == 1
     np.testing.assert_allclose(state.corrections[0], [[1.0] * DIM, [2.0] * DIM], 1e-3)
 
@@ -325,7 +324,7 @@ def test_a_client_of_no_share_moves_nothing_however_far_it_goes():
         num_local_steps=2,
         shares=[1, 0],
     )
-    state, info = quick_jit(run.round)(run.init(jnp.zeros(DIM)))
+    state, info = jax.jit(run.round)(run.init(jnp.zeros(DIM)))
     assert np.all(np.isfinite(state.params))
     assert np.isfinite(info.drift)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import Mistake, explained
 
 import radazo
 
@@ -102,7 +102,7 @@ def updated(link):
             updates, state = link.update(g | PASSIVE, state)
         return updates, state
 
-    return quick_jit(run)()
+    return jax.jit(run)()
 
 
 CONSTANTS = {"b2": B2, "eps": EPS, "eps_root": EPS_ROOT}
@@ -229,7 +229,7 @@ def steps(optimizer, num_steps=5):
 
     params = {"a": jnp.full((2, 3), 2.0), "b": jnp.array([-1.0, 3.0])}
     carry = params, optimizer.init(params)
-    return quick_jit(lambda c: jax.lax.scan(step, c, length=num_steps)[0])(carry)
+    return jax.jit(lambda c: jax.lax.scan(step, c, length=num_steps)[0])(carry)
 
 
 @pytest.mark.parametrize(("make", "rule", "more"), MAKE.values(), ids=MAKE)
@@ -263,16 +263,14 @@ def test_meazo_squares_the_slope_of_one_rademacher_direction():
     params, nu = jnp.array([3.0, -4.0, 1.0]), 0.0
     optimizer = radazo.meazo(0.1, estimator, key=5)
     state = optimizer.init(params)
-    slopes = quick_jit(
+    slopes = jax.jit(
         lambda key, x: (
             radazo.estimate(estimator, key, sum_of_squares, x, estimator.init(x))[
                 3
             ].slopes
         )
     )
-    update = quick_jit(
-        lambda s, x: optimizer.update(None, s, x, value_fn=sum_of_squares)
-    )
+    update = jax.jit(lambda s, x: optimizer.update(None, s, x, value_fn=sum_of_squares))
     for t in range(3):
         key = jax.random.fold_in(jax.random.key(5), t)
         (slope,) = slopes(key, params)

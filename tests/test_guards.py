@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares
 
 import radazo
 
@@ -30,7 +30,7 @@ def guard(request):
 def seen_along(estimator, scales):
     """What each step gives, slope after slope: (gradient, state, info) stacked."""
 
-    @quick_jit
+    @jax.jit
     def run(scales):
         def step(state, scale):
             _, gradient, state, info = radazo.estimate(
@@ -122,7 +122,7 @@ def test_one_slope_of_many_is_enough(guard):
     estimator = guard(radazo.coordinate_estimator(num_directions=8), factor=3.0)
     params = jnp.zeros(4)
 
-    @quick_jit
+    @jax.jit
     def step(state, slope):
         return radazo.estimate(estimator, 1, lambda x: slope @ x, params, state)[1:]
 
@@ -153,7 +153,7 @@ ABSURD = jnp.array([1.0] * 8 + [1e5] + [1.0] * 3)
 def run_of(optimizer, params, scales=ABSURD):
     """(updates, state) of each step of scale · half the sum of squares."""
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def step(carry, scale):
             params, state = carry
@@ -193,7 +193,7 @@ MEMORIES = {
 }
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", MEMORIES)
 def test_a_skipped_step_leaves_parameters_rule_and_estimator_as_they_were(name):
     estimator = radazo.skip_outliers(MEMORIES[name](num_directions=4))
@@ -281,7 +281,7 @@ def ends(rule, guard_name):
         ) & (step >= 20)
         return half_sum_of_squares(x) * jnp.where(absurd, 1e5, 1.0)
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def run(seed):
         state = optimizer.init(jnp.ones(20))

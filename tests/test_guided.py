@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import Mistake, explained
 
 import radazo
 
@@ -40,7 +40,7 @@ def gaussians(key, num_directions=K, dim=D):
         sampler=radazo.directions.gaussian,
         num_directions=num_directions,
     )
-    return np.array(quick_jit(draw)(key))
+    return np.array(jax.jit(draw)(key))
 
 
 # The paper, arXiv:2107.10110, with the directions that radazo draws.
@@ -80,7 +80,7 @@ def radazo_run(prior, key, num_steps):
 
     x = jnp.zeros(D)
     run = lambda x: jax.lax.scan(step, (x, estimator.init(x)), jnp.arange(num_steps))
-    return quick_jit(run)(x)[1]
+    return jax.jit(run)(x)[1]
 
 
 @pytest.mark.fast_cases(1)
@@ -120,7 +120,7 @@ def compiled(num_directions, value_fn):
         _, gradient, state, info = radazo.estimate(estimator, 3, value_fn, x, state)
         return gradient, state.memory.vector, info
 
-    return quick_jit(run)
+    return jax.jit(run)
 
 
 PRIOR = np.array([0.5, -1.0, 0.0, 2.0, 1.0, 1.0])
@@ -197,7 +197,7 @@ def test_what_is_not_finite_is_not_remembered():
     )
     state = estimator.init(jnp.zeros(D))
 
-    @quick_jit
+    @jax.jit
     def run(x, state):
         return radazo.estimate(estimator, 3, lambda x: x[0], x, state)[1:3]
 
@@ -249,7 +249,7 @@ def descent(name):
         x = jnp.ones(dim)
         return jax.lax.scan(step, (x, estimator.init(x)), jnp.arange(300))[1]
 
-    return quick_jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4))
+    return jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 4))
 
 
 @pytest.mark.fast_cases(1)
@@ -324,6 +324,6 @@ def test_it_guides_an_adaptive_rule_inside_an_optax_wrapper():
     x = jnp.zeros(D)
     run = lambda x: jax.lax.scan(step, (x, optimizer.init(x)), length=60)[0]
     with jax.numpy_dtype_promotion("standard"):
-        reached, state = quick_jit(run)(x)
+        reached, state = jax.jit(run)(x)
     assert f(reached) < 0.3 * f(x)
     assert state.num_values == 60 * 5

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares
 
 import radazo
 
@@ -59,7 +59,7 @@ def run(estimator, params, num_steps=STEPS, value_fn=lambda p, t: f(ravel(p))):
 
     carry = params, estimator.init(params)
     ts = jnp.arange(num_steps, dtype=jnp.uint32)
-    return quick_jit(lambda: jax.lax.scan(step, carry, ts)[1])()
+    return jax.jit(lambda: jax.lax.scan(step, carry, ts)[1])()
 
 
 def directions(sampler, num_steps=STEPS, num_directions=K):
@@ -73,7 +73,7 @@ def directions(sampler, num_steps=STEPS, num_directions=K):
         return jax.vmap(ravel)(drawn)
 
     ts = jnp.arange(num_steps, dtype=jnp.uint32)
-    return np.asarray(quick_jit(jax.vmap(of_step))(ts))
+    return np.asarray(jax.jit(jax.vmap(of_step))(ts))
 
 
 # The methods in their letters, with stored directions.
@@ -188,7 +188,7 @@ def estimates_of_a_linear_function(estimator, num_steps, num_runs=10_000):
         return gradient
 
     keys = jax.random.split(jax.random.key(0), num_runs)
-    return np.asarray(a), np.asarray(quick_jit(jax.vmap(last))(keys), np.float64)
+    return np.asarray(a), np.asarray(jax.jit(jax.vmap(last))(keys), np.float64)
 
 
 @pytest.mark.fast_cases(1)
@@ -218,7 +218,7 @@ def test_one_value_a_step_is_enough_from_the_second_step_on():
     optimizer = radazo.with_estimator(estimator, optax.sgd(RATE), key=5)
     params = start()
     state = optimizer.init(params)
-    step = quick_jit(
+    step = jax.jit(
         lambda params, state: optimizer.update(
             None, state, params, value_fn=lambda p: f(ravel(p))
         )
@@ -328,9 +328,7 @@ def test_a_step_takes_as_many_function_values_as_it_says(name, options, expected
     value_fn, calls = counting()
     estimator = MAKERS[name](num_directions=5, num_past=2, chunk_size=2, **options)
     params = start()
-    step = quick_jit(
-        lambda key, s: radazo.estimate(estimator, key, value_fn, params, s)
-    )
+    step = jax.jit(lambda key, s: radazo.estimate(estimator, key, value_fn, params, s))
     state = estimator.init(params)
     for key in range(3):
         _, _, state, info = jax.block_until_ready(step(key, state))
@@ -357,7 +355,7 @@ def test_the_memory_is_scalars_and_no_copy_of_the_parameters(make):
 def test_the_state_carries_on_at_the_largest_count(make):
     estimator = make(num_directions=2, num_past=1)
     state = estimator.init(jnp.ones(2))._replace(count=jnp.int32(2**31 - 2))
-    step = quick_jit(
+    step = jax.jit(
         lambda key, s: radazo.estimate(
             estimator, key, half_sum_of_squares, jnp.ones(2), s
         )[2]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import Mistake, explained, half_sum_of_squares
 
 import radazo
 
@@ -17,7 +17,7 @@ A = np.array([1.0, -2.0, 0.5, 3.0, -1.0])
 
 
 def compiled(estimator):
-    return quick_jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
+    return jax.jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
 
 
 def linear(x):
@@ -73,7 +73,7 @@ def test_ten_steps_are_those_of_the_pseudocode(x64, max_reuse):
         jax.debug.callback(lambda: calls.append(1))
         return bowl(x)
 
-    @quick_jit
+    @jax.jit
     def estimate(key, x, state):
         return radazo.estimate(estimator, key, value_fn, x, state)
 
@@ -124,7 +124,7 @@ def test_it_is_exact_for_linear_functions_once_the_directions_span(sampler):
         return jax.lax.scan(step, carry, jax.random.split(key, 4))[1]
 
     keys = jax.random.split(jax.random.key(0), 10)
-    gradients, num_values = jax.tree.map(np.asarray, quick_jit(jax.vmap(run))(keys))
+    gradients, num_values = jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(keys))
     # Rounding of f over the distance, times the condition of the rows: of those of a
     # random square matrix the median is near d.
     rounding = 8 * np.finfo(np.float32).eps / 5e-3
@@ -138,7 +138,7 @@ def test_more_directions_than_dimensions_change_nothing_on_a_line(x64):
     estimator = radazo.interpolation_estimator(num_directions=9)
     x = jnp.zeros(5, jnp.float64)
     for seed in range(3):
-        _, gradient, _, _ = quick_jit(
+        _, gradient, _, _ = jax.jit(
             functools.partial(radazo.estimate, estimator), static_argnums=1
         )(jax.random.key(seed), linear, x, estimator.init(x))
         np.testing.assert_allclose(gradient, A, rtol=1e-6, atol=1e-6)
@@ -154,7 +154,7 @@ def test_the_mean_of_fresh_estimates_is_the_share_of_the_gradient_in_the_span():
         state = estimator.init(a)
         return radazo.estimate(estimator, key, lambda x: jnp.dot(a, x), 0 * a, state)[1]
 
-    sample = quick_jit(jax.vmap(gradient))(jax.random.split(jax.random.key(1), seeds))
+    sample = jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(1), seeds))
     error = sample.std(axis=0, ddof=1) / np.sqrt(seeds)
     assert np.all(np.abs(sample.mean(axis=0) - n / d * a) < 5 * error)
     assert np.all(np.linalg.norm(sample, axis=1) < np.linalg.norm(a))
@@ -168,7 +168,7 @@ def a_run(reuse_distance, max_reuse):
     )
     optimizer = radazo.zo_sgd(5e-4, estimator, key=0)
 
-    @quick_jit
+    @jax.jit
     def run(x):
         def step(carry, _):
             x, state = carry
@@ -197,7 +197,7 @@ def test_the_true_displacement_of_a_rounded_point_is_what_counts():
     """In bfloat16 a step of 5e-3 from 1 is one of 0 or 2⁻⁸: still exact on a line."""
     x = jnp.array([1.0, -0.5, 0.25, 2.0, 0.01], jnp.bfloat16)
     estimator = radazo.interpolation_estimator(num_directions=40, smoothing=0.02)
-    _, gradient, _, info = quick_jit(
+    _, gradient, _, info = jax.jit(
         functools.partial(radazo.estimate, estimator), static_argnums=1
     )(
         jax.random.key(0),
@@ -216,7 +216,7 @@ def test_a_point_without_a_finite_value_is_dropped_and_not_remembered():
         return jnp.where(x[0] > 0, jnp.float32(jnp.nan), linear(x))
 
     x = jnp.array([-1e-6, 1.0, 1.0, 1.0, 1.0])
-    _, gradient, state, info = quick_jit(
+    _, gradient, state, info = jax.jit(
         functools.partial(radazo.estimate, estimator), static_argnums=1
     )(jax.random.key(0), value_fn, x, estimator.init(x))
     assert 0 < np.sum(info.kept) < 8
@@ -229,9 +229,7 @@ def test_a_point_without_a_finite_value_is_dropped_and_not_remembered():
 
 def test_a_centre_without_a_finite_value_leaves_the_memory_as_good_as_it_was():
     estimator = radazo.interpolation_estimator(num_directions=4, max_reuse=1.0)
-    estimate = quick_jit(
-        functools.partial(radazo.estimate, estimator), static_argnums=1
-    )
+    estimate = jax.jit(functools.partial(radazo.estimate, estimator), static_argnums=1)
     x = jnp.zeros(5)
 
     def value_fn(x):
@@ -260,7 +258,7 @@ def test_terms_are_subtracted_one_by_one_where_they_are_new():
             num_directions=5, terms=terms, sampler=sampler
         )
         x = jnp.zeros(5)
-        _, gradient, state, _ = quick_jit(
+        _, gradient, state, _ = jax.jit(
             functools.partial(radazo.estimate, estimator), static_argnums=1
         )(jax.random.key(0), value_fn, x, estimator.init(x))
         assert state.values.shape == (6,)
@@ -285,7 +283,7 @@ def test_any_pytree_under_a_mask_in_a_mapped_scan():
     optimizer = radazo.radazo(0.01, estimator, key=0)
     state = optimizer.init(start())
 
-    @quick_jit
+    @jax.jit
     def run(key_data):
         def step(carry, _):
             params, state = carry
@@ -313,7 +311,7 @@ def test_any_pytree_under_a_mask_in_a_mapped_scan():
     assert state.estimator.points.shape == (4, 3)
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.gate
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_seeds_or_data_may_vary_over_devices(check_vma):
     mesh = jax.sharding.Mesh(jax.devices()[:2], ("devices",))
@@ -328,12 +326,12 @@ def test_seeds_or_data_may_vary_over_devices(check_vma):
 
     words = jax.random.key_data(jax.random.split(jax.random.key(0)))
     scale = jnp.array([1.0, 2.0])
-    alone = quick_jit(estimate)
+    alone = jax.jit(estimate)
     for specs in ((over, whole), (whole, over)):
         sharded = jax.shard_map(
             estimate, mesh=mesh, in_specs=specs, out_specs=over, check_vma=check_vma
         )
-        together = quick_jit(sharded)(words, scale)
+        together = jax.jit(sharded)(words, scale)
         for i in range(2):
             first, second = (i * (spec == over) for spec in specs)
             expected = alone(words[first:][:1], scale[second:][:1])[0]

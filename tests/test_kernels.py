@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 
 import radazo
 from radazo.estimators import gaussian_process
@@ -60,7 +59,7 @@ def likelihood(name, points, values, length, jitter):
     return -log_det / 2
 
 
-put = quick_jit(gaussian_process.put)
+put = jax.jit(gaussian_process.put)
 
 
 def a_buffer(num_points, num_put, dim=3, dtype=jnp.float64):
@@ -74,7 +73,7 @@ def a_buffer(num_points, num_put, dim=3, dtype=jnp.float64):
     return buffer, points[-num_points:], values[-num_points:]
 
 
-@functools.partial(quick_jit, static_argnames=("kernel", "length_scale", "jitter"))
+@functools.partial(jax.jit, static_argnames=("kernel", "length_scale", "jitter"))
 def at(kernel, buffer, x, length_scale, jitter=1e-6):
     posterior = gaussian_process.fit(kernel, buffer, length_scale, jitter)
     distances = gaussian_process.squared_distances(buffer.points, x)
@@ -113,7 +112,7 @@ def test_the_length_scale_is_the_likeliest_of_the_grid(x64, name, num_put):
     r = np.linalg.norm(points[:, None] - points[None], axis=2)
     tried = np.sqrt(np.mean(r**2)) * 2.0 ** np.arange(5)
     best = max(tried, key=lambda length: likelihood(name, points, values, length, 1e-6))
-    fit = quick_jit(
+    fit = jax.jit(
         lambda buffer: gaussian_process.fit(KERNELS[name], buffer, None, 1e-6)
     )
     np.testing.assert_allclose(fit(buffer).length_scale, best, rtol=1e-12)

@@ -53,7 +53,7 @@ def close(one, other, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), one, other)
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_a_run_is_the_loop_by_hand(make_optimizer):
     tried = make_optimizer(0.02, key=3)
     result = radazo.minimize(half_sum_of_squares, START, tried, 20)
@@ -231,6 +231,7 @@ def test_a_rule_that_holds_from_the_start_changes_no_parameter():
 LOW, UP = jnp.array([0.5, -jnp.inf, -0.25]), jnp.array([jnp.inf, -0.5, 0.25])
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("lower", "upper", "low", "up"),
     [

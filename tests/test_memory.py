@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import as_a_user, quick_jit, raises
+from conftest import as_a_user, raises
 
 import radazo
 from benchmarks import memory, records
@@ -137,7 +137,7 @@ def test_the_command_writes_a_line_and_a_row_for_each_mode(
 
 @functools.cache
 def compiled(work):
-    return quick_jit(work.value)
+    return jax.jit(work.value)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_values_along_a_direction_are_those_of_the_moved_point(sampler):
         4, params, sampler, num_directions=1
     )
     moved = jax.tree.map(lambda x, u: x + jnp.float32(0.02) * u[0], params, direction)
-    value = quick_jit(radazo.evaluate.perturbed_value_fn(work.value, sampler))(
+    value = jax.jit(radazo.evaluate.perturbed_value_fn(work.value, sampler))(
         4, params, 0.02, ids
     )
     plain = compiled(work)

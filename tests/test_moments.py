@@ -29,6 +29,7 @@ def test_numbers_are_those_that_are_known(run):
         np.testing.assert_allclose(found, known, rtol=0.1)
 
 
+@pytest.mark.gate
 def test_theory_holds_where_the_gradient_hardly_moves(run):
     for line in run[1][:2]:
         expected = moments.theory(line["settings"])
@@ -37,6 +38,7 @@ def test_theory_holds_where_the_gradient_hardly_moves(run):
             np.testing.assert_allclose(found[name], value, rtol=0.1, err_msg=name)
 
 
+@pytest.mark.gate
 def test_table_figure_and_a_second_start(run, capsys, monkeypatch):
     folder, lines = run
     monkeypatch.setattr(moments, "measured", None)

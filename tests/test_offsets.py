@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import quick_jit, raises
+from conftest import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -57,7 +57,7 @@ def test_offsets_below_one_word_stay_in_one():
 @pytest.mark.parametrize("offset", [0, 5, BOUNDARY, WORD - 1, WORD + 77, 2**36 + 3])
 def test_elements_from_two_words_are_those_from_the_integer(draw, offset):
     expected = draw(KEY, 300, jnp.float32, offset)
-    found = quick_jit(lambda offset: draw(KEY, 300, jnp.float32, offset))
+    found = jax.jit(lambda offset: draw(KEY, 300, jnp.float32, offset))
     np.testing.assert_allclose(found(two_words(offset)), expected, rtol=1e-6)
     if offset < BOUNDARY:
         np.testing.assert_allclose(found(jnp.uint32(offset)), expected, rtol=1e-6)
@@ -115,7 +115,7 @@ def test_a_function_is_walked_across_the_boundary(law):
 
     tree, layout = params(), pretended(params())
     noise = perturbed.noise_along(law, KEY, layout, jnp.float32(0.1))
-    found = quick_jit(lambda p: lazy.evaluate(value_fn, p, layout, noise))(tree)
+    found = jax.jit(lambda p: lazy.evaluate(value_fn, p, layout, noise))(tree)
     moved = jax.tree.map(lambda x, u: x + 0.1 * u, tree, drawn(law, tree))
     np.testing.assert_allclose(found, value_fn(moved), rtol=1e-5)
 
@@ -134,7 +134,7 @@ def test_parameters_are_moved_across_the_boundary(law):
         step = core.Step(KEY, layout, p, jnp.float32(0.1))
         return partwise.move(rule, gradient, step, states, jnp.bool_(True))
 
-    found, _ = quick_jit(move)(tree, partwise.init(rule, tree, layout))
+    found, _ = jax.jit(move)(tree, partwise.init(rule, tree, layout))
     first, second = (drawn(law, tree, key) for key in keys)
     for name in ("b", "c"):
         g = 0.5 * first[name] - 2.0 * second[name]

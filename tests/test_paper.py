@@ -167,6 +167,7 @@ def estimates_of(name, num, seed=0):
 SLOPE_ROUNDING = 8 * D * EPS * float(np.sum(np.abs(A)))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", MAKERS)
 def test_p5_an_estimate_has_the_mean_and_the_variance_of_its_sampler(name):
     samples = estimates_of(name, 20_000)
@@ -262,6 +263,7 @@ def test_p8_the_second_moment_holds_the_noise_of_what_is_squared(name):
 # What a step reads and keeps.
 
 
+@pytest.mark.fast_cases(2)
 def test_a_constant_schedule_is_the_number_it_holds(make_optimizer):
     def run(learning_rate, smoothing):
         estimator = radazo.sphere_estimator(num_directions=2, smoothing=smoothing)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import Mistake, explained, half_sum_of_squares
 
 import radazo
 
@@ -26,7 +26,7 @@ def trajectory(optimizer, value_fn, x, num_steps):
     def run(x):
         return jax.lax.scan(step, (x, optimizer.init(x)), length=num_steps)
 
-    (_, state), (xs, values) = quick_jit(run)(x)
+    (_, state), (xs, values) = jax.jit(run)(x)
     return xs, values, state
 
 
@@ -90,7 +90,7 @@ def test_a_run_is_the_paper_transcribed(name):
             key_t, jnp.ones(D), radazo.directions.gaussian, num_directions=K
         )
 
-    drawn = quick_jit(jax.vmap(rows))(jnp.arange(NUM_STEPS))
+    drawn = jax.jit(jax.vmap(rows))(jnp.arange(NUM_STEPS))
     history, restarts = paper_run(name == "pars", np.asarray(drawn))
     paper_xs, paper_values = zip(*history, strict=True)
     assert restarts > 1
@@ -131,7 +131,7 @@ def reached(name):
         (x, _), _ = jax.lax.scan(step, (x, optimizer.init(x)), length=300)
         return value_fn(x)
 
-    return np.asarray(quick_jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 3)))
+    return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), 3)))
 
 
 @pytest.mark.gate
@@ -151,7 +151,7 @@ def test_acceleration_and_a_guess_pay_on_an_ill_conditioned_quadratic(
 def test_a_step_without_a_finite_value_starts_anew_from_the_parameters(prior):
     optimizer = radazo.pars(1.0, key=0, num_directions=4, prior=prior)
 
-    @quick_jit
+    @jax.jit
     def step(x, state, scale):
         value_fn = lambda x: scale * half_sum_of_squares(x)
         return optimizer.update(None, state, x, value_fn=value_fn)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import Mistake, explained, half_sum_of_squares
 from scipy import optimize
 
 import radazo
@@ -83,9 +83,7 @@ def a_start(name):
 
 def trajectory(optimizer, x, num_steps):
     state = optimizer.init(jnp.asarray(x))
-    step = quick_jit(
-        lambda x, state: optimizer.update(None, state, x, value_fn=value_fn)
-    )
+    step = jax.jit(lambda x, state: optimizer.update(None, state, x, value_fn=value_fn))
     x, reached = jnp.asarray(x), []
     for _ in range(num_steps):
         updates, state = step(x, state)
@@ -94,6 +92,7 @@ def trajectory(optimizer, x, num_steps):
     return np.array(reached), state
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", SETS)
 def test_zo_psgd_is_its_pseudocode(x64, name):
     key, rate, x = jax.random.key(3), 0.02, a_start(name)
@@ -109,6 +108,7 @@ def test_zo_psgd_is_its_pseudocode(x64, name):
     assert touched
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", SETS)
 def test_projected_zo_adamm_is_the_algorithm_of_2019(x64, name):
     key, rate, b1, b2, zeta = jax.random.key(5), 0.3, 0.9, 0.5, 1e-8
@@ -152,6 +152,7 @@ def inside(name, x, slack):
     return np.all(np.linalg.norm(x, order, axis=-1) <= scale * (1 + slack))
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     ("make", "dtype"),
     [(radazo.zo_psgd, jnp.float32), (radazo.projected_zo_adamm, jnp.bfloat16)],
@@ -175,7 +176,7 @@ def test_every_step_stays_inside(name, make, dtype):
         return jax.lax.scan(step, (first, state), length=50)[1]
 
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
-    reached = quick_jit(jax.vmap(run))(keys)
+    reached = jax.jit(jax.vmap(run))(keys)
     assert reached.dtype == dtype
     assert reached.shape == (4, 50, D)
     assert inside(name, reached, float(jnp.finfo(dtype).eps))
@@ -186,9 +187,7 @@ def test_from_outside_of_a_box_a_step_goes_to_its_edge():
     optimizer = radazo.zo_psgd(0.0, radazo.projections.box(-1.0, 1.0), key=0)
     x = {"a": jnp.array([1000.1, -3.3]), "b": jnp.asarray(0.2, jnp.bfloat16)}
     state = optimizer.init(x)
-    update = quick_jit(
-        functools.partial(optimizer.update, value_fn=half_sum_of_squares)
-    )
+    update = jax.jit(functools.partial(optimizer.update, value_fn=half_sum_of_squares))
     for _ in range(2):
         updates, state = update(None, state, x)
         assert jax.tree.map(jnp.result_type, updates) == jax.tree.map(
@@ -206,7 +205,7 @@ def reached_by(optimizer, start=None, **extra):
     """The parameters after each of 4 steps."""
     x = jnp.zeros(D) if start is None else start
     state, steps = optimizer.init(x), []
-    update = quick_jit(functools.partial(optimizer.update, value_fn=value_fn, **extra))
+    update = jax.jit(functools.partial(optimizer.update, value_fn=value_fn, **extra))
     for _ in range(4):
         updates, state = update(None, state, x)
         x = optax.apply_updates(x, updates)
@@ -261,7 +260,7 @@ def test_a_mask_projects_a_part_of_the_parameters():
     x = {"a": jnp.full(2, 0.2), "b": jnp.full(2, 0.2)}
     fn = lambda x: -9 * jnp.sum(x["a"]) - 9 * jnp.sum(x["b"])
     state = optimizer.init(x)
-    update = quick_jit(functools.partial(optimizer.update, value_fn=fn))
+    update = jax.jit(functools.partial(optimizer.update, value_fn=fn))
     for _ in range(3):
         updates, state = update(None, state, x)
         x = optax.apply_updates(x, updates)
@@ -299,7 +298,7 @@ def test_nothing_seen_moves_nothing():
         optimizer = make(0.1, radazo.projections.l2_ball(1.0), key=0)
         x = jnp.array([0.5, 0.5])
         fn = lambda x: jnp.nan * jnp.sum(x)
-        update = quick_jit(functools.partial(optimizer.update, value_fn=fn))
+        update = jax.jit(functools.partial(optimizer.update, value_fn=fn))
         updates, _ = update(None, optimizer.init(x), x)
         np.testing.assert_array_equal(updates, np.zeros(2))
 

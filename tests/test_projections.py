@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import Mistake, explained
 from hypothesis import Phase, given, settings
 from scipy import optimize
 
@@ -42,7 +42,7 @@ def compiled(name):
 
     if name == "box":  # Its bounds are read when it is made.
         return project
-    return quick_jit(project)
+    return jax.jit(project)
 
 
 def a_point_inside(name, raw, scale):
@@ -239,8 +239,8 @@ def test_bounds_may_be_pytrees_and_are_rounded_to_the_inside():
 def test_a_projection_is_mapped_and_scanned(name):
     xs = jax.random.normal(jax.random.key(0), (3, SIZE))
     project = SETS[name](0.5)
-    together = quick_jit(jax.vmap(project))(xs)
-    _, scanned = quick_jit(
+    together = jax.jit(jax.vmap(project))(xs)
+    _, scanned = jax.jit(
         lambda xs: jax.lax.scan(lambda carry, x: (carry, project(x)), None, xs)
     )(xs)
     alone = np.stack([project(x) for x in xs])

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from contracts import PRESETS
 from hypothesis import Phase, given, settings
 
@@ -80,7 +79,7 @@ def value_fn(params, scale=1.0, tilt=0.0):
 def estimated(name, **options):
     """One compiled function for all examples that agree on the estimator."""
     estimator = PRESETS[name](**{"num_directions": 3, "smoothing": 0.125} | options)
-    return quick_jit(radazo.value_and_grad(value_fn, estimator))
+    return jax.jit(radazo.value_and_grad(value_fn, estimator))
 
 
 arguments = st.fixed_dictionaries(
@@ -142,7 +141,7 @@ def test_leaves_outside_of_the_mask_get_a_gradient_of_zero(
     mask = {"first": True, "others": False}
     given_mask = (lambda params: mask) if callable_ else mask
     estimator = PRESETS[name](num_directions=3, mask=given_mask)
-    estimate = quick_jit(radazo.value_and_grad(value_fn, estimator))
+    estimate = jax.jit(radazo.value_and_grad(value_fn, estimator))
     _, gradient = estimate(seed, params)
     assert np.any(gradient["first"])
     assert not any(np.any(x) for x in jax.tree.leaves(gradient["others"]))
@@ -192,7 +191,7 @@ def test_the_chunk_size_changes_no_more_than_rounding(params, name, seed, chunk_
 @given(any_trees, names, seeds)
 def test_an_estimator_made_again_gives_the_same_estimate(params, name, seed):
     estimator = PRESETS[name](num_directions=3, smoothing=0.125)
-    again = quick_jit(radazo.value_and_grad(value_fn, estimator))
+    again = jax.jit(radazo.value_and_grad(value_fn, estimator))
     assert_equal(again(seed, params), estimated(name)(seed, params))
 
 
@@ -237,7 +236,7 @@ def test_an_estimate_takes_the_function_values_that_it_promises(
         jax.debug.callback(lambda _: calls.append(1), value)  # One call a value.
         return value
 
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda params: radazo.estimate(
             estimator, seed, counted, params, estimator.init(params)
         )
@@ -255,6 +254,6 @@ def test_an_estimate_takes_the_function_values_that_it_promises(
 def test_parameters_without_an_element_get_a_gradient_without_an_element(name):
     params = {"a": jnp.zeros((0, 2), jnp.bfloat16)}
     value_and_grad = radazo.value_and_grad(lambda p: 3.0, PRESETS[name]())
-    value, gradient = quick_jit(value_and_grad)(0, params)
+    value, gradient = jax.jit(value_and_grad)(0, params)
     assert value == 3
     assert described(gradient) == described(params)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares
 
 import radazo
 
@@ -19,7 +19,7 @@ def start():
 def run_of(optimizer, params, batches, value_fn=half_sum_of_squares):
     """(parameters before, state after) of each step."""
 
-    @quick_jit
+    @jax.jit
     def run(params, batches):
         def step(carry, batch):
             params, state = carry
@@ -78,6 +78,7 @@ def by_hand(values, every, patience, window, factor):
     return counts[1:], ages
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     "setting", [(20, 3, 50, 20.0), (4, 1, 50, 6.0), (7, 2, 5, 3.0), (1, 1, 2, 1.0)]
 )
@@ -96,7 +97,7 @@ def test_it_goes_back_when_the_equations_say_so(setting):
         window=window,
         factor=factor,
     )
-    # Slopes of zero: the value is what was told.
+    # Slopes of zero: the value is the one given.
     value_fn = lambda x, batch: batch + 0 * jnp.sum(x["a"])
     _, (_, states) = run_of(optimizer, start(), values, value_fn)
     assert 1 < counts[-1] < 120
@@ -143,8 +144,9 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
-    ("rule", "memory"), [*((rule, "none") for rule in RULES), ("zo_sgd", "past")]
+    ("rule", "memory"), [("zo_sgd", "past"), *((rule, "none") for rule in RULES)]
 )
 def test_parameters_and_memories_go_back_together_and_counters_go_on(rule, memory):
     optimizer = radazo.roll_back(RULES[rule](ESTIMATORS[memory]), every=6, patience=2)
@@ -187,7 +189,7 @@ def test_the_way_back_is_exact_within_a_factor_of_two_and_else_a_rounding_off(dt
     kept, near, far = (jnp.asarray(x, dtype) for x in (kept, near, far))
     optimizer = radazo.roll_back(radazo.zo_sgd(0.0, SPHERE, key=0), patience=1)
 
-    @quick_jit
+    @jax.jit
     def reached(left):
         _, state = optimizer.update(
             None, optimizer.init(kept), kept, value_fn=half_sum_of_squares
@@ -229,7 +231,7 @@ def test_leaves_that_are_not_floating_point_are_neither_kept_nor_moved():
     state = optimizer.init(params)
     assert state.kept_params["n"] is None
 
-    @quick_jit
+    @jax.jit
     def step(state, x, n, scale):
         return optimizer.update(
             None,

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 
 from radazo.optimizers import partwise
 
@@ -18,7 +17,7 @@ def test_every_number_of_the_narrow_type_stays(dtype):
     patterns = jnp.arange(1 << 16, dtype=jnp.uint32).astype(jnp.uint16)
     numbers = jax.lax.bitcast_convert_type(patterns, dtype)
     wide = numbers.astype(jnp.float32)
-    found = quick_jit(lambda x: partwise._rounded(KEY, x, dtype))(wide)
+    found = jax.jit(lambda x: partwise._rounded(KEY, x, dtype))(wide)
     normal = ~(jnp.abs(wide) < float(jnp.finfo(dtype).tiny))
     kept = np.asarray(found.astype(jnp.float32))[normal]
     np.testing.assert_array_equal(kept, np.asarray(wide)[normal])
@@ -28,7 +27,7 @@ def test_every_number_of_the_narrow_type_stays(dtype):
 @pytest.mark.parametrize("number", [1.001, -3.14159, 1e-3])
 def test_the_mean_is_the_number_and_only_its_neighbours_occur(dtype, number):
     x = jnp.full(40_000, number, jnp.float32)
-    found = np.asarray(quick_jit(lambda x: partwise._rounded(KEY, x, dtype))(x), float)
+    found = np.asarray(jax.jit(lambda x: partwise._rounded(KEY, x, dtype))(x), float)
     neighbours = np.unique(found)
     assert len(neighbours) == 2
     assert neighbours[0] < float(x[0]) < neighbours[1]

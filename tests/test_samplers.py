@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import Mistake, explained
 
 import radazo
 
@@ -22,7 +22,7 @@ def start():
 
 
 def estimated(estimator, params, fn=value_fn, key=0):
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda params: radazo.estimate(
             estimator, key, fn, params, estimator.init(params)
         )
@@ -153,6 +153,7 @@ def test_directions_are_those_that_were_drawn(draw, factor):
         np.testing.assert_array_equal(us[k], expected.astype(jnp.float32))
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("chunk_size", [1, 3])
 @pytest.mark.parametrize(("draw", "factor"), OWN.values(), ids=OWN)
 def test_an_estimate_has_no_bias(draw, factor, chunk_size):

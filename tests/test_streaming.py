@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from jax import lax
 
 from radazo import flat, random
@@ -53,7 +52,7 @@ def streamed(value_fn, params, make_noise=GAUSSIAN, mask=None):
         at_once[leaf] = max(size, at_once.get(leaf, 0))
 
     layout = flat.layout("test", params, mask)
-    value = quick_jit(
+    value = jax.jit(
         lambda params: lazy.evaluate(value_fn, params, layout, make_noise(note))
     )(params)
     paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params)]
@@ -68,7 +67,7 @@ def copied(value_fn, params, draw=random.normal, mask=None):
         distance = jnp.float32(DISTANCE)
         return value_fn(flat.perturb(layout, params, direction, distance, KEY[0]))
 
-    return quick_jit(value)(params)
+    return jax.jit(value)(params)
 
 
 def layer(h, p):

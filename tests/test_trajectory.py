@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, half_sum_of_squares, quick_jit
+from conftest import Mistake, explained, half_sum_of_squares
 from test_kernels import process
 
 import radazo
@@ -18,7 +18,7 @@ NUM_SEEDS = 6
 @functools.cache
 def stepper(value_fn, **options):
     estimator = radazo.trajectory_estimator(**options)
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda key, x, state: radazo.estimate(estimator, key, value_fn, x, state)
     )
     return estimator.init, estimate
@@ -34,7 +34,7 @@ def test_a_step_is_the_process_of_all_points_looked_at(x64, chunk_size):
     init, estimate = stepper(
         wavy, num_directions=3, num_points=9, length_scale=0.7, chunk_size=chunk_size
     )
-    draw = quick_jit(
+    draw = jax.jit(
         functools.partial(radazo.directions.sample_directions, num_directions=3)
     )
     looked_at, state = [], init(jnp.zeros(2))
@@ -86,7 +86,7 @@ def cosines(estimator, value_fn, dim, num_steps):
 
     with jax.numpy_dtype_promotion("standard"):
         keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
-        return quick_jit(jax.vmap(run))(keys)
+        return jax.jit(jax.vmap(run))(keys)
 
 
 def rosenbrock(x):
@@ -139,7 +139,7 @@ def test_a_virtual_step_takes_no_value(eager):
     def estimate(key, x, state):
         return radazo.estimate(estimator, key, counted, x, state)
 
-    estimate = estimate if eager else quick_jit(estimate)
+    estimate = estimate if eager else jax.jit(estimate)
     x, state, seen = jnp.ones(3), estimator.init(jnp.ones(3)), []
     for key in range(5):
         value, gradient, state, info = estimate(key, x, state)
@@ -183,7 +183,7 @@ def test_a_look_that_sees_nothing_gives_no_new_trust():
 def test_a_virtual_step_has_an_aux_of_the_same_form():
     estimator = radazo.trajectory_estimator(num_directions=5, max_virtual_steps=1)
     value_fn = lambda x: (bowl(x), {"first": x[0], "kept": x > 0})
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda key, state: radazo.estimate(
             estimator, key, value_fn, jnp.ones(3), state, has_aux=True
         )

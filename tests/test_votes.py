@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import Mistake, explained, quick_jit
+from conftest import Mistake, explained
 
 import radazo
 
@@ -32,7 +32,7 @@ def start(dtype=None):
 
 
 def estimated(estimator, params, fn=value_fn):
-    estimate = quick_jit(
+    estimate = jax.jit(
         lambda params: radazo.estimate(estimator, 4, fn, params, estimator.init(params))
     )
     return estimate(params)
@@ -91,7 +91,7 @@ def test_sign_descent_by_votes_is_the_sign_of_the_sum_of_signs():
             [x.ravel() for x in jax.tree.leaves(params)]
         )
 
-    run = quick_jit(
+    run = jax.jit(
         lambda: jax.lax.scan(step, (start(), optimizer.init(start())), length=5)[1]
     )
     ours, x = run(), flat_of(START)

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from conftest import quick_jit
 
 import radazo
 
@@ -122,7 +121,24 @@ ROWS = {
 }
 
 
-@pytest.fixture(params=ROWS)
+# The others are transformations like any other.
+FAST = (
+    "MultiSteps",
+    "apply_if_finite",
+    "masked",
+    "partition",
+    "lookahead",
+    "sam",
+    "schedule_free",
+    "polyak_sgd",
+    "backtracking",
+    "reduce_on_plateau",
+    "inject_hyperparams",
+)
+PARAMS = [pytest.param(x, marks=() if x in FAST else pytest.mark.gate) for x in ROWS]
+
+
+@pytest.fixture(params=PARAMS)
 def name(request):
     return request.param
 
@@ -164,7 +180,7 @@ def run_of(name):
     """Both runs of a row, as one program: (parameters, values, values by hand)."""
     row = ROWS[name]
 
-    @quick_jit
+    @jax.jit
     def both(params):
         reached, state, values = with_estimator(row, row.wrap(params))
         return row.unwrap(reached, state), values, by_hand(row, row.wrap(params))
@@ -201,7 +217,7 @@ def sophia_run(**extra):
         ESTIMATOR, optax.contrib.sophia(0.05, weight_decay=0.0), SEED
     )
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def step(carry, _):
             params, state = carry
@@ -237,6 +253,7 @@ LINKS = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", LINKS)
 def test_the_link_before_a_wrapper_is_the_combinator_around_it(name):
     rule = LINKS[name]
@@ -247,7 +264,7 @@ def test_the_link_before_a_wrapper_is_the_combinator_around_it(name):
         radazo.with_estimator(ESTIMATOR, rule, SEED),
     ]
 
-    @quick_jit
+    @jax.jit
     def runs(params):
         def run(optimizer):
             def step(carry, _):
@@ -298,7 +315,7 @@ def test_sam_in_opaque_mode_descends_with_the_plain_function_as_its_grad_fn():
     value_and_grad = radazo.value_and_grad(value_fn, ESTIMATOR)
     rule = optax.contrib.sam(optax.sgd(0.1), normalized(0.05), opaque_mode=True)
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def step(carry, key):
             params, state = carry

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from conftest import estimator_of, half_sum_of_squares, quick_jit
+from conftest import estimator_of, half_sum_of_squares
 from test_wrappers import ESTIMATOR, ROWS, SEED, start
 
 import radazo
@@ -86,7 +86,7 @@ def without_the_bad(rule, params, takes_value):
 def test_a_step_without_a_finite_value_is_for_the_rule_no_step(name):
     rule = GUARDED[name]
 
-    @quick_jit
+    @jax.jit
     def both(params):
         return around(rule, params), without_the_bad(
             rule, params, name == "reduce_on_plateau"
@@ -126,7 +126,7 @@ def of_ones_own(bad):
 def run_of_ones_own(rule, bad, num_steps=12):
     optimizer = radazo.with_estimator(of_ones_own(bad), rule, SEED)
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def step(carry, _):
             params, state = carry
@@ -191,7 +191,7 @@ def test_the_wrappers_see_no_nan_of_an_estimator_of_radazo():
         optax.zero_nans(), optax.apply_if_finite(optax.identity(), 1), optax.sgd(0.1)
     )
     with jax.numpy_dtype_promotion("standard"):
-        _, state = quick_jit(functools.partial(around, rule))(start())
+        _, state = jax.jit(functools.partial(around, rule))(start())
     assert not np.any(state.optimizer[0].found_nan["w"])
     assert state.optimizer[1].total_notfinite[-1] == 0
     assert state.num_skipped[-1] == len(BAD)
@@ -202,7 +202,7 @@ def test_skip_large_updates_leaves_an_absurd_estimate_out_and_tells():
     factors = jnp.ones(12).at[5].set(1e6)
     rule = GUARDED["skip_large_updates"]
     with jax.numpy_dtype_promotion("standard"):
-        params, state = quick_jit(functools.partial(around, rule))(start(), factors)
+        params, state = jax.jit(functools.partial(around, rule))(start(), factors)
     skipped = state.optimizer.skip_state["should_skip"]
     assert np.flatnonzero(skipped).tolist() == [5]
     assert state.optimizer.gradient_step[-1] == (12 - 1) // 2
@@ -226,7 +226,7 @@ def test_a_link_that_clips_bounds_the_step_of_an_absurd_value(name):
     link, norm, bound = CLIPPED[name]
     optimizer = radazo.with_estimator(ESTIMATOR, link, SEED)
 
-    @quick_jit
+    @jax.jit
     def update(factor):
         updates, _ = optimizer.update(
             None, optimizer.init(start()), start(), value_fn=value_fn, factor=factor

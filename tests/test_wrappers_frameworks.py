@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import optimistix
 import pytest
-from conftest import half_sum_of_squares, quick_jit
+from conftest import half_sum_of_squares
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -56,7 +56,7 @@ def test_a_flax_train_state_descends_with_the_plain_function():
     state = TrainState.create(apply_fn=apply, params=linear(), tx=optax.sgd(0.3))
     value_and_grad = radazo.value_and_grad(mean_square, ESTIMATOR)
 
-    @quick_jit
+    @jax.jit
     def run(state):
         def step(state, key):
             value, gradient = value_and_grad(key, state.params, X, Y)
@@ -89,7 +89,7 @@ def test_an_nnx_model_split_and_merged_descends_in_a_scan():
         return value_fn(state, X, Y)
 
     before = bound(params)
-    run = quick_jit(lambda params: scanned(complete(), params, 200, bound))
+    run = jax.jit(lambda params: scanned(complete(), params, 200, bound))
     assert bound(run(params)[0]) < 0.05 * before
 
 
@@ -219,7 +219,7 @@ def test_a_gradient_goes_through_an_update():
         )
         return half_sum_of_squares(optax.apply_updates(params, updates))
 
-    slope = quick_jit(jax.grad(after))(1.0, start())
+    slope = jax.jit(jax.grad(after))(1.0, start())
     difference = (after(1.01, start()) - after(0.99, start())) / 0.02
     np.testing.assert_allclose(slope, difference, rtol=1e-2)
 
@@ -285,8 +285,8 @@ def test_vmapped_smoothings_are_estimates_with_each_of_them():
         return radazo.value_and_grad(half_sum_of_squares, estimator)(SEED, start())[1]
 
     smoothings = jnp.array([0.5, 2.0])
-    together = quick_jit(jax.vmap(gradient))(smoothings)
-    single = [quick_jit(gradient)(smoothing) for smoothing in smoothings]
+    together = jax.jit(jax.vmap(gradient))(smoothings)
+    single = [jax.jit(gradient)(smoothing) for smoothing in smoothings]
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *single)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), together, stacked

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from conftest import half_sum_of_squares, quick_jit, raises
+from conftest import half_sum_of_squares, raises
 
 import radazo
 
@@ -187,7 +187,7 @@ def test_apply_if_finite_around_a_complete_optimizer_silently_sees_its_dummy():
 def reached_by(optimizer):
     """The parameters after 100 steps with dummies of zero for updates."""
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def step(carry, _):
             params, state = carry
