@@ -26,8 +26,19 @@ Estimators, which turn function values into a gradient estimate
   skip_outliers, clip_outliers    guard an estimator against outlying values
   forward, central, one_point, forward_mode      how a slope is taken
 
-Sub-modules have the rest: `journal` keeps and replays the slopes of a run, `pool`
-evaluates in workers that may fail.
+Sub-modules
+
+  estimators, optimizers          the rest of both, and the types of their states
+  directions, differences         samplers of directions, differences along them
+  projections                     sets for `zo_psgd` and `projected`
+  calibration                     the result of `calibrate`
+  run                             checkpoints and queries, for loops of your own
+  journal                         keep the slopes of a run, and replay it from them
+  pool                            evaluate in workers that may fail
+  evaluate                        evaluate along a direction without a copy of the model
+  federated                       clients that step, a server that averages
+  diagnostics                     errors and statistics of estimates
+  random                          random numbers as functions of a key, and its contract
 """
 
 from radazo import (

@@ -13,7 +13,7 @@ import pytest
 from conftest import Mistake, explained, half_sum_of_squares
 
 import radazo
-from radazo.run import results
+from radazo.run import loop
 
 START = jnp.array([2.0, -1.0, 0.5])
 
@@ -73,7 +73,7 @@ def test_a_run_resumes_from_the_result_of_a_callback():
 
 
 def test_without_callback_every_callbacks_follow_each_compiled_call(monkeypatch):
-    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)  # One step a call.
+    monkeypatch.setattr(loop, "SECONDS_PER_CALL", 0.0)  # One step a call.
     seen = []
     run(12, callback=lambda result: seen.append(result.num_steps))
     assert seen == list(range(1, 13))

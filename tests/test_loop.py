@@ -8,7 +8,7 @@ import pytest
 from conftest import half_sum_of_squares
 
 import radazo
-from radazo.run import loop, results
+from radazo.run import loop
 
 START = {"w": jnp.array([2.0, -1.0, 0.5]), "b": jnp.array(3.0)}
 
@@ -112,12 +112,12 @@ def test_the_result_does_not_depend_on_how_many_steps_a_call_takes(
     monkeypatch, steps_per_call
 ):
     monkeypatch.setattr(loop, "MAX_STEPS_PER_CALL", steps_per_call)
-    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 1e9)
+    monkeypatch.setattr(loop, "SECONDS_PER_CALL", 1e9)
     calls = []
     fast = radazo.minimize(
         half_sum_of_squares, START, optimizer(), 60, callback=calls.append
     )
-    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)
+    monkeypatch.setattr(loop, "SECONDS_PER_CALL", 0.0)
     slow = radazo.minimize(half_sum_of_squares, START, optimizer(), 60)
     same(fast, slow)
     # Two calls to measure, then as many steps as may be, at most eight times more.
@@ -131,7 +131,7 @@ def test_a_function_is_traced_as_often_for_many_calls_as_for_one(monkeypatch):
         traces.append(1)
         return scale * half_sum_of_squares(params)
 
-    monkeypatch.setattr(results, "_SECONDS_PER_CALL", 0.0)  # One step a call.
+    monkeypatch.setattr(loop, "SECONDS_PER_CALL", 0.0)  # One step a call.
     counts = []
     for num_steps in (1, 50):
         traces.clear()

@@ -2,8 +2,7 @@
 
 from radazo.journal.file import Journal, open_journal, read_journal
 from radazo.journal.file_format import JournalContents, JournalEntry, JournalHeader
-from radazo.journal.record import recorded_step
-from radazo.journal.replay import replay
+from radazo.journal.record import recorded_step, replay
 
 __all__ = ["Journal", "JournalContents", "JournalEntry", "JournalHeader"]
 __all__ += ["open_journal", "read_journal", "recorded_step", "replay"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from radazo import validation
 from radazo.journal import file_format
-from radazo.journal.replay import replay
+from radazo.journal.record import replay
 
 _NAME = "python -m radazo.journal"
 _SHOWN = 3
@@ -117,10 +117,10 @@ def _diff(options: Any) -> int:
         f"{name}: {x} and {new[name]}" for name, x in old.items() if x != new[name]
     ]
     first, end = max(one.header.first, other.header.first), min(one.end, other.end)
-    if one.header[2:4] != other.header[2:4]:
+    if file_format.record_dtype(one.header) != file_format.record_dtype(other.header):
         lines.append("steps: not comparable")
     elif first < end:
-        lines += _differences(one, other, first, end)
+        lines += _differences(first, *(x.between(first, end) for x in (one, other)))
     spans = [f"{x.header.first:,} to {x.end:,}" for x in (one, other)]
     if spans[0] != spans[1]:
         lines.append(f"steps: {spans[0]} and {spans[1]}")
@@ -129,16 +129,12 @@ def _diff(options: Any) -> int:
 
 
 def _differences(
-    one: file_format.JournalContents,
-    other: file_format.JournalContents,
-    first: int,
-    end: int,
+    first: int, one: file_format.JournalEntry, other: file_format.JournalEntry
 ) -> list[str]:
     """Describe the first step that differs, and count the others."""
 
-    def bits(run: file_format.JournalContents) -> list[np.ndarray]:
-        steps = slice(first - run.header.first, end - run.header.first)
-        return [x[steps].view(f"u{x.itemsize}") for x in run.entries]  # NaN equals NaN.
+    def bits(entries: file_format.JournalEntry) -> list[np.ndarray]:
+        return [x.view(f"u{x.itemsize}") for x in entries]  # NaN equals NaN.
 
     places = [x != y for x, y in zip(bits(one), bits(other), strict=True)]
     differs = np.any([x.reshape(len(x), -1).any(axis=1) for x in places], axis=0)
@@ -147,14 +143,10 @@ def _differences(
     i = int(np.argmax(differs))
     lines = [f"equal from step {first:,} to {first + i:,}"] * (i > 0)
     lines.append(f"step {first + i:,} differs, as do {differs.sum():,} in all")
-    for name, different in zip(one.entries._fields, places, strict=True):
+    for name, x, y, different in zip(one._fields, one, other, places, strict=True):
         for place in np.argwhere(different[i])[:_SHOWN]:
-            x, y = (
-                getattr(run.entries, name)[(first + i - run.header.first, *place)]
-                for run in (one, other)
-            )
             index = "".join(f"[{k}]" for k in place)
-            lines.append(f"  {name}{index}: {x} and {y}")
+            lines.append(f"  {name}{index}: {x[(i, *place)]} and {y[(i, *place)]}")
     return lines
 
 

@@ -1,20 +1,25 @@
-"""Reading a journal, and appending to the journal of a run."""
+"""The journal of a run: its header, which identifies the run, and its file."""
 
 import contextlib
+import hashlib
 import io
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from radazo import core, locks, validation
-from radazo.journal import file_format, run_id
+from radazo import core, locks, partition, projections, random, validation
+from radazo.journal import file_format
+from radazo.optimizers import combinators
 
 _API = "open_journal"
-_ARRAYS = ("slopes", "value", "fingerprint")
+_DIGEST_BYTES = 16
+# A Python number becomes an array in the first step; both have the same digest.
+_NUMBERS = jax.Array | np.ndarray | np.generic | bool | int | float | complex
 _NEXT = "Append each entry of `radazo.journal.recorded_step` once, in order."
 
 
@@ -105,22 +110,13 @@ def open_journal(
       True 1100
     """
     file_format.check_path(_API, path)
-    run, path = run_id.of(_API, params, state, bounds), os.fspath(path)
-    with _explained(path):
+    run, path = header_of(_API, params, state, bounds), os.fspath(path)
+    with _explain_failures(path):
         handle = io.FileIO(path, "a+")
     with handle:
         file = _File(path, handle, run)
         yield Journal(path, file.append, file.sync)
         file.sync()
-
-
-def open_or_null(
-    path: Any, params: core.Params, state: Any, bounds: Any
-) -> contextlib.AbstractContextManager[Journal | None]:
-    """Open the journal at `path`, or none if it is None."""
-    if path is None:
-        return contextlib.nullcontext()
-    return open_journal(path, params, state, bounds=bounds)
 
 
 class _File:
@@ -131,33 +127,35 @@ class _File:
         self.last = b""  # The record before the next one, or the header if written.
         self.ahead = memoryview(b"")  # Records in the file from the next one on.
         if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-            _refuse("path", "be a regular file", repr(path), "Pass another path.")
+            rule, hint = "be a regular file", "Pass another path."
+            validation.fail(_API, "path", rule, repr(path), hint)
         if locks.is_taken(handle):
+            rule, hint = "be written by one run at a time", "Use another path."
             got = f"{path!r}, which another run is writing"
-            _refuse("path", "be written by one run at a time", got, "Use another path.")
-        with _explained(path):
+            validation.fail(_API, "path", rule, got, hint)
+        with _explain_failures(path):
             handle.seek(0)
             data = handle.readall()
         magic, end = file_format.MAGIC, file_format.HEADER_BYTES
         if len(data) < end and magic.startswith(data[: len(magic)]):
-            self.truncate(0)  # A process ended before it had written the header.
-            return
-        journal = file_format.parse(_API, path, data)
-        run_id.check(_API, path, journal, run)
-        data = data[: len(data) - journal.num_trailing_bytes]
-        self.truncate(len(data))
-        self.header = journal.header
-        size = file_format.record_dtype(self.header).itemsize
-        end += (run.first - self.header.first) * size
-        self.last, self.ahead = data[:end][-size:], memoryview(data[end:])
+            data = b""  # A process ended before it had written the header.
+        else:
+            journal = file_format.parse(_API, path, data)
+            check_run(_API, path, journal, run)
+            data = data[: len(data) - journal.num_trailing_bytes]
+            self.header = journal.header
+            size = file_format.record_dtype(self.header).itemsize
+            end += (run.first - self.header.first) * size
+            self.last, self.ahead = data[:end][-size:], memoryview(data[end:])
+        with _explain_failures(path):
+            handle.truncate(len(data))
 
     def append(self, entry: file_format.JournalEntry) -> None:
         """Write the records that the file does not have yet; compare the others."""
         validation.instance("append", "entry", entry, file_format.JournalEntry, _NEXT)
-        arrays = [np.asarray(x) for x in jax.device_get(entry)]
-        if not arrays[0].ndim:
-            arrays = [x[None] for x in arrays]
-        entry = file_format.JournalEntry(*arrays)
+        entry = file_format.JournalEntry(*map(np.asarray, jax.device_get(entry)))
+        if not entry.count.ndim:
+            entry = file_format.JournalEntry(*(x[None] for x in entry))
         num, slopes, header = entry.count.size, entry.slopes, self.header
         if not num:
             return
@@ -174,7 +172,7 @@ class _File:
             rule = f"repeat step {self.count + same.index(False)} of {self.path!r}"
             hint = "The run does not repeat itself: use another path if the function, "
             hint += "the batches or a constant changed. Some backends do not reproduce "
-            _refuse("entry", rule, "another", f"{hint}bits.", "append")
+            validation.fail("append", "entry", rule, "another", f"{hint}bits.")
         self.write(head + raw[common:])
         if head:
             self.sync()
@@ -185,40 +183,38 @@ class _File:
         self, entry: file_format.JournalEntry, header: file_format.JournalHeader
     ) -> None:
         """Check that the entry fits the header and is of the next steps."""
-        num, kinds = entry.count.size, {x: getattr(entry, x) for x in _ARRAYS}
-        kinds = {name: f"{x.dtype}{[*x.shape]}" for name, x in kinds.items()}
+        num, arrays = entry.count.size, entry._asdict().items()
+        kinds = {name: f"{x.dtype}{[*x.shape]}" for name, x in arrays}
         if not file_format.is_plausible(header):
             rule = "have `slopes` of float32 or float64 for 1 to 2**24 directions"
-            _refuse("entry", rule, kinds["slopes"], _NEXT, "append")
+            validation.fail("append", "entry", rule, kinds["slopes"], _NEXT)
         record = file_format.record_dtype(header)
-        for name, kind in kinds.items():
+        for name in ("slopes", "value", "fingerprint"):
             wanted = f"{record[name].base}{[num, *record[name].shape]}"
-            if kind != wanted:
-                _refuse("entry", f"have `{name}` of {wanted}", kind, _NEXT, "append")
+            if kinds[name] != wanted:
+                rule = f"have `{name}` of {wanted}"
+                validation.fail("append", "entry", rule, kinds[name], _NEXT)
         if not np.array_equal(entry.count, self.count + np.arange(num)):
             got = f"that of step {', '.join(map(str, entry.count.ravel()[:3]))}"
-            _refuse("entry", f"be that of step {self.count}", got, _NEXT, "append")
+            rule = f"be that of step {self.count}"
+            validation.fail("append", "entry", rule, got, _NEXT)
 
     def write(self, data: bytes) -> None:
         """Append all of `data` or nothing."""
-        with _explained(self.path), contextlib.ExitStack() as on_failure:
+        with _explain_failures(self.path), contextlib.ExitStack() as on_failure:
             start = self.handle.seek(0, os.SEEK_END)
             on_failure.callback(self.handle.truncate, start)
             while data:
                 data = data[self.handle.write(data) :]
             on_failure.pop_all()
 
-    def truncate(self, size: int) -> None:
-        with _explained(self.path):
-            self.handle.truncate(size)
-
     def sync(self) -> None:
-        with _explained(self.path):
+        with _explain_failures(self.path):
             os.fsync(self.handle.fileno())
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
+def _explain_failures(path: str) -> Iterator[None]:
     """Turn a failure of the file system into a message of radazo."""
     try:
         yield
@@ -227,10 +223,97 @@ def _explained(path: str) -> Iterator[None]:
         hint = "Records already written are intact: free space or fix permissions."
         if isinstance(error, FileNotFoundError):
             hint = "The file is created, but not its folder: create the folder first."
-        _refuse("path", "be a writable file", got, hint)
+        validation.fail(_API, "path", "be a writable file", got, hint)
 
 
-def _refuse(
-    argument: str, rule: str, got: str, hint: str, api_name: str = _API
-) -> NoReturn:
-    validation.fail(api_name, argument, rule, got, hint)
+def header_of(
+    api_name: str, params: core.Params, state: Any, bounds: Any
+) -> file_format.JournalHeader:
+    """Return the header of a journal that begins at `state`, with 0 readings."""
+    counters = combinators.find_estimator_state(api_name, state)
+    high, low = np.asarray(counters.key_data).tolist()
+    return file_format.JournalHeader(
+        file_format.FORMAT,
+        random.KEY_CONTRACT_VERSION,
+        num_directions=0,
+        float_bytes=0,
+        key_data=(high, low),
+        first=int(counters.count),
+        params=_digest(params),
+        state=_digest(state, _node_types(jax.tree.structure(state))),
+        start=_digest((params, state), contents=True),
+        bounds=_bounds_digest(api_name, params, bounds),
+        writer=f"jax {jax.__version__} on {jax.devices()[0].device_kind}"[:48],
+    )
+
+
+def check_run(
+    api_name: str,
+    path: str,
+    journal: file_format.JournalContents,
+    run: file_format.JournalHeader,
+) -> None:
+    """Check that the journal belongs to the run and contains its position."""
+    header, first = journal.header, journal.header.first
+    differences = {
+        "key_data": f"the key {header.key_data}",
+        "params": "parameters of other names, shapes or dtypes",
+        "state": "a state of other names, shapes or dtypes",
+        "bounds": "other `bounds`",
+        "start": f"other values of parameters or state before step {first}",
+    }
+    if run.first != first:
+        del differences["start"]
+    for name, difference in differences.items():
+        if getattr(header, name) != getattr(run, name):
+            rule = f"be the journal of this run, whose key is {run.key_data}"
+            got = f"{path!r}, of a run with {difference}"
+            hint = "Use one journal for each run."
+            validation.fail(api_name, "path", rule, got, hint)
+    if not first <= run.first <= journal.end:
+        rule = f"be of a step from {first} to {journal.end}, the range of {path!r}"
+        hint = "Start from an earlier checkpoint or from `optimizer.init`."
+        validation.fail(api_name, "state", rule, f"one of step {run.first}", hint)
+
+
+def _bounds_digest(api_name: str, params: core.Params, bounds: Any) -> bytes:
+    """Return a digest that is equal for bounds that restrict each array alike."""
+    if bounds is None:
+        return bytes(_DIGEST_BYTES)
+
+    def box(x: Any, lower: Any, upper: Any) -> list[np.ndarray] | None:
+        if not (core.is_floating(x) and x.size):
+            return None
+        sides = projections.within(lower, upper, jnp.result_type(x))
+        # A constant array restricts as a scalar does.
+        return [x.ravel()[0] if (x == x.ravel()[0]).all() else x for x in sides]
+
+    pairs = projections.sides(api_name, params, bounds)
+    arrays = partition.split(params)[0]
+    boxes = [box(x, *pair) for x, pair in zip(arrays, pairs, strict=True)]
+    return _digest(boxes, contents=True)
+
+
+def _node_types(treedef: Any) -> str:
+    """Return the types of the nodes, which tell apart states with equal leaves."""
+    node = treedef.node_data()
+    inner = ",".join(map(_node_types, treedef.children()))
+    return f"{node[0].__name__}({inner})" if node else ""
+
+
+def _digest(tree: Any, node_types: str = "", *, contents: bool = False) -> bytes:
+    """Return a digest of the names, shapes, dtypes, and `contents` of the leaves."""
+    digest = hashlib.blake2b(node_types.encode(), digest_size=_DIGEST_BYTES)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        if not isinstance(leaf, _NUMBERS):
+            digest.update(f"{name} {type(leaf).__name__}\n".encode())
+            continue
+        array: Any = leaf
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        kind: Any = jnp.result_type(array)
+        digest.update(f"{name} {kind} {np.shape(array)}\n".encode())
+        if contents:
+            digest.update(np.asarray(array).astype(kind).tobytes())
+    return digest.digest()

@@ -15,7 +15,7 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class JournalHeader(NamedTuple):
     Attributes:
       format: Version of the file format.
       key_contract: `KEY_CONTRACT_VERSION` of the directions.
-      num_directions: K.
+      num_directions: Readings of a step, one of each direction for most estimators.
       float_bytes: 4 or 8, the size of a slope and of a value.
       key_data: The two words of the run's key.
       first: Steps before the first one in the journal.
@@ -99,6 +99,11 @@ class JournalContents(NamedTuple):
         """Steps up to and including the last one in the journal."""
         return self.header.first + len(self.entries.count)
 
+    def between(self, first: int, end: int) -> JournalEntry:
+        """Return the entries of the steps from `first` to `end`, exclusive."""
+        steps = slice(first - self.header.first, end - self.header.first)
+        return JournalEntry(*(x[steps] for x in self.entries))
+
 
 def read(api_name: str, path: Any) -> JournalContents:
     """Read the journal at `path`."""
@@ -110,17 +115,18 @@ def read(api_name: str, path: Any) -> JournalContents:
         data = Path(path).read_bytes() if regular else b""
     except (OSError, ValueError) as error:
         got = f"{path!r}, with {type(error).__name__}: {error}"
-        _refuse(api_name, "be a readable file", got, _OTHER_FILE)
+        validation.fail(api_name, "path", "be a readable file", got, _OTHER_FILE)
     if not regular:
-        _refuse(api_name, "be a regular file", repr(path), _OTHER_FILE)
+        validation.fail(api_name, "path", "be a regular file", repr(path), _OTHER_FILE)
     return parse(api_name, path, data)
 
 
 def check_path(api_name: str, path: Any) -> None:
     """Check that `path` is a path on this machine."""
     if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
+        rule = "be a local path"
         hint = "A journal is one local file; mount a bucket to write to it."
-        _refuse(api_name, "be a local path", repr(path), hint, TypeError)
+        validation.fail(api_name, "path", rule, repr(path), hint, TypeError)
 
 
 def parse(api_name: str, path: str, data: bytes) -> JournalContents:
@@ -140,7 +146,7 @@ def parse(api_name: str, path: str, data: bytes) -> JournalContents:
     if len(rest) > dtype.itemsize and any(rest):
         place = f"record {num + 1} of {len(rows)}, of step {header.first + num}"
         got = f"{path!r}, whose {place}, is invalid"
-        _refuse(api_name, "have valid records", got, _DAMAGED)
+        validation.fail(api_name, "path", "have valid records", got, _DAMAGED)
     rows = rows[:num]
     arrays = [rows[name].copy() for name in ("fingerprint", "slopes", "value")]
     count, stopped = rows["step"].astype(np.int64), rows["flags"] == _STOPPED
@@ -151,17 +157,17 @@ def parse(api_name: str, path: str, data: bytes) -> JournalContents:
 def encode(header: JournalHeader, entries: JournalEntry, previous: bytes) -> bytes:
     """Encode entries; `previous` ends with the CRC that the first one continues."""
     rows = np.zeros(len(entries.count), record_dtype(header))
-    rows["step"], rows["fingerprint"], rows["slopes"], rows["value"] = entries[:4]
-    rows["flags"] = np.where(entries.stopped, _STOPPED, 0)
+    count, rows["fingerprint"], rows["slopes"], rows["value"], stopped = entries
+    rows["step"], rows["flags"] = count, np.where(stopped, _STOPPED, 0)
     rows["crc"] = _crcs(previous, rows)
     return rows.tobytes()
 
 
 def encode_header(header: JournalHeader) -> bytes:
     """Encode a header, which ends with its CRC."""
-    writer = header.writer.encode("ascii", "replace")
-    fields = *header[:4], *header.key_data, *header[5:-1]
-    body = _HEADER.pack(MAGIC, *fields, writer)
+    version, contract, num, size, key, *start, writer = header
+    fields = version, contract, num, size, *key, *start
+    body = _HEADER.pack(MAGIC, *fields, writer.encode("ascii", "replace"))
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
@@ -196,34 +202,30 @@ def _last_crc(data: bytes) -> int:
 
 def _parse_header(api_name: str, path: str, data: bytes) -> JournalHeader:
     if not data:
+        rule, got = "contain a step", f"{path!r}, which is empty"
         hint = "A run writes the header with its first step."
-        _refuse(api_name, "contain a step", f"{path!r}, which is empty", hint)
+        validation.fail(api_name, "path", rule, got, hint)
     magic = data[: len(MAGIC)]
     if magic != MAGIC or len(data) < HEADER_BYTES:
         rule = f"be a journal, with a header of {HEADER_BYTES} bytes"
         got = f"{path!r}, {len(data)} bytes that begin with {magic!r}"
-        _refuse(api_name, rule, got, _OTHER_FILE)
-    _, *fields, writer = _HEADER.unpack_from(data)
+        validation.fail(api_name, "path", rule, got, _OTHER_FILE)
+    fields = _HEADER.unpack_from(data)
+    _, version, contract, num, size, high, low, *start, writer = fields
     writer = writer.rstrip(b"\0").decode("ascii", "replace")
-    key = fields[4], fields[5]
-    header = JournalHeader._make([*fields[:4], key, *fields[6:], writer])
+    fields = version, contract, num, size, (high, low), *start, writer
+    header = JournalHeader._make(fields)
     # Versions first: another format may keep its CRC elsewhere.
     versions = "of format {} and key contract {}"
-    known, found = (FORMAT, random.KEY_CONTRACT_VERSION), header[:2]
+    known, found = (FORMAT, random.KEY_CONTRACT_VERSION), (version, contract)
     if found != known:
         got = f"{path!r} {versions.format(*found)}"
         hint = "Use the version of radazo that wrote it."
-        _refuse(api_name, f"be {versions.format(*known)}", got, hint)
+        validation.fail(api_name, "path", f"be {versions.format(*known)}", got, hint)
     if zlib.crc32(data[: _HEADER.size]) != _last_crc(data):
         got = f"{path!r}, whose header has a wrong CRC"
-        _refuse(api_name, "have a valid header", got, _DAMAGED)
+        validation.fail(api_name, "path", "have a valid header", got, _DAMAGED)
     if not (is_plausible(header) and writer.isprintable()):
         got = f"{path!r} with {header}"
-        _refuse(api_name, "have a plausible header", got, _OTHER_FILE)
+        validation.fail(api_name, "path", "have a plausible header", got, _OTHER_FILE)
     return header
-
-
-def _refuse(
-    api_name: str, rule: str, got: str, hint: str, kind: type[Exception] = ValueError
-) -> NoReturn:
-    validation.fail(api_name, "path", rule, got, hint, kind)

@@ -1,21 +1,26 @@
-"""A step in two programs: read the function, then apply the step.
+"""Steps in two programs, which read the function and apply the readings, and replays.
 
 A replay runs the same second program, because a step that is compiled together with a
 function can differ in the last bits.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from radazo import core, partition, replicas, validation
-from radazo.journal import file_format
+from radazo import core, partition, projections, replicas, validation
+from radazo.journal import file, file_format
 from radazo.optimizers import combinators, stepping
+
+_COUNT = "It is the number of steps that the state has counted."
+_MAX_BLOCK = 1024  # Steps between two reads from the device.
 
 Box = Callable[[list[jax.Array]], list[jax.Array]]
 
@@ -65,7 +70,7 @@ def recorded_step(
             hint = "Call it in a Python loop, outside of `jax.jit` and `lax.scan`."
             validation.fail(name, "params", rule, "traced ones", hint, TypeError)
         entry = read(rest, arrays, state, extra)
-        arrays, state = apply_readings(optimizer, rest, list, arrays, state, entry[2:])
+        arrays, state = apply_entry(optimizer, rest, list, arrays, state, entry)
         return rest.join(arrays), state, entry
 
     return step
@@ -93,38 +98,144 @@ def read_entry(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def apply_readings(
+def apply_entry(
     optimizer: Any,
     rest: partition.Static,
     box: Box,
     arrays: list[jax.Array],
     state: Any,
-    readings: Any,
+    entry: file_format.JournalEntry,
 ) -> tuple[list[jax.Array], Any]:
-    """Second program: take the step with these `slopes`, `value` and `stopped`."""
-    slopes, value, stopped = readings
+    """Second program: take the step with the readings of a journal entry."""
     # A weak type would make the first step compile separately.
     arrays, state = jax.tree.map(
         lambda x: lax.convert_element_type(x, x.dtype), (arrays, state)
     )
 
     def evaluate(*_: Any) -> core.Readings:
-        valid = ~jnp.isnan(slopes)
-        return core.Readings(value, jnp.where(valid, slopes, 0), valid)
+        valid = ~jnp.isnan(entry.slopes)
+        return core.Readings(entry.value, jnp.where(valid, entry.slopes, 0), valid)
 
     params, state = stepping.take_step(
         optimizer, None, rest.join(arrays), state, evaluate=evaluate
     )
-    return unless(stopped, arrays, rest, box, params), state
+    moved = box(rest.pick(rest.treedef.flatten_up_to(params)))
+    return core.select(entry.stopped, arrays, moved), state
 
 
-def unless(
-    stopped: jax.Array,
-    arrays: list[jax.Array],
-    rest: partition.Static,
-    box: Box,
+def replay(
+    path: str | os.PathLike[str],
+    optimizer: Any,
     params: core.Params,
-) -> list[jax.Array]:
-    """Return the arrays of `params` in the box, or the old ones if `stopped`."""
-    new = box(rest.pick(rest.treedef.flatten_up_to(params)))
-    return core.select(stopped, arrays, new)
+    state: Any = None,
+    *,
+    count: int | None = None,
+    bounds: tuple[Any, Any] | None = None,
+) -> tuple[core.Params, Any]:
+    """Return the parameters and the state after any step of a journal.
+
+    Each step is repeated from its readings along redrawn directions, bit for bit on the
+    same kind of machine. A different key, start, model, box or optimizer state is
+    refused before the first step. Fingerprints of the parameters before each step
+    detect e.g. another learning rate or sampler, or a machine that rounds differently.
+    Differences in the last step, and hash collisions (1 in 65,536), go undetected.
+
+    Args:
+      path: The journal.
+      optimizer: The optimizer of the run.
+      params: The parameters at the start of the run or at a checkpoint.
+      state: The state at that checkpoint; None for `optimizer.init(params)`.
+      count: The step count at which to end; None for the end of the journal.
+      bounds: The bounds of the run.
+    Returns:
+      (params, state) after that step. The arguments are not modified.
+    Raises:
+      TypeError: If an argument is of the wrong kind, or a step of the optimizer needs
+        more than its readings.
+      ValueError: If the journal cannot be read, is damaged, belongs to another run,
+        ends before `count`, or does not reproduce its fingerprints.
+    Cost:
+      No function values. Each step reads the parameters once and draws K directions.
+      One copy of parameters and state.
+    Example:
+      >>> import tempfile
+      >>> optimizer, start = radazo.radazo(0.02, key=0), jnp.ones(5)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = folder + "/run.journal"
+      ...     result = radazo.minimize(jnp.sum, start, optimizer, 50, journal=path)
+      ...     half, state = replay(path, optimizer, start, count=25)
+      ...     end, state = replay(path, optimizer, half, state)
+      >>> print(state.count, jnp.all(end == result.params))
+      50 True
+    """
+    api_name = "replay"
+    stepping.check_optimizer(api_name, optimizer)
+    journal = file_format.read(api_name, path)
+    box = projections.clipping(api_name, params, bounds)
+    arrays, rest = partition.split(params)
+    arrays = box(partition.copy(arrays))
+    params = rest.join(arrays)
+    state = partition.copy(optimizer.init(params) if state is None else state)
+    run = file.header_of(api_name, params, state, bounds)
+    file.check_run(api_name, os.fspath(path), journal, run)
+    end = journal.end if count is None else count
+    validation.integer(api_name, "count", end, run.first, _COUNT)
+    if end > journal.end:
+        rule = f"be at most {journal.end}, where the journal ends"
+        validation.fail(api_name, "count", rule, repr(end), _COUNT)
+    _check_readings(journal.header.num_directions, optimizer, rest, arrays, state)
+    entries = journal.between(run.first, journal.end)
+    pending: list[jax.Array] = []
+    num, prints = end - run.first, entries.fingerprint
+    for i in range(num):
+        pending.append(replicas.short_fingerprint(arrays))
+        if len(pending) > min(i // 2, _MAX_BLOCK):  # Often at the start, then rarely.
+            _compare(pending, prints[: i + 1], run.first, journal.header.writer)
+        entry = file_format.JournalEntry(*(x[i] for x in entries))
+        arrays, state = apply_entry(optimizer, rest, box, arrays, state, entry)
+    if end < journal.end:
+        pending.append(replicas.short_fingerprint(arrays))
+    _compare(pending, prints[: num + 1], run.first, journal.header.writer)
+    return rest.join(arrays), state
+
+
+def _check_readings(
+    wanted: int, optimizer: Any, rest: partition.Static, arrays: Any, state: Any
+) -> None:
+    """Check that the optimizer uses as many readings as the journal has."""
+
+    def readings(arrays: Any, state: Any) -> jax.Array:
+        *_, queries = stepping.first_evaluation(optimizer, rest.join(arrays), state)
+        return jnp.zeros(queries.num_readings, jnp.bool_)
+
+    found = jax.eval_shape(readings, arrays, state).size
+    if found != wanted:
+        rule = f"use {wanted} readings per step, as in the journal"
+        hint = "Give the optimizer of the run: the estimator and its `num_directions` "
+        hint += "determine the number of readings."
+        validation.fail("replay", "optimizer", rule, f"one that uses {found}", hint)
+
+
+def _compare(
+    pending: list[jax.Array], wanted: np.ndarray, first: int, writer: str
+) -> None:
+    """Compare fingerprints with the last of `wanted`, which begins at step `first`."""
+    found = np.array(jax.device_get(pending), np.uint16)
+    pending.clear()
+    start = wanted.size - found.size
+    other = np.flatnonzero(found != wanted[start:])
+    if not other.size:
+        return
+    i = int(other[0])
+    step = first + start + i
+    got = f"others, with the fingerprint {found[i]} instead of {wanted[start + i]}"
+    if step == first:
+        rule = f"be those of the run before step {step}"
+        hint = "Give those of a checkpoint of this run, with their state."
+        validation.fail("replay", "params", rule, got, hint)
+    rule = f"reproduce the parameters that the run had before step {step}"
+    hint = "Give the optimizer of the run, with its learning rate, estimator and "
+    hint += "sampler, and the state of the same checkpoint as the parameters. The "
+    hint += f"machine may differ, too: the run was made with {writer}, and another "
+    hint += "backend rounds differently."
+    validation.fail("replay", "optimizer", rule, got, hint)

@@ -26,11 +26,7 @@ class Executors(NamedTuple):
 
     def acquire(self) -> Executor:
         """Return an executor for one call."""
-        if self.shared is not None:
-            return self.shared
-        if self.idle:
-            return self.idle.pop()
-        made = self.make()
+        made = self.idle.pop() if self.idle else self.make()
         if not isinstance(made, Executor):
             rule, got = "make an Executor", repr(made)
             validation.fail(API_NAME, "executor", rule, got, _HINT, TypeError)

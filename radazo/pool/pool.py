@@ -8,6 +8,7 @@ dies loses only its call.
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import tempfile
 import time
@@ -21,10 +22,10 @@ import numpy as np
 import optax
 
 from radazo import core, partition, validation
-from radazo.journal import record
 from radazo.optimizers import combinators
 from radazo.pool import executors, worker
-from radazo.run import ask_tell, loop, progress_bar, results
+from radazo.run import ask_tell, loop, progress_bar
+from radazo.run.minimize import MinimizeResult, start_run
 
 _API_NAME = executors.API_NAME
 _EVALUATE = "EvaluationPool.evaluate"
@@ -32,7 +33,6 @@ _MINIMIZE = "EvaluationPool.minimize"
 _POLL = 0.02  # Seconds between checks of whether a call has begun.
 _MAX_FALSE_STARTS = 3
 _END = object()
-_ANSWERED = "values", "invalid"
 _UNANSWERED = "exceptions", "timeouts", "lost"
 
 _Value = tuple[Any, float]  # The id of a query and its value.
@@ -90,7 +90,7 @@ class EvaluationPool(NamedTuple):
     """
 
     evaluate: Callable[[Iterable[tuple[Any, core.Params]]], Iterator[tuple[Any, float]]]
-    minimize: Callable[..., results.MinimizeResult]
+    minimize: Callable[..., MinimizeResult]
     stats: Callable[[], PoolStats]
 
 
@@ -173,25 +173,13 @@ def evaluation_pool(
       >>> print(result.num_steps, result.values[-1] < 0.01, pool.stats().calls)
       300 True 3300
     """
-    validation.check(_API_NAME, value_fn=value_fn)
-    hint = "It is the number of simultaneous calls: at most one for each worker."
-    validation.integer(_API_NAME, "max_concurrent", max_concurrent, 1, hint)
-    if timeout is not None:
-        hint = "It is in seconds; None sets no limit."
-        validation.positive(_API_NAME, "timeout", timeout, hint)
-    validation.integer(_API_NAME, "max_retries", max_retries, 0, "0 repeats no call.")
-    hint = "It is the first pause in seconds."
-    validation.non_negative(_API_NAME, "backoff", backoff, hint)
-    if budget is not None:
-        hint = "None sets no limit on the number of calls."
-        validation.integer(_API_NAME, "budget", budget, 0, hint)
+    validation.check(_API_NAME, value_fn=value_fn, max_concurrent=max_concurrent)
+    validation.check(_API_NAME, timeout=timeout, max_retries=max_retries)
+    validation.check(_API_NAME, backoff=backoff, budget=budget, progress=progress)
     if not isinstance(cache, bool):
         hint = "True keeps all values, False none."
         validation.integer(_API_NAME, "cache", cache, 1, hint)
-    if progress is not None:
-        hint = "None shows a bar on a terminal if tqdm is installed."
-        validation.instance(_API_NAME, "progress", progress, bool, hint)
-    pool = _Pool(
+    return _Pool(
         value_fn,
         executors.executors(executor),
         max_concurrent,
@@ -199,35 +187,18 @@ def evaluation_pool(
         max_retries,
         backoff,
         math.inf if budget is None else budget,
-        cache,
-    )
-    return _open(pool, budget, progress)
-
-
-@contextmanager
-def _open(
-    pool: "_Pool", budget: int | None, progress: bool | None
-) -> Iterator[EvaluationPool]:
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        progress_bar.progress_bar(_API_NAME, progress, budget) as pool.advance,
-    ):
-        path = Path(folder) / "marks"
-        path.touch()
-        pool.path = str(path)
-        try:
-            yield EvaluationPool(pool.evaluate, pool.minimize, pool.stats)
-        finally:
-            pool.close()
+        math.inf if cache is True else cache,
+    ).open(budget, progress)
 
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A point and the ids of the queries that wait for its value."""
+    """A call to make, and the ids of the queries that wait for its value."""
 
     ids: list[Any]
+    value_fn: Callable[[Any], Any]
     point: Any
-    digest: bytes | None
+    digest: bytes | None  # None if the value is not cached.
     tries: int = 0  # Calls without an answer.
     ready_at: float = 0.0  # The earliest time of the next call.
 
@@ -249,11 +220,11 @@ class _Pool:
     value_fn: Callable[[Any], Any]
     workers: executors.Executors
     max_concurrent: int
-    timeout: float  # Infinity for no limit, like `budget`.
+    timeout: float  # Infinity for no limit, like `num_left` and `cache_size`.
     max_retries: int
     backoff: float
-    budget: float
-    cache_size: bool | int
+    num_left: float  # Calls that the budget still allows.
+    cache_size: float
 
     def __post_init__(self) -> None:
         self.path = ""  # The file of marks.
@@ -261,12 +232,29 @@ class _Pool:
         self.waiting: collections.deque[_Job] = collections.deque()
         self.under_way: dict[_Future, _Call] = {}
         self.hanging: dict[_Future, float] = {}  # Timed out in `shared`, and when.
-        self.jobs: dict[bytes, _Job] = {}  # Waiting or under way, by digest.
+        self.arrived: collections.deque[_Value] = collections.deque()
         self.cache: dict[bytes, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
-        self.last_failure, self.next_number, self.false_starts = "", 0, 0
+        self.numbers = itertools.count()  # Of calls, in the file of marks.
+        self.last_failure, self.false_starts = "", 0
         self.state = "free"  # Or "busy" or "closed".
         self.raise_error: Callable[[], object] | None = None
+
+    @contextmanager
+    def open(
+        self, budget: int | None, progress: bool | None
+    ) -> Iterator[EvaluationPool]:
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            progress_bar.progress_bar(_API_NAME, progress, budget) as self.advance,
+        ):
+            path = Path(folder) / "marks"
+            path.touch()
+            self.path = str(path)
+            try:
+                yield EvaluationPool(self.evaluate, self.minimize, self.stats)
+            finally:
+                self.close()
 
     def evaluate(self, queries: Iterable[tuple[Any, core.Params]]) -> Iterator[_Value]:
         """`EvaluationPool.evaluate`."""
@@ -282,47 +270,45 @@ class _Pool:
         *,
         state: Any = None,
         bounds: tuple[Any, Any] | None = None,
-        callback: Callable[[results.MinimizeResult], Any] | None = None,
+        callback: Callable[[MinimizeResult], Any] | None = None,
         checkpoints: Any = None,
-    ) -> results.MinimizeResult:
+    ) -> MinimizeResult:
         """`EvaluationPool.minimize`."""
         hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
         validation.transformation(_MINIMIZE, optimizer, hint)
-        run = results.start_run(
+        run = start_run(
             _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
         )
-        steps = functools.partial(self._step, optimizer, run.rest, run.box)
-        return run.take_steps(steps, checkpoints)
 
-    def _step(
+        def step(arrays: list[Any], state: Any, *_: Any) -> Any:
+            """Take a step of `loop.compiled_steps` with values of the pool, or none."""
+            params = run.rest.join(arrays)
+            queries = ask_tell.ask(optimizer, params, state)
+            num, values = len(queries.ids), {}
+            if self.num_left >= num:
+                points = ((id_, queries.point(id_)) for id_ in queries.ids)
+                values = dict(self._run(points, queries.function))
+            if len(values) < num:
+                return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
+            stats = self.stats()
+            if not stats.values:
+                rule = "return a value in the first step"
+                got = f"none in {stats.calls} calls; the last: {stats.last_failure}"
+                hint = "Call it once with the parameters to see why."
+                validation.fail(_MINIMIZE, "value_fn", rule, got[:400], hint)
+            params, state = ask_tell.tell(optimizer, params, state, values)
+            counters = combinators.find_estimator_state(_MINIMIZE, state)
+            new = loop.Record(counters.last_value[None], counters.num_values[None])
+            return run.box(partition.split(params)[0]), state, new, 1, False
+
+        return run.take_steps(step, checkpoints)
+
+    def _run(
         self,
-        optimizer: optax.GradientTransformation,
-        rest: partition.Static,
-        box: record.Box,
-        arrays: list[Any],
-        state: Any,
-        *_: Any,
-    ) -> Any:
-        """Take a step of `loop.compiled_steps` with values of the pool, or no step."""
-        params = rest.join(arrays)
-        queries = ask_tell.ask(optimizer, params, state)
-        is_paid = self.num_left() >= len(queries.ids)
-        points = ((id_, _point(queries, id_)) for id_ in queries.ids)
-        values = dict(self._run(points)) if is_paid else {}
-        if len(values) < len(queries.ids):
-            return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
-        stats = self.stats()
-        if not stats.values:
-            rule = "return a value in the first step"
-            got = f"none in {stats.calls} calls; the last: {stats.last_failure}"[:400]
-            hint = "Call it once with the parameters to see why."
-            validation.fail(_MINIMIZE, "value_fn", rule, got, hint)
-        params, state = ask_tell.tell(optimizer, params, state, values)
-        counters = combinators.find_estimator_state(_MINIMIZE, state)
-        new = loop.Record(counters.last_value[None], counters.num_values[None])
-        return box(partition.split(params)[0]), state, new, 1, False
-
-    def _run(self, source: Iterator[tuple[Any, Any]]) -> Iterator[_Value]:
+        source: Iterator[tuple[Any, Any]],
+        function_of: Callable[[Any], Any] = lambda id_: None,
+    ) -> Iterator[_Value]:
+        """Yield the values of queries, by `value_fn` or the function of their id."""
         if self.state != "free":
             rule = "be evaluated by an open pool, one iterator at a time"
             got = f"a pool that is {self.state}"
@@ -339,40 +325,47 @@ class _Pool:
                     query = next(source, _END)
                     more = query is not _END
                     if more:
-                        yield from self._take(query)
+                        self._take(query, function_of)
+                    yield from self._pop_arrived()
                 self._start()
                 can_take = more and self._has_room()
                 if not can_take and not self._has_work():
                     break
                 self._wait(at_once=can_take)
-                yield from self._collect()
+                self._collect()
+                yield from self._pop_arrived()
             if self.raise_error is not None:
                 self.raise_error()
         finally:
             self._drop_queries()
 
-    def _take(self, query: Any) -> list[_Value]:
-        """Return the value of a query if it is cached; otherwise add a job for it."""
+    def _pop_arrived(self) -> Iterator[_Value]:
+        while self.arrived:
+            yield self.arrived.popleft()
+
+    def _take(self, query: Any, function_of: Callable[[Any], Any]) -> None:
+        """Answer a query from the cache, or add it to a job."""
         if not (isinstance(query, tuple | list) and len(query) == 2):
             rule = "be an iterable of (id, point)"
             hint = "An id is any object; it is returned with the value."
             validation.fail(_EVALUATE, "queries", rule, repr(query)[:200], hint)
         id_, point = query[0], worker.to_numpy(query[1])
+        function = function_of(id_)
         # A value of another function is not cached, since it is needed only once.
-        is_cached = self.cache_size and not isinstance(point, worker.OtherFunction)
+        is_cached = self.cache_size and function is None
         digest = worker.digest(point) if is_cached else None
+        calls = self.under_way.values()
+        jobs = [*self.waiting, *(call.job for call in calls)] if digest else []
+        shared = next((job for job in jobs if job.digest == digest), None)
         self.counts["queries"] += 1
-        self.counts["cached"] += digest in self.cache or digest in self.jobs
+        self.counts["cached"] += digest in self.cache or shared is not None
         if digest in self.cache:
             self._remember(digest, self.cache.pop(digest))
-            return [(id_, self.cache[digest])]
-        if digest in self.jobs:
-            self.jobs[digest].ids.append(id_)
-            return []
-        self.waiting.append(_Job([id_], point, digest))
-        if digest is not None:
-            self.jobs[digest] = self.waiting[-1]
-        return []
+            self.arrived.append((id_, self.cache[digest]))
+        elif shared is not None:
+            shared.ids.append(id_)
+        else:
+            self.waiting.append(_Job([id_], function or self.value_fn, point, digest))
 
     def _is_on(self) -> bool:
         return self.state == "busy" and self.raise_error is None
@@ -380,37 +373,31 @@ class _Pool:
     def _has_room(self) -> bool:
         num_waiting, num_busy = len(self.waiting), len(self.under_way)
         has_place = num_waiting + num_busy < self.max_concurrent
-        return self._is_on() and has_place and self.num_left() > num_waiting
+        return self._is_on() and has_place and self.num_left > num_waiting
 
     def _has_work(self) -> bool:
         if any(call.job.ids for call in self.under_way.values()):
             return True
-        is_paid = bool(self.under_way) or self.num_left() != 0
+        is_paid = bool(self.under_way) or self.num_left != 0
         return self._is_on() and bool(self.waiting) and is_paid
 
     def _can_start(self) -> bool:
         num_busy = len(self.under_way) + len(self.hanging)
         has_place = num_busy < self.max_concurrent
-        return self._is_on() and has_place and self.num_left() != 0
+        return self._is_on() and has_place and self.num_left != 0
 
     def _is_blocked(self) -> bool:
         """Return whether hanging calls occupy all places of a shared executor."""
         return bool(self.waiting) and len(self.hanging) >= self.max_concurrent
-
-    def num_left(self) -> float:
-        """Return how many calls the budget still allows."""
-        num_ended = sum(self.counts[kind] for kind in (*_ANSWERED, *_UNANSWERED))
-        return self.budget - num_ended - len(self.under_way)
 
     def _drop_queries(self) -> None:
         """Drop the queries without a value; calls under way continue."""
         self.state = "free" if self.state == "busy" else self.state
         self.raise_error = None
         self.waiting.clear()
-        jobs = {call.job for call in self.under_way.values()}
-        for job in jobs:
-            job.ids.clear()
-        self.jobs = {digest: job for digest, job in self.jobs.items() if job in jobs}
+        self.arrived.clear()
+        for call in self.under_way.values():
+            call.job.ids.clear()
 
     def _start(self) -> None:
         now = time.monotonic()
@@ -418,16 +405,15 @@ class _Pool:
             if not self._can_start():
                 break
             executor = self.workers.acquire()
-            mark = worker.Mark(self.path, self.next_number)
+            mark = worker.Mark(self.path, next(self.numbers))
             try:
-                value_fn = self.value_fn
-                future = executor.submit(worker.call, mark, value_fn, job.point)
+                future = executor.submit(worker.call, mark, job.value_fn, job.point)
             except futures.BrokenExecutor as error:  # It broke while idle.
                 self.workers.abandon(executor)
                 self._note_broken(error)
                 continue
             self.waiting.remove(job)
-            self.next_number += 1
+            self.num_left -= 1
             self.counts["retries"] += job.tries > 0
             began_at = None if executors.is_local(executor) else now
             self.under_way[future] = _Call(job, mark, executor, began_at)
@@ -450,17 +436,17 @@ class _Pool:
         elif seconds < math.inf:
             time.sleep(seconds)
 
-    def _collect(self) -> list[_Value]:
-        values = []
+    def _collect(self) -> None:
+        """Handle the calls that have ended or timed out."""
         for future in [future for future in self.under_way if future.done()]:
-            values += self._end(self.under_way.pop(future), future)
+            self._end(self.under_way.pop(future), future)
         now = time.monotonic()
         for future in list(self.under_way) if self.timeout < math.inf else []:
             call = self.under_way[future]
             if call.began_at is None:
                 call.began_at = now if call.mark.process() else None
             elif now >= call.began_at + self.timeout and not future.done():
-                values += self._time_out(self.under_way.pop(future), future)
+                self._time_out(self.under_way.pop(future), future)
         self.hanging = {x: since for x, since in self.hanging.items() if not x.done()}
         if self._is_blocked() and now >= max(self.hanging.values()) + self.timeout:
             rule = "be a function that makes executors if calls may hang"
@@ -468,20 +454,21 @@ class _Pool:
             got = f"an executor with {num} calls that have timed out and do not end"
             hint = f"Pass {executors.PROCESSES}, which can be killed."
             self._fail(rule, got, hint)
-        return values
 
-    def _end(self, call: _Call, future: _Future) -> list[_Value]:
-        """Handle a call whose future is done; return the values it gives."""
+    def _end(self, call: _Call, future: _Future) -> None:
+        """Handle a call whose future is done."""
         cancelled = futures.CancelledError() if future.cancelled() else None
         error = cancelled or future.exception()
         if error is None or isinstance(error, KeyboardInterrupt):
             self.workers.release(call.executor)
             raised = worker.Outcome("exceptions", failure=repr(error))
-            return self._record(call.job, future.result() if error is None else raised)
+            self._record(call.job, future.result() if error is None else raised)
+            return
         is_broken = isinstance(error, futures.BrokenExecutor)
         if is_broken:
             executors.await_death(call.executor)
         if executors.is_local(call.executor) and not call.mark.process():
+            self.num_left += 1
             self.waiting.appendleft(call.job)
             if is_broken or cancelled:
                 self.workers.abandon(call.executor)
@@ -493,14 +480,14 @@ class _Pool:
                     "are pickled: `value_fn` must be importable by name, not a lambda."
                 )
                 self.raise_error = future.result
-            return []
+            return
         self.workers.abandon(call.executor)
         if is_broken:
             self._note_broken(error)
         failure = f"{type(error).__name__}: {error}"
-        return self._record(call.job, worker.Outcome("lost", failure=failure))
+        self._record(call.job, worker.Outcome("lost", failure=failure))
 
-    def _time_out(self, call: _Call, future: _Future) -> list[_Value]:
+    def _time_out(self, call: _Call, future: _Future) -> None:
         process = call.mark.process()
         if not process:
             future.cancel()  # It may not have begun.
@@ -508,7 +495,7 @@ class _Pool:
             self.hanging[future] = time.monotonic()
         self.workers.abandon(call.executor, process)
         failure = f"took longer than {self.timeout} s"
-        return self._record(call.job, worker.Outcome("timeouts", failure=failure))
+        self._record(call.job, worker.Outcome("timeouts", failure=failure))
 
     def _note_false_start(self, error: BaseException) -> None:
         """Count a call whose executor broke before it began; fail after several."""
@@ -532,48 +519,39 @@ class _Pool:
 
     def _fail(self, rule: str, got: str, hint: str) -> None:
         """Raise this error when the calls under way have ended."""
-        arguments = executors.API_NAME, "executor", rule, got, hint, RuntimeError
+        arguments = _API_NAME, "executor", rule, got, hint, RuntimeError
         self.raise_error = functools.partial(validation.fail, *arguments)
 
-    def _record(self, job: _Job, outcome: worker.Outcome) -> list[_Value]:
-        """Count a call that had begun; return the values it gives, or repeat it."""
+    def _record(self, job: _Job, outcome: worker.Outcome) -> None:
+        """Count a call that had begun; answer its queries, or repeat it."""
         self.false_starts = 0
         self.counts[outcome.kind] += 1
         self.last_failure = outcome.failure or self.last_failure
         self.advance(1, outcome.value)
-        if outcome.kind in _ANSWERED:
-            if outcome.kind == "values":
-                self._remember(job.digest, outcome.value)
-            return self._finish(job, outcome.value)
-        job.tries += 1
-        if self.raise_error is not None or not job.ids:
-            self._finish(job, math.nan)
-            return []
-        if job.tries > self.max_retries:
+        if outcome.kind == "values" and job.digest is not None:
+            self._remember(job.digest, outcome.value)
+        if outcome.kind in _UNANSWERED:
+            if self.raise_error is not None or not job.ids:
+                return
+            if job.tries < self.max_retries:
+                pause = self.backoff * 2.0 ** min(job.tries, 60)
+                job.ready_at = time.monotonic() + pause
+                job.tries += 1
+                self.waiting.append(job)
+                return
             self.counts["failed"] += 1
-            return self._finish(job, math.nan)
-        pause = self.backoff * 2.0 ** min(job.tries - 1, 60)
-        job.ready_at = time.monotonic() + pause
-        self.waiting.append(job)
-        return []
+        self.arrived += [(id_, outcome.value) for id_ in job.ids]
 
-    def _finish(self, job: _Job, value: float) -> list[_Value]:
-        if job.digest is not None:
-            self.jobs.pop(job.digest, None)
-        return [(id_, value) for id_ in job.ids]
-
-    def _remember(self, digest: bytes | None, value: float) -> None:
+    def _remember(self, digest: bytes, value: float) -> None:
         """Cache a value; evict the least recently used one if the cache is full."""
-        if digest is not None:
-            self.cache[digest] = value
-            size = self.cache_size
-            if size is not True and len(self.cache) > size:
-                del self.cache[next(iter(self.cache))]
+        self.cache[digest] = value
+        if len(self.cache) > self.cache_size:
+            del self.cache[next(iter(self.cache))]
 
     def stats(self) -> PoolStats:
         counts, calls = self.counts.copy(), [*self.under_way.values()]
         counts["under_way"] = sum(call.mark.process() > 0 for call in calls)
-        kinds = (*_ANSWERED, *_UNANSWERED, "under_way")
+        kinds = ("values", "invalid", *_UNANSWERED, "under_way")
         counts["calls"] = sum(counts[kind] for kind in kinds)
         numbers = {name: counts[name] for name in PoolStats._fields[:-1]}
         return PoolStats(**numbers, last_failure=self.last_failure)
@@ -592,7 +570,13 @@ class _Pool:
             self.workers.close()
 
 
-def _point(queries: ask_tell.Queries, id_: tuple[int, int]) -> Any:
-    """Return the point of a query, with its function if that is not the pool's."""
-    function, point = queries.function(id_), queries.point(id_)
-    return point if function is None else worker.OtherFunction(function, point)
+_CALLS = "It is the number of simultaneous calls: at most one for each worker."
+_BUDGET = "None sets no limit on the number of calls."
+_SECONDS = "It is in seconds; None sets no limit."
+_REPEAT = "0 repeats no call."
+_PAUSE = "It is the first pause in seconds."
+validation.declare(validation.integer, "max_concurrent", minimum=1, hint=_CALLS)
+validation.declare(validation.positive, "timeout", optional=True, hint=_SECONDS)
+validation.declare(validation.integer, "max_retries", minimum=0, hint=_REPEAT)
+validation.declare(validation.non_negative, "backoff", hint=_PAUSE)
+validation.declare(validation.integer, "budget", optional=True, minimum=0, hint=_BUDGET)

@@ -8,9 +8,9 @@ import contextlib
 import hashlib
 import math
 import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any, NamedTuple
 
 import jax
@@ -52,40 +52,24 @@ class Outcome(NamedTuple):
     failure: str = ""  # Why there is no value.
 
 
-class OtherFunction(NamedTuple):
-    """A point at which a function other than `value_fn` is evaluated."""
-
-    function: Callable[[Any], Any]
-    point: Any
-
-
 def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
     """Mark the call as begun, and call `value_fn(point)`."""
     if mark.process():  # An executor may resubmit a call of a lost worker.
         return Outcome("lost", failure="its worker was lost")
     mark.write()
     # As text: some exceptions cannot be pickled, and others keep resources open.
-    failures: list[str] = []
-    with validation.caught(lambda error: failures.append(_text(error))):
-        point = to_numpy(point)  # A copy, which the function may modify.
-        if isinstance(point, OtherFunction):
-            value_fn, point = point
-        returned = value_fn(point)
+    lines: list[str] = []
+    with validation.caught(lambda error: lines.extend(format_exception_only(error))):
+        returned = value_fn(to_numpy(point))  # A copy, which it may modify.
         value = validation.real(returned)
         if math.isnan(value):
             return Outcome("invalid", failure=f"returned {returned!r}"[:200])
         return Outcome("values", value)
-    return Outcome("exceptions", failure=failures[0])
-
-
-def _text(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).strip()[:1000]
+    return Outcome("exceptions", failure="".join(lines).strip()[:1000])
 
 
 def to_numpy(point: Any) -> Any:
     """Copy a point; JAX arrays become NumPy arrays, which any process can read."""
-    if isinstance(point, OtherFunction):
-        return OtherFunction(point.function, to_numpy(point.point))
 
     def copy(leaf: Any) -> Any:
         is_array = isinstance(leaf, jax.Array)

@@ -2,8 +2,7 @@
 
 from radazo.run.ask_tell import Queries, QueryId, ask, tell
 from radazo.run.checkpointing import Checkpoints, open_checkpoints
-from radazo.run.minimize import minimize
-from radazo.run.results import MinimizeResult
+from radazo.run.minimize import MinimizeResult, minimize
 
 __all__ = ["Checkpoints", "MinimizeResult", "Queries", "QueryId"]
 __all__ += ["ask", "minimize", "open_checkpoints", "tell"]

@@ -13,6 +13,7 @@ from radazo import core, partition, validation
 from radazo.optimizers import combinators, stepping
 
 _HINT = "Ask after each `tell`: `radazo.ask(optimizer, params, state)`."
+_ORDER = "One for each query of a step, in their order; NaN for a missing one."
 _MISSING = "In a mapping, omit a missing value or pass None; in an array, pass NaN."
 
 
@@ -210,24 +211,22 @@ def _needed(
 def _step(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any, values: Any
 ) -> tuple[list[jax.Array], Any]:
+    """Take the step; two arrays of `values` are the parts of each value."""
+
     def evaluate(_: Any, step: core.Step, queries: core.Queries) -> core.Readings:
-        return queries.read(_checked(values, queries.num, step.terms), None)
+        arrays = [jnp.asarray(x) for x in values]
+        shape = arrays[0].shape
+        if shape[:1] != (queries.num,) or (len(shape) > 1 and not step.terms):
+            axes = "and further axes of terms" if step.terms else "and no other axis"
+            rule, got = f"have {queries.num} entries {axes}", f"shape {shape}"
+            validation.fail("tell", "values", rule, got, _ORDER)
+        # In the dtype in which slopes are computed.
+        first, *second = (x.astype(core.wide(x.dtype)) for x in arrays)
+        # As terms: each part is differenced before the parts are summed.
+        terms = jnp.stack([first, *second], axis=-1) if second else first
+        return queries.read(terms, None)
 
     params, state = stepping.take_step(
         optimizer, None, rest.join(arrays), state, evaluate=evaluate
     )
     return rest.pick(jax.tree.leaves(params)), state
-
-
-def _checked(values: list[Any], num: int, terms: bool) -> jax.Array:
-    """Return the values in the dtype in which slopes are computed."""
-    arrays = [jnp.asarray(x) for x in values]
-    shape = arrays[0].shape
-    if shape[:1] != (num,) or (len(shape) > 1 and not terms):
-        axes = "and further axes of terms" if terms else "and no other axis"
-        hint = "One for each query of a step, in their order; NaN for a missing one."
-        rule, got = f"have {num} entries {axes}", f"shape {shape}"
-        validation.fail("tell", "values", rule, got, hint)
-    first, *rest = (x.astype(core.wide(x.dtype)) for x in arrays)
-    # As terms: each part is differenced before the parts are summed.
-    return jnp.stack([first, *rest], axis=-1) if rest else first

@@ -5,6 +5,7 @@ It stores the arrays; JSON stores the rest. Restoring executes nothing stored.
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import signal
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,6 +23,7 @@ from radazo.run import progress_bar, serialization
 _VERSIONS = {"format": 1, "key_contract": random.KEY_CONTRACT_VERSION}
 # What orbax and tensorstore raise when they cannot read or write a file.
 _FAILURES = (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError)
+_refuse = functools.partial(validation.fail, "open_checkpoints", "folder")
 
 
 class Checkpoints(NamedTuple):
@@ -96,8 +98,10 @@ def open_checkpoints(
     hint = "The latest checkpoints are kept."
     validation.integer(api_name, "max_to_keep", max_to_keep, 1, hint)
     orbax, signals = _orbax(), (signal.SIGINT, signal.SIGTERM)
-    path = _created(folder)
-    with _locked(path), progress_bar.deferred_signals(*signals) as signalled:
+    path = _make_folder(folder)
+    with contextlib.ExitStack() as stack:
+        _lock(path, stack)
+        signalled = stack.enter_context(progress_bar.deferred_signals(*signals))
         store = _Store(orbax, path, interval_seconds, max_to_keep, signalled)
         try:
             yield Checkpoints(
@@ -148,7 +152,7 @@ class _Store:
             cleanup_tmp_directories=True,
             lightweight_initialize=True,  # `restore` reports damaged files.
         )
-        with _explained(folder):
+        with _explain_failures(folder):
             self.manager = orbax.CheckpointManager(folder, options=options)
         self.latest: int | None = self.manager.latest_step()
         self.saved_at = time.monotonic()
@@ -159,7 +163,7 @@ class _Store:
         if step is None:
             return 0, tree
         path = str(Path(self.folder) / f"step_{step}")
-        with _explained(path, reading=True):
+        with _explain_failures(path, reading=True):
             wanted = args.Composite(about=args.JsonRestore())
             about = self.manager.restore(step, args=wanted).about
             versions = {name: about[name] for name in _VERSIONS}
@@ -171,7 +175,7 @@ class _Store:
             hint = "Use the version of radazo that wrote it, or a new folder."
             _refuse(rule, f"{path!r} {text.format(**versions)}", hint)
         serialization.check(path, saved, tree)
-        with _explained(path, reading=True):
+        with _explain_failures(path, reading=True):
             templates = serialization.templates(tree, saved)
             wanted = args.Composite(arrays=args.StandardRestore(templates))
             arrays = self.manager.restore(step, args=wanted).arrays
@@ -202,18 +206,18 @@ class _Store:
         wanted = self.args.Composite(
             arrays=self.args.StandardSave(arrays), about=self.args.JsonSave(about)
         )
-        with _explained(self.folder):
+        with _explain_failures(self.folder):
             self.manager.save(step, args=wanted)
         self.latest = step
 
     def finish(self) -> None:
         """Wait for writes in the background."""
-        with _explained(self.folder):
+        with _explain_failures(self.folder):
             self.manager.wait_until_finished()
 
 
 @contextlib.contextmanager
-def _explained(path: str, *, reading: bool = False) -> Iterator[None]:
+def _explain_failures(path: str, *, reading: bool = False) -> Iterator[None]:
     """Turn a failure of orbax into a message of radazo."""
     try:
         yield
@@ -238,7 +242,7 @@ def _orbax() -> Any:
         _refuse("be None or absent without orbax", got, hint)
 
 
-def _created(folder: Any) -> str:
+def _make_folder(folder: Any) -> str:
     """Create the folder if necessary, check that it is writable; return its path."""
     if not isinstance(folder, str | os.PathLike) or "://" in os.fspath(folder):
         hint = "Checkpoints are local files; mount a bucket to write to it."
@@ -248,27 +252,18 @@ def _created(folder: Any) -> str:
         hint = "Several processes cannot save one run yet."
         _refuse("be used in a run of one process", got, hint)
     path = Path(folder).resolve()
-    with _explained(str(path)):
+    with _explain_failures(str(path)):
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return str(path)
 
 
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Keep other runs out, which would delete checkpoints of this one."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # Windows cannot open a folder.
-            handle = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            if locks.is_taken(handle):
-                got = f"{path!r}, which is open in another run"
-                hint = "Wait until that run has ended, or use another folder."
-                _refuse("be written by one run at a time", got, hint)
-        yield
-
-
-def _refuse(
-    rule: str, got: str, hint: str, kind: type[Exception] = ValueError
-) -> NoReturn:
-    validation.fail("open_checkpoints", "folder", rule, got, hint, kind)
+def _lock(path: str, stack: contextlib.ExitStack) -> None:
+    """Keep other runs, which would delete checkpoints of this one, out of a folder."""
+    with contextlib.suppress(OSError):  # Windows cannot open a folder.
+        handle = os.open(path, os.O_RDONLY)
+        stack.callback(os.close, handle)
+        if locks.is_taken(handle):
+            got = f"{path!r}, which is open in another run"
+            hint = "Wait until that run has ended, or use another folder."
+            _refuse("be written by one run at a time", got, hint)

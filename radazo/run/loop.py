@@ -12,7 +12,7 @@ from radazo import core, partition, validation
 from radazo.journal import record
 from radazo.optimizers import combinators, stepping
 
-MAX_STEPS_PER_CALL = 1024
+MAX_STEPS_PER_CALL, SECONDS_PER_CALL = 1024, 0.2
 _MAX_SLOPES_PER_CALL = 2**22  # 16 MB of float32.
 
 
@@ -66,7 +66,8 @@ def compiled_steps(setup: Setup) -> Callable[..., Any]:
             ended = jnp.asarray(False)
             if stop is not None:
                 ended = _answer(stop(found.last_value, rest.join(arrays)))
-            arrays = record.unless(ended, arrays, rest, box, params)
+            moved = box(rest.pick(rest.treedef.flatten_up_to(params)))
+            arrays = core.select(ended, arrays, moved)
             new = Record(found.last_value, found.num_values)
             records = jax.tree.map(lambda x, y: x.at[i].set(y), records, new)
             return arrays, state, records, i + 1, ended
@@ -98,8 +99,8 @@ def recorded_steps(setup: Setup) -> Callable[..., Any]:
         records = []
         while len(records) < num:
             entry = read(arrays, state, batch)
-            arrays, state = record.apply_readings(
-                optimizer, rest, box, arrays, state, entry[2:]
+            arrays, state = record.apply_entry(
+                optimizer, rest, box, arrays, state, entry
             )
             found = combinators.find_estimator_state("minimize", state)
             # Copies, since the next step donates the state.

@@ -4,7 +4,7 @@ import importlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from radazo import validation
@@ -37,10 +37,9 @@ def progress_bar(
     api_name: str, progress: bool | None, num_steps: int | None
 ) -> Iterator[Callable[[int, float], None]]:
     """Show a progress bar as `minimize` documents; yield `advance(steps, value)`."""
-    try:
+    tqdm = None
+    with suppress(ImportError):
         tqdm = importlib.import_module("tqdm.auto").tqdm
-    except ImportError:
-        tqdm = None
     if progress and tqdm is None:
         hint = "Install tqdm: `pip install tqdm`."
         rule = "be None or False without tqdm"
@@ -56,3 +55,7 @@ def progress_bar(
             bar.update(steps)
 
         yield advance
+
+
+_HINT = "None shows a bar on a terminal where tqdm is installed."
+validation.declare(validation.instance, "progress", optional=True, of=bool, hint=_HINT)
