@@ -292,9 +292,9 @@ def slope_errors(
       False
       True
     """
-    api_name, hint = "slope_errors", "Take at least one direction."
+    api_name = "slope_errors"
     validation.check(api_name, value_fn=value_fn, terms=terms, sampler=sampler)
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    validation.check(api_name, num_directions=num_directions)
     hint = "Pass that of your estimator."
     validation.positive(api_name, "smoothing", smoothing, hint)
     if difference not in (differences.forward, differences.central):
@@ -302,19 +302,19 @@ def slope_errors(
         hint = "Pass `radazo.forward` or `radazo.central`."
         validation.fail(api_name, "difference", rule, repr(difference), hint)
     layout = flat.layout(api_name, params, mask)
-    shape = layout.dim, layout.dtype
+    dim, dtype = layout.dim, layout.dtype
     evaluate = differences.evaluation(api_name, value_fn, terms=terms, has_aux=False)
-    step = jnp.asarray(smoothing, layout.dtype)
+    step = jnp.asarray(smoothing, dtype)
     base = evaluate(params)[0] if difference.at_params else None
-    dtype = layout.dtype
     wide = jax.tree.map(lambda x: x.astype(dtype) if core.is_floating(x) else x, params)
     least = 0.0 if difference is differences.forward else -1.0
-    points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, layout.dtype)
-    weights = jnp.asarray(_WEIGHTS / 2, layout.dtype)
-    prepared = sampler.prepare(random.key_data(api_name, key), num_directions, *shape)
+    points = step * jnp.asarray(least + (1 - least) * (_NODES + 1) / 2, dtype)
+    weights = jnp.asarray(_WEIGHTS / 2, dtype)
+    words = random.key_data(api_name, key)
+    prepared = sampler.prepare(words, num_directions, dim, dtype)
 
     def errors(k: jax.Array) -> SlopeErrors:
-        u = directions.direction(sampler, prepared, k, *shape)
+        u = directions.direction(sampler, prepared, k, dim, dtype)
 
         def point(params: core.Params, s: jax.Array) -> core.Params:
             return flat.perturb(layout, params, u, s, jnp.uint32(0))

@@ -139,10 +139,8 @@ def _words(leaf: jax.Array) -> jax.Array:
         return leaf.astype(jnp.uint32)
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         leaf = jnp.stack([leaf.real, leaf.imag])
-    if leaf.dtype.itemsize == 8:
-        return lax.bitcast_convert_type(leaf, jnp.uint32)
-    own = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    return lax.bitcast_convert_type(leaf, own).astype(jnp.uint32)
+    unsigned = f"uint{8 * min(leaf.dtype.itemsize, 4)}"  # Two words if 8 bytes.
+    return lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
 def _mixed(x: jax.Array) -> jax.Array:

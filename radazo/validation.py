@@ -99,10 +99,13 @@ def function(api_name: str, argument: str, value: Any, hint: str) -> None:
         fail(api_name, argument, "be a function", repr(value), hint, TypeError)
 
 
-def transformation(api_name: str, optimizer: Any, hint: str) -> None:
+def transformation(api_name: str, optimizer: Any, *, complete: bool = False) -> None:
     """Check that `optimizer` has an `init` and an `update`."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         rule = "be an optax.GradientTransformation"
+        hint = "Pass e.g. `optax.sgd(0.1)`, or a chain with `radazo.scale_by_radazo()`."
+        if complete:
+            hint = "Pass `radazo.radazo(0.01, key=0)`, or another complete optimizer."
         fail(api_name, "optimizer", rule, repr(optimizer), hint, TypeError)
 
 
@@ -194,7 +197,7 @@ _NUMBER = "The variance of the estimate falls as its inverse; 10 is a good start
 _BATCH = "1 evaluates one direction at a time, `num_directions` all in one batch."
 _TERMS = "With True, `value_fn` returns terms whose sum is the objective."
 declare(positive, "smoothing", hint=_DISTANCE, schedule=True)
-declare(integer, "num_directions", optional=True, minimum=1, hint=_NUMBER)
+declare(integer, "num_directions", minimum=1, hint=_NUMBER)
 declare(integer, "chunk_size", minimum=1, hint=_BATCH)
 declare(instance, "terms", of=bool, hint=_TERMS)
 declare(function, "value_fn", hint="It takes the parameters first.")

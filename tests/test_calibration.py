@@ -275,7 +275,7 @@ OF_CALLS = {
         "num_directions",
         "be at least 1",
         "0.",
-        "Pass that of the estimator; 10 is a good start.",
+        "The variance of the estimate falls as its inverse; 10 is a good start.",
     ),
     "another difference": (
         {"difference": radazo.forward_mode},

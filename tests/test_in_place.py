@@ -12,7 +12,7 @@ from jax import lax
 
 import radazo
 from radazo.evaluate import lazy
-from radazo.optimizers import partwise
+from radazo.optimizers.in_place import _shape_of_part
 
 RATE = 0.01
 
@@ -185,7 +185,7 @@ def test_large_matrices_are_updated_in_blocks_of_rows(monkeypatch):
     params = make_params()
     expected, *_ = run(radazo.in_place(RULES["R-AdaZO"], key=3), 4, params)
     monkeypatch.setattr(lazy, "BLOCK", 5)
-    assert partwise._shape_of_part((3, 4)) == (3, (1, 4))
+    assert _shape_of_part((3, 4)) == (3, (1, 4))
     found, *_ = run(radazo.in_place(RULES["R-AdaZO"], key=3), 4, params)
     assert_near(found, expected)
 
@@ -204,7 +204,7 @@ def test_large_matrices_are_updated_in_blocks_of_rows(monkeypatch):
     ],
 )
 def test_how_a_leaf_is_cut_into_parts(shape, num, part):
-    assert partwise._shape_of_part(shape) == (num, part)
+    assert _shape_of_part(shape) == (num, part)
 
 
 @pytest.mark.gate

@@ -13,7 +13,7 @@ from jax import lax
 import radazo
 from radazo import core, flat, random
 from radazo.evaluate import lazy, perturbed
-from radazo.optimizers import partwise
+from radazo.optimizers.in_place import _init, _move, _Rule, _WeightedSum
 
 KEY = jnp.array([7, 11], jnp.uint32)
 WORD = 2**32
@@ -127,14 +127,14 @@ def test_a_function_is_walked_across_the_boundary(law):
 def test_parameters_are_moved_across_the_boundary(law):
     tree, layout = params(), pretended(params())
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
-    gradient = partwise.WeightedSum(law, keys, jnp.array([0.5, -2.0]))
-    rule = partwise.Rule(optax.sgd(0.1), None)
+    gradient = _WeightedSum(law, keys, jnp.array([0.5, -2.0]))
+    rule = _Rule(optax.sgd(0.1), None)
 
     def move(p, states):
         step = core.Step(KEY, layout, p, jnp.float32(0.1))
-        return partwise.move(rule, gradient, step, states, jnp.bool_(True))
+        return _move(rule, gradient, step, states, jnp.bool_(True))
 
-    found, _ = jax.jit(move)(tree, partwise.init(rule, tree, layout))
+    found, _ = jax.jit(move)(tree, _init(rule, tree, layout))
     first, second = (drawn(law, tree, key) for key in keys)
     for name in ("b", "c"):
         g = 0.5 * first[name] - 2.0 * second[name]

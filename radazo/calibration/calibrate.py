@@ -1,6 +1,5 @@
 """Choose a smoothing and first learning rates from about fifty function values."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from radazo import core, differences, directions, flat, random, validation
 from radazo.calibration import line_probes
 
-_NUM_DIRECTIONS, _MAX_ADDED = 6, 2
+_MAX_ADDED = 2  # Distances probed beside those of `_FAR`.
 _FAR = (0.2, 0.6, 1.8)  # Displacements of an element, in root mean squares of x.
 _WITHIN, _NARROWEST = 0.9, 16  # Share of the best; longest over shortest distance.
 _DROWNED = 100  # Largest ratio of noise to slopes, in their mean squares.
@@ -147,8 +146,7 @@ def calibrate(
     """
     api_name = "calibrate"
     validation.check(api_name, value_fn=value_fn, sampler=sampler)
-    hint = "Pass that of the estimator; 10 is a good start."
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    validation.check(api_name, num_directions=num_directions)
     if difference not in (differences.forward, differences.central):
         rule = "be `radazo.forward` or `radazo.central`"
         hint = "For other differences choose the smoothing by hand."
@@ -163,12 +161,12 @@ def calibrate(
         hint = "Pass floating-point arrays with elements."
         validation.fail(api_name, "params", rule, got, hint)
     value_at = line_probes.value_along(api_name, value_fn, params, layout, words)
-    size, eps = line_probes.size(layout, params), line_probes.eps(layout, params)
+    size, eps = line_probes.size_and_eps(layout, params)
     spacing = size * norm * math.sqrt(eps)
     value, noise = line_probes.value_and_noise(api_name, value_at, spacing)
-    setting = _Setting(dim, num_directions, difference, value, noise)
-    far = _probe_far(api_name, value_at, setting, size)
-    pairs = far | _probe_near(value_at, setting, far, 8 * eps * size * norm)
+    setting = _Setting(value_at, dim, num_directions, difference, value, noise)
+    far = _probe_far(api_name, setting, size)
+    pairs = far | _probe_near(setting, far, 8 * eps * size * norm)
     probes = setting.summarize(pairs)
     reach, shortest, distance, longest = _choose(probes, setting, min(far))
     slopes = (float(x) for x in _slopes(probes, setting, distance))
@@ -208,6 +206,7 @@ def calibrate(
 
 
 class _Setting(NamedTuple):
+    value_at: line_probes.ValueAt
     dim: int
     num_directions: int
     difference: differences.Difference
@@ -218,19 +217,17 @@ class _Setting(NamedTuple):
         return line_probes.summarize(pairs, self.dim, self.value, self.noise)
 
 
-def _probe_far(
-    api_name: str, value_at: line_probes.ValueAt, setting: _Setting, size: float
-) -> line_probes.Pairs:
+def _probe_far(api_name: str, setting: _Setting, size: float) -> line_probes.Pairs:
     """Take pairs of values at distances of the size of the parameters, or others."""
-    take = functools.partial(line_probes.take, value_at, num=_NUM_DIRECTIONS)
-    norm = math.sqrt(setting.dim)
-    pairs = {t: take(t) for t in np.multiply(_FAR, size * norm)}
+    value_at, norm = setting.value_at, math.sqrt(setting.dim)
+    far = np.multiply(_FAR, size * norm)
+    pairs = {t: line_probes.take(value_at, t) for t in far}
     for _ in range(_MAX_ADDED):
         probes = setting.summarize(pairs)
         distance = _further_distance(probes, min(pairs), max(pairs), norm)
         if distance is None:
             break
-        pairs[distance] = take(distance)
+        pairs[distance] = line_probes.take(value_at, distance)
     if not setting.summarize(pairs).significant:
         got = f"values near {setting.value:.6g} with a noise of {setting.noise:.2g}, "
         got += f"and no slopes within a distance of {max(pairs):.3g}"
@@ -263,10 +260,7 @@ def _reaches(probes: line_probes.Probes, distances: np.ndarray) -> np.ndarray:
 
 
 def _probe_near(
-    value_at: line_probes.ValueAt,
-    setting: _Setting,
-    pairs: line_probes.Pairs,
-    shortest: float,
+    setting: _Setting, pairs: line_probes.Pairs, shortest: float
 ) -> line_probes.Pairs:
     """Take pairs of values, if noise allows it, where curvature adds 0.6 % to s²."""
     probes = setting.summarize(pairs)
@@ -275,7 +269,7 @@ def _probe_near(
         return {}
     t = 0.16 * math.sqrt(power / bend) if bend else math.inf
     t = max(min(t, first / 8), 4.5 * setting.noise / math.sqrt(power), shortest)
-    return {} if t > first / 2 else {t: line_probes.take(value_at, t, _NUM_DIRECTIONS)}
+    return {} if t > first / 2 else {t: line_probes.take(setting.value_at, t)}
 
 
 def _choose(

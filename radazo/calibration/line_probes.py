@@ -18,6 +18,7 @@ from jax import lax
 from radazo import core, directions, flat, validation
 
 STENCIL = 7  # Values close together, for f(x) and the noise.
+_NUM_DIRECTIONS = 6
 _VALUE_VARIANCE = 131 / 231  # Of f(x) from the stencil, relative to one value.
 # With noise alone, the mean square of six slopes is below this multiple of its estimate
 # at all of five distances in 99 of 100 cases (with a multiple of 3, in 70).
@@ -45,9 +46,9 @@ class Probes(NamedTuple):
         return np.exp(np.interp(np.log(distances), np.log(self.distances), logs))
 
 
-def take(value_at: ValueAt, distance: float, num: int) -> np.ndarray:
+def take(value_at: ValueAt, t: float) -> np.ndarray:
     """Return (num, 2) values at x ± t·u."""
-    pairs = [(value_at(k, distance), value_at(k, -distance)) for k in range(num)]
+    pairs = [(value_at(k, t), value_at(k, -t)) for k in range(_NUM_DIRECTIONS)]
     return np.array(pairs, np.float64)
 
 
@@ -84,27 +85,23 @@ def summarize(pairs: Pairs, dim: int, value: float, noise: float) -> Probes:
     return Probes(distances, power, bend, curvature, spread, significant)
 
 
-def eps(layout: flat.Layout, params: core.Params) -> float:
-    """Return the largest machine epsilon of the perturbed leaves."""
-    return max(float(jnp.finfo(x.dtype).eps) for x in _active(layout, params))
+def size_and_eps(layout: flat.Layout, params: core.Params) -> tuple[float, float]:
+    """Return the root mean square and the largest machine epsilon of the elements.
 
-
-def size(layout: flat.Layout, params: core.Params) -> float:
-    """Return the root mean square of the perturbed elements, 1 if all are zero."""
-    active = [x.astype(core.wide(x.dtype)) for x in _active(layout, params) if x.size]
+    The size is 1 if all perturbed elements are zero.
+    """
+    pairs = zip(jax.tree.leaves(params), layout.active, strict=True)
+    active = [jnp.asarray(leaf) for leaf, on in pairs if on]
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in active)
+    active = [x.astype(core.wide(x.dtype)) for x in active if x.size]
     largest = max(float(jnp.max(jnp.abs(x))) for x in active)
     if not largest:
-        return 1.0
+        return 1.0, eps
     # Scale before squaring, which could overflow. Divide twice by the root: XLA
     # multiplies by the inverse, and that of `largest` could overflow too.
     root = math.sqrt(largest)
     squares = [float(jnp.sum(jnp.square(x / root / root))) for x in active]
-    return largest * math.sqrt(sum(squares) / layout.dim)
-
-
-def _active(layout: flat.Layout, params: core.Params) -> list[Any]:
-    pairs = zip(jax.tree.leaves(params), layout.active, strict=True)
-    return [jnp.asarray(leaf) for leaf, on in pairs if on]
+    return largest * math.sqrt(sum(squares) / layout.dim), eps
 
 
 def value_along(
@@ -116,13 +113,15 @@ def value_along(
 ) -> ValueAt:
     """Return `value_at`, which calls `value_fn` along directions of the key `words`."""
 
+    leaves, treedef = jax.tree.flatten(params)
+    # Other leaves are not passed through JIT, which would make arrays of them.
+    own = [leaf if on else 0 for leaf, on in zip(leaves, layout.active, strict=True)]
+
     def value_at(k: int, distance: float) -> Any:
         t = jnp.asarray(distance, layout.dtype)
-        # Other leaves are not passed through JIT, which would make arrays of them.
-        moved = iter(_moved(layout, words, _active(layout, params), jnp.uint32(k), t))
-        leaves, treedef = jax.tree.flatten(params)
-        pairs = zip(leaves, layout.active, strict=True)
-        point = treedef.unflatten(next(moved) if on else leaf for leaf, on in pairs)
+        new = _perturbed(layout, words, own, jnp.uint32(k), t)
+        triples = zip(new, leaves, layout.active, strict=True)
+        point = treedef.unflatten(x if on else old for x, old, on in triples)
         with validation.traceable(api_name):
             return _number(api_name, value_fn(point))
 
@@ -130,17 +129,15 @@ def value_along(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _moved(
-    layout: flat.Layout, words: jax.Array, active: list[Any], k: Any, distance: Any
+def _perturbed(
+    layout: flat.Layout, words: jax.Array, leaves: Any, k: Any, t: Any
 ) -> Any:
-    """Move the perturbed leaves by `distance` along direction k of the unit sphere."""
+    """Return the leaves at distance t along direction k of the unit sphere."""
     sampler = directions.sphere
     prepared = sampler.prepare(words, 1, layout.dim, layout.dtype)
     drawn = sampler.draw(prepared, k, layout.dim, layout.dtype)
     scale = lax.rsqrt(jnp.sum(jnp.square(drawn)))
-    sizes = tuple(x.size for x in active)
-    alone = layout._replace(active=(True,) * len(sizes), sizes=sizes)
-    return flat.perturb(alone, active, drawn, distance * scale, k)
+    return flat.perturb(layout, leaves, drawn, t * scale, k)
 
 
 def _number(api_name: str, value: Any) -> Any:

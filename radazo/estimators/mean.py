@@ -74,8 +74,9 @@ def estimator(
 def check(api_name: str, options: Options, settings: build.Settings) -> None:
     """Check the options, and that the points of a sharded step are known beforehand."""
     sampler, number, difference, *_ = options
-    validation.check(api_name, sampler=sampler, num_directions=number)
-    validation.check(api_name, difference=difference)
+    validation.check(api_name, sampler=sampler, difference=difference)
+    if number is not None:
+        validation.check(api_name, num_directions=number)
     if settings.sharding is not None:
         _check_steps(api_name, difference)
 

@@ -9,13 +9,13 @@ where c and s are the means of cᵢ and sᵢ over the clients, and t counts loca
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from radazo import core, flat, random, validation
@@ -63,14 +63,14 @@ def replaced(params: core.Params, arrays: Iterable[jax.Array]) -> core.Params:
     )
 
 
+def zeros(params: core.Params) -> Arrays:
+    """Return zeros like `wide_leaves`."""
+    return optax.tree.zeros_like(wide_leaves(params))
+
+
 def displacement(x: jax.Array, start: jax.Array) -> jax.Array:
     """Return x − start, 0 where they are equal, even if infinite."""
     return jnp.where(x == start, jnp.zeros_like(x), x - start)
-
-
-def zeros(params: core.Params) -> Arrays:
-    """Return zeros like `wide_leaves`."""
-    return tuple(jnp.zeros_like(x) for x in wide_leaves(params))
 
 
 fed_avg = Correction(
@@ -84,7 +84,7 @@ decentralized data, 2017. arXiv:1602.05629."""
 
 scaffold = fed_avg._replace(
     init=lambda params, estimator_state: zeros(params),
-    term=lambda shared, memory, mean, *_: tuple(map(operator.sub, mean, memory)),
+    term=lambda shared, memory, mean, *_: optax.tree.sub(mean, memory),
     learn=lambda shared, params, mean_gradient, estimator_state: mean_gradient,
 )
 """c − cᵢ: Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated

@@ -136,11 +136,16 @@ def federated(
     validation.positive(api_name, "learning_rate", learning_rate, hint)
     optimizer = optax.adam(0.01) if local_optimizer is None else local_optimizer
     weights = _normalized(api_name, shares, num_clients)
-    options = estimator, optimizer, num_local_steps, correction, weights
+    options = client_value_fn, estimator, optimizer, num_local_steps, correction
     words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> FederatedState:
-        _check_arrays(api_name, params)
+        # The whole state is traced.
+        others = [x for x in jax.tree.leaves(params) if not partition.split(x)[0]]
+        if others:
+            hint = "Close over constants, or make them arrays."
+            got = repr(others[0])[:200]
+            validation.fail(api_name, "params", "be arrays", got, hint, TypeError)
         estimator_state = estimator.init(params)
         own = estimator_state, correction.init(params, estimator_state)
         states = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * num_clients), own)
@@ -152,10 +157,7 @@ def federated(
     def one_round(
         state: FederatedState, *args: Any
     ) -> tuple[FederatedState, FederatedInfo]:
-        def value_fn(params: core.Params, client: jax.Array) -> Any:
-            return client_value_fn(params, client, *args)
-
-        reached, values, counts, *states = _clients(value_fn, state, *options)
+        reached, values, counts, *states = _clients(state, args, weights, *options)
         params, drift = _average(weights, learning_rate, state.params, reached)
         num_values = jnp.sum(counts, dtype=jnp.int32)
         total = combinators.safe_add(state.num_values, num_values)
@@ -167,13 +169,14 @@ def federated(
 
 
 def _clients(
-    value_fn: core.ValueFn,
     state: FederatedState,
+    args: tuple[Any, ...],
+    weights: np.ndarray,
+    client_value_fn: core.ValueFn,
     estimator: core.Estimator,
     local_optimizer: optax.GradientTransformation,
     num_local_steps: int,
     correction: corrections.Correction,
-    weights: np.ndarray,
 ) -> Any:
     """Return the parameters, values, number of values and states of all clients."""
     start = state.params
@@ -186,11 +189,13 @@ def _clients(
         corrected = _corrected(estimator, term, inner)
         key = random.typed(random.fold_in(words, client))
         optimizer: Any = combinators.with_estimator(corrected, local_optimizer, key)
-        own_fn = partial(value_fn, client=client)
+
+        def value_fn(params: core.Params) -> Any:
+            return client_value_fn(params, client, *args)
 
         def step(carry: tuple[core.Params, Any], _: None) -> tuple[Any, jax.Array]:
             params, state = carry
-            updates, state = optimizer.update(None, state, params, value_fn=own_fn)
+            updates, state = optimizer.update(None, state, params, value_fn=value_fn)
             return (core.apply_updates(updates, params), state), state.last_value
 
         carry = start, optimizer.init(start)
@@ -200,9 +205,7 @@ def _clients(
         mean_gradient = tuple(x / divisor.astype(x.dtype) for x in after.total)
         learned = correction.learn(shared, params, mean_gradient, after.estimator)
         # A client without a finite value keeps its memory.
-        memory = jax.tree.map(
-            lambda new, old: jnp.where(after.num_valid > 0, new, old), learned, memory
-        )
+        memory = optax.tree.where(after.num_valid > 0, learned, memory)
         reached = corrections.wide_leaves(params)
         return reached, values, last.num_values, after.estimator, memory
 
@@ -270,14 +273,6 @@ def _average(
         distances = _mean(weights, jnp.square(moves - mean[None]))
         squares = squares + jnp.sum(distances).astype(jnp.float32)
     return corrections.replaced(start, new), jnp.sqrt(squares)
-
-
-def _check_arrays(api_name: str, params: core.Params) -> None:
-    """Check that all leaves are arrays, since the whole state is traced."""
-    others = [x for x in jax.tree.leaves(params) if not partition.split(x)[0]]
-    if others:
-        got, hint = repr(others[0])[:200], "Close over constants, or make them arrays."
-        validation.fail(api_name, "params", "be arrays", got, hint, TypeError)
 
 
 def _normalized(api_name: str, shares: Any, num_clients: int) -> np.ndarray:

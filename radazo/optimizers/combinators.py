@@ -156,8 +156,7 @@ def attached(
 ) -> optax.GradientTransformationExtraArgs:
     """Return `with_estimator` whose messages name `api_name`."""
     build.check_estimator(api_name, estimator)
-    example = "e.g. `optax.sgd(0.1)`, or a chain with `radazo.scale_by_radazo()`."
-    validation.transformation(api_name, optimizer, f"Pass an optimizer, {example}")
+    validation.transformation(api_name, optimizer)
     words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> WithEstimatorState:

@@ -1,25 +1,29 @@
 """Optimize a model that fits into memory only once, without copying it.
 
-`lazy` evaluates along a direction without forming the perturbed point, and `partwise`
-redraws the directions to update the parameters in place.
+`lazy` evaluates along a direction without forming the perturbed point; the parameters
+are updated part by part from redrawn directions.
 """
 
 import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from radazo import core, differences, directions, flat, random, validation
 from radazo.estimators import build, mean
 from radazo.evaluate import lazy, perturbed
-from radazo.optimizers import combinators, partwise, stepping
+from radazo.optimizers import combinators, stepping
 
 _MISSING = 0.01  # Share of a first moment that is truncated.
+_UNROLLED = 4  # Directions drawn within one loop over the elements.
+_ROUNDING = 1 << 31  # First rounding key; direction keys are smaller.
 
 
 class PastSlopes(NamedTuple):
@@ -105,8 +109,7 @@ def in_place(
       Malladi et al., 2023, Fine-tuning language models. arXiv:2305.17333.
     """
     api_name = "in_place"
-    hint = "Pass e.g. `optax.sgd(1e-6)`, or a chain with `radazo.scale_by_radazo()`."
-    validation.transformation(api_name, optimizer, hint)
+    validation.transformation(api_name, optimizer)
     validation.check(api_name, sampler=sampler, smoothing=smoothing, terms=terms, b1=b1)
     validation.check(api_name, difference=difference, moment_dtype=moment_dtype)
     directions.check_parts(api_name, sampler)
@@ -117,7 +120,7 @@ def in_place(
     hint = "It is the number of steps remembered; None takes what `b1` needs."
     validation.integer(api_name, "num_steps", num_steps, 1, hint)
     options = mean.Options(sampler, num_directions, difference)
-    rule = partwise.Rule(optimizer, moment_dtype)
+    rule = _Rule(optimizer, moment_dtype)
     words = random.key_data(api_name, key)
 
     def init(params: core.Params) -> combinators.WithEstimatorState:
@@ -125,7 +128,7 @@ def in_place(
         weights = jnp.zeros((num_steps, num_directions), layout.dtype)
         past = PastSlopes(jnp.zeros(num_steps, jnp.int32), weights)
         # Compiled: wide copies, of which `init` uses only the shapes, are not made.
-        states = jax.jit(lambda params: partwise.init(rule, params, layout))(params)
+        states = jax.jit(lambda params: _init(rule, params, layout))(params)
         found = jax.tree.leaves(states, is_leaf=combinators.is_estimator_state)
         if any(map(combinators.is_estimator_state, found)):
             hint = "Pass the rule alone: `optax.sgd(1e-6)`."
@@ -158,7 +161,7 @@ def in_place(
             scales = lax.map(lambda k: _scale(here, options, k), _ks(num_directions))
         past, info = _remembered(state, options, here, readings, scales)
         moment, any_kept = _mean(state.key_data, past, sampler, b1), jnp.any(info.kept)
-        params, states = partwise.move(rule, moment, here, state.optimizer, any_kept)
+        params, states = _move(rule, moment, here, state.optimizer, any_kept)
         state = state._replace(estimator=past, optimizer=states)
         state = combinators.update_counters(state, readings.value, info, any_kept)
         return params, state, info
@@ -246,14 +249,36 @@ def _remembered(
         jnp.roll(past.counts, 1).at[0].set(state.count),
         jnp.roll(past.weights, 1, axis=0).at[0].set(weights),
     )
-    any_kept = jnp.any(info.kept)
-    return jax.tree.map(lambda new, old: jnp.where(any_kept, new, old), new, past), info
+    return optax.tree.where(jnp.any(info.kept), new, past), info
+
+
+class _WeightedSum(NamedTuple):
+    """A weighted sum of directions of one or more steps."""
+
+    sampler: directions.DirectionSampler  # It has a `part`.
+    keys: jax.Array  # (num_directions, 2) uint32, the key data of each direction.
+    weights: jax.Array  # (num_directions,)
+
+    def part(self, offset: Any, size: int) -> jax.Array:
+        """Return `size` elements of the sum from `offset` on."""
+        dtype = self.weights.dtype
+
+        def add(i: Any, total: jax.Array) -> jax.Array:
+            drawn = self.sampler.part(self.keys[i], size, dtype, offset)
+            return total + self.weights[i] * drawn
+
+        total = jnp.zeros(size, dtype)
+        if self.weights.size > _UNROLLED:
+            return lax.fori_loop(0, self.weights.size, add, total)
+        for i in range(self.weights.size):
+            total = add(i, total)
+        return total
 
 
 def _mean(
     key: jax.Array, past: PastSlopes, sampler: directions.DirectionSampler, b1: Any
-) -> partwise.WeightedSum:
-    """Return the first moment of the remembered estimates as a `WeightedSum`."""
+) -> _WeightedSum:
+    """Return the first moment of the remembered estimates as a `_WeightedSum`."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
     decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
     num_steps, num_directions = past.weights.shape
@@ -261,4 +286,132 @@ def _mean(
     ks = jnp.tile(_ks(num_directions), num_steps)
     fold_in = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
     weights = (decays[:, None] * past.weights).ravel()
-    return partwise.WeightedSum(sampler, fold_in(counts, ks), weights)
+    return _WeightedSum(sampler, fold_in(counts, ks), weights)
+
+
+class _Rule(NamedTuple):
+    """The update rule of a part."""
+
+    optimizer: Any  # An `optax.GradientTransformation`, applied to one part at a time.
+    moment_dtype: Any  # Of the stored elementwise state; None for its own.
+
+    def cast(self, state: Any, x: jax.Array, dtype: Any) -> Any:
+        """Cast the arrays in the state of part x that `moment_dtype` applies to."""
+
+        def cast(array: Any) -> Any:
+            elementwise = core.is_floating(array) and array.shape == x.shape != ()
+            return array.astype(dtype) if elementwise else array
+
+        return state if self.moment_dtype is None else jax.tree.map(cast, state)
+
+
+def _shape_of_part(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Return the number of parts of a leaf of this shape, and the shape of one."""
+    if len(shape) > 2 and math.prod(shape):
+        return shape[0], shape[1:]
+    if len(shape) != 2 or math.prod(shape) <= lazy.BLOCK:
+        return 1, shape
+    # Equal blocks, whose number divides the rows and is nearest to the wanted one.
+    rows, columns = shape
+    wanted = math.prod(shape) / lazy.BLOCK
+    divisors = [num for num in range(1, rows + 1) if rows % num == 0]
+    num = min(divisors, key=lambda num: abs(math.log(num / wanted)))
+    return num, (rows // num, columns)
+
+
+def _init(rule: _Rule, params: core.Params, layout: flat.Layout) -> tuple[Any, ...]:
+    """Return the optimizer states of the parts of each perturbed leaf, stacked."""
+
+    def of_part(x: jax.Array) -> Any:
+        state = rule.optimizer.init(x.astype(core.wide(x.dtype)))
+        return rule.cast(state, x, rule.moment_dtype)
+
+    def start(leaf: Any) -> Any:
+        num, shape = _shape_of_part(leaf.shape)
+        return jax.vmap(of_part)(jnp.asarray(leaf).reshape(num, *shape))
+
+    chosen = zip(jax.tree.leaves(params), layout.active, strict=True)
+    return tuple(start(leaf) for leaf, on in chosen if on)
+
+
+def _move(
+    rule: _Rule,
+    gradient: _WeightedSum,
+    step: core.Step,
+    states: Any,
+    any_kept: jax.Array,
+) -> tuple[core.Params, tuple[Any, ...]]:
+    """Return parameters and states after a step; unchanged unless `any_kept`."""
+
+    def updated(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
+        wide = core.wide(x.dtype)
+        kept = rule.cast(state, x, wide)
+        g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)
+        updates, new = rule.optimizer.update(g, kept, x.astype(wide))
+        arrays, treedef = jax.tree.flatten((x.astype(wide) + updates.astype(wide), new))
+        for i, old in enumerate(jax.tree.leaves((x, state))):
+            if arrays[i].dtype != old.dtype:
+                key = random.fold_in(step.key, jnp.uint32(_ROUNDING + i))
+                arrays[i] = _rounded(key, arrays[i], old.dtype, offset)
+        return treedef.unflatten(arrays)
+
+    def update(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
+        # A branch reads all of its inputs before its outputs are written. If XLA fused
+        # a read of one array into the write of another, it would copy the first.
+        return lax.cond(
+            any_kept, lambda x, s: updated(x, s, offset), lambda *old: old, x, state
+        )
+
+    arrays, treedef = jax.tree.flatten(step.params)
+    starts = np.cumsum([0, *step.layout.sizes]).tolist()
+    active, new = np.flatnonzero(step.layout.active).tolist(), []
+    for i, state in zip(active, states, strict=True):
+        arrays[i], after = _in_parts(update, arrays[i], state, starts[i])
+        new.append(after)
+    return treedef.unflatten(arrays), tuple(new)
+
+
+def _in_parts(
+    update: Callable[..., Any], leaf: Any, state: Any, start: int
+) -> tuple[jax.Array, Any]:
+    num, shape = _shape_of_part(leaf.shape)
+    lazy.check_size(shape)
+    size = math.prod(shape)
+
+    def body(i: Any, whole: Any) -> Any:
+        take, put = lax.dynamic_index_in_dim, lax.dynamic_update_index_in_dim
+        part = jax.tree.map(lambda a: take(a, i, keepdims=False), whole)
+        new = update(*part, random.advance(start, i, size, num * size))
+        return jax.tree.map(lambda a, b: put(a, b, i, 0), whole, new)
+
+    whole = jnp.asarray(leaf).reshape(num, *shape), state
+    new, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
+    return new.reshape(leaf.shape), state
+
+
+def _rounded(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:
+    """Round x stochastically to bfloat16 or float16, so that E[rounded] = x.
+
+      rounded = ulp · ⌊x / ulp + v⌋,  v uniform on [0, 1), of bits offset + i of `key`
+
+    Values that `dtype` can represent, infinities and NaN are unchanged; finite values
+    are clipped to the largest number. x is read as float32.
+    """
+    if jnp.dtype(dtype).itemsize >= x.dtype.itemsize:
+        return x.astype(dtype)
+    x = x.astype(jnp.float32)
+    info = jnp.finfo(dtype)
+    words = lax.bitcast_convert_type(x, jnp.uint32)
+    exponent = lax.bitcast_convert_type(words & jnp.uint32(0x7F800000), jnp.float32)
+    # 2⁻¹⁰⁰ keeps the ulp a normal number of float32.
+    smallest = max(float(info.tiny), 2.0**-100)
+    ulp = jnp.maximum(exponent, smallest) * float(info.eps)
+    # x / ulp takes nmant + 1 of 24 bits; with `num_bits` more, x / ulp + v is exact.
+    num_bits = 22 - info.nmant
+    chance = random.bits(key, x.size, offset).reshape(x.shape) >> (32 - num_bits)
+    rounded = jnp.floor(x / ulp + chance.astype(jnp.float32) * 2.0**-num_bits) * ulp
+    largest = float(info.max)
+    rounded = jnp.clip(rounded, -largest, largest)
+    # Below 2⁻¹⁰⁰ this ulp is too coarse for values that can be stored.
+    is_stored = x.astype(dtype).astype(jnp.float32) == x
+    return jnp.where(is_stored | ~jnp.isfinite(x), x, rounded).astype(dtype)

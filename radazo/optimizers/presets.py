@@ -3,6 +3,8 @@
 with_estimator(estimator, optax.chain(rule, weight decay, learning rate), key)
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,15 +17,17 @@ from radazo.optimizers import combinators, second_moments, transforms
 
 def optimizer(
     api_name: str,
+    rule: Callable[..., optax.GradientTransformation],
     estimator: core.Estimator | None,
-    rule: optax.GradientTransformation,
     key: core.Key,
     learning_rate: core.Schedule | float,
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
+    **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the complete optimizer with `rule`; error messages name `api_name`."""
+    """Return the optimizer with `rule(**options)`; error messages name `api_name`."""
     validation.check(api_name, learning_rate=learning_rate, weight_decay=weight_decay)
+    validation.check(api_name, **options)
     if weight_decay_mask is not None and not callable(weight_decay_mask):
         hint = "It says which leaves decay: bools, or a function of the parameters."
         for choice in jax.tree.leaves(weight_decay_mask):
@@ -38,7 +42,8 @@ def optimizer(
     decay = optax.identity()
     if not (isinstance(weight_decay, int | float) and weight_decay == 0):
         decay = optax.add_decayed_weights(weight_decay, decaying)
-    chain = optax.chain(rule, decay, optax.scale_by_learning_rate(learning_rate))
+    rate = optax.scale_by_learning_rate(learning_rate)
+    chain = optax.chain(rule(**options), decay, rate)
     return combinators.attached(api_name, estimator, chain, key)
 
 
@@ -56,7 +61,7 @@ def radazo(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Refined adaptive zeroth-order optimization (R-AdaZO).
+    """Minimize by refined adaptive zeroth-order optimization (R-AdaZO).
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · mu²
@@ -90,14 +95,10 @@ def radazo(
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, algorithm 2.
     """
-    api_name = "radazo"
-    validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, mu_dtype=mu_dtype, granularity=granularity)
-    rule = transforms.scale_by_radazo(
-        b1, b2, eps, eps_root, mu_dtype, granularity=granularity
-    )
-    decay = weight_decay, weight_decay_mask
-    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    options |= {"mu_dtype": mu_dtype, "granularity": granularity}
+    return optimizer("radazo", transforms.scale_by_radazo, *common, **options)
 
 
 def zo_adamm(
@@ -115,7 +116,7 @@ def zo_adamm(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order adaptive momentum (ZO-AdaMM): Adam without bias correction.
+    """Minimize by zeroth-order Adam without bias correction (ZO-AdaMM).
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · g²
@@ -137,14 +138,10 @@ def zo_adamm(
     References:
       Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513.
     """
-    api_name = "zo_adamm"
-    validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, mu_dtype=mu_dtype, granularity=granularity)
-    rule = transforms.scale_by_zo_adamm(
-        b1, b2, eps, eps_root, mu_dtype, amsgrad=amsgrad, granularity=granularity
-    )
-    decay = weight_decay, weight_decay_mask
-    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    options |= {"mu_dtype": mu_dtype, "amsgrad": amsgrad, "granularity": granularity}
+    return optimizer("zo_adamm", transforms.scale_by_zo_adamm, *common, **options)
 
 
 def zo_rmsprop(
@@ -159,7 +156,7 @@ def zo_rmsprop(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order RMSProp, which is `zo_adamm` with b1 = 0.
+    """Minimize by zeroth-order RMSProp, which is `zo_adamm` with b1 = 0.
 
       nu ← b2 · nu + (1 − b2) · g²
       update = − learning_rate · (g / (√(nu + eps_root) + eps) + weight_decay · x)
@@ -177,12 +174,10 @@ def zo_rmsprop(
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, section 6.
     """
-    api_name = "zo_rmsprop"
-    validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, granularity=granularity)
-    rule = transforms.scale_by_second_moment(b2, eps, eps_root, granularity=granularity)
-    decay = weight_decay, weight_decay_mask
-    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    options = {"b2": b2, "eps": eps, "eps_root": eps_root, "granularity": granularity}
+    rule = transforms.scale_by_second_moment
+    return optimizer("zo_rmsprop", rule, *common, **options)
 
 
 def meazo(
@@ -196,7 +191,7 @@ def meazo(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Memory-efficient adaptive zeroth-order optimization (MEAZO).
+    """Minimize by memory-efficient adaptive zeroth-order optimization (MEAZO).
 
       nu ← b2 · nu + (1 − b2) · mean gᵢ²                           over all elements
       update = − learning_rate · (g / (√(nu + eps_root) + eps) + weight_decay · x)
@@ -219,11 +214,10 @@ def meazo(
     References:
       Dbouk et al., On adaptivity in zeroth-order optimization, 2026. arXiv:2605.03869.
     """
-    api_name, scalar = "meazo", second_moments.scalar
-    validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
-    rule = transforms.scale_by_second_moment(b2, eps, eps_root, granularity=scalar)
-    decay = weight_decay, weight_decay_mask
-    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    rule, scalar = transforms.scale_by_second_moment, second_moments.scalar
+    options = {"b2": b2, "eps": eps, "eps_root": eps_root, "granularity": scalar}
+    return optimizer("meazo", rule, *common, **options)
 
 
 def zo_sgd(
@@ -236,7 +230,7 @@ def zo_sgd(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order stochastic gradient descent, with or without momentum.
+    """Minimize by zeroth-order stochastic gradient descent, with optional momentum.
 
       mu ← momentum · mu + g                                    with momentum, else g
       update = − learning_rate · (mu + weight_decay · x)
@@ -258,12 +252,12 @@ def zo_sgd(
     References:
       Ghadimi and Lan, 2013. arXiv:1309.5549.
     """
-    api_name, rule = "zo_sgd", optax.identity()
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    rule = optax.identity
     if momentum is not None:
-        validation.check(api_name, momentum=momentum, mu_dtype=mu_dtype)
-        rule = optax.trace(momentum, accumulator_dtype=mu_dtype)
-    decay = weight_decay, weight_decay_mask
-    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+        validation.check("zo_sgd", momentum=momentum, mu_dtype=mu_dtype)
+        rule = partial(optax.trace, momentum, accumulator_dtype=mu_dtype)
+    return optimizer("zo_sgd", rule, *common)
 
 
 def zo_signsgd(
@@ -274,7 +268,7 @@ def zo_signsgd(
     weight_decay: float = 0.0,
     weight_decay_mask: core.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order signSGD: parameters move up or down by the learning rate.
+    """Minimize by zeroth-order signSGD: parameters move by ± the learning rate.
 
       update = − learning_rate · (sign(g) + weight_decay · x)
 
@@ -293,9 +287,8 @@ def zo_signsgd(
     References:
       Liu et al., signSGD via zeroth-order oracle, 2019.
     """
-    api_name, rule = "zo_signsgd", optax.scale_by_sign()
-    decay = weight_decay, weight_decay_mask
-    return optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    return optimizer("zo_signsgd", optax.scale_by_sign, *common)
 
 
 _RATE = "It is the size of a step or a schedule of it; to maximize, negate `value_fn`."

@@ -11,13 +11,11 @@ from jax import lax
 from radazo import core, projections, validation
 from radazo.optimizers import combinators, presets, transforms
 
-Metric = Callable[[Any], core.Params]  # metric(state) -> weights like the parameters
-
 
 def projected(
     optimizer: optax.GradientTransformation,
     projection: projections.Projection,
-    metric: Metric | None = None,
+    metric: Callable[[Any], core.Params] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Project the parameters onto a set after each step of an optimizer.
 
@@ -50,8 +48,7 @@ def projected(
       Liu et al., Zeroth-order online ADMM, 2018.
     """
     api_name = "projected"
-    hint = "Pass an optimizer, e.g. `optax.sgd(0.1)` or `radazo.radazo(0.1, key=0)`."
-    validation.transformation(api_name, optimizer, hint)
+    validation.transformation(api_name, optimizer)
     validation.check(api_name, projection=projection)
     if metric is not None:
         hint = "It takes the optimizer's state; for fixed weights, ignore that."
@@ -77,7 +74,7 @@ def zo_psgd(
     *,
     key: core.Key,
 ) -> optax.GradientTransformationExtraArgs:
-    """Zeroth-order projected (stochastic) gradient descent (ZO-PSGD, ZO-SPGD).
+    """Minimize by projected stochastic gradient descent (ZO-PSGD, ZO-SPGD).
 
       update = project(x − learning_rate · g) − x
 
@@ -96,9 +93,9 @@ def zo_psgd(
     References:
       Liu et al., Zeroth-order online ADMM, 2018.
     """
-    api_name, rule = "zo_psgd", optax.identity()
-    validation.check(api_name, projection=projection)
-    optimizer = presets.optimizer(api_name, estimator, rule, key, learning_rate)
+    common = estimator, key, learning_rate
+    validation.check("zo_psgd", projection=projection)
+    optimizer = presets.optimizer("zo_psgd", optax.identity, *common)
     return projected(optimizer, projection)
 
 
@@ -114,7 +111,7 @@ def projected_zo_adamm(
     eps_root: float = transforms.EPS_ROOT,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """ZO-AdaMM as published, projected in the metric of its own step sizes.
+    """Minimize by ZO-AdaMM as published, projected in the metric of its steps.
 
       mu ← b1 · mu + (1 − b1) · g
       nu ← b2 · nu + (1 − b2) · g²
@@ -139,11 +136,12 @@ def projected_zo_adamm(
     References:
       Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513, algorithm 1.
     """
-    api_name = "projected_zo_adamm"
-    validation.check(api_name, projection=projection, b1=b1, b2=b2, eps=eps)
-    validation.check(api_name, eps_root=eps_root, mu_dtype=mu_dtype)
-    rule = transforms.scale_by_zo_adamm(b1, b2, eps, eps_root, mu_dtype, amsgrad=True)
-    optimizer = presets.optimizer(api_name, estimator, rule, key, learning_rate)
+    api_name, common = "projected_zo_adamm", (estimator, key, learning_rate)
+    validation.check(api_name, projection=projection)
+    options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    options |= {"mu_dtype": mu_dtype, "amsgrad": True}
+    rule = transforms.scale_by_zo_adamm
+    optimizer = presets.optimizer(api_name, rule, *common, **options)
 
     def metric(state: combinators.WithEstimatorState) -> core.Params:
         nu_max = state.optimizer[0].nu_max
@@ -172,8 +170,5 @@ def _towards(leaf: Any, inside: Any, update: Any) -> Any:
     return jnp.where(beyond, jnp.nextafter(step, jnp.zeros_like(step)), step)
 
 
-validation.declare(
-    validation.function,
-    "projection",
-    hint="Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`.",
-)
+_HINT = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
+validation.declare(validation.function, "projection", hint=_HINT)

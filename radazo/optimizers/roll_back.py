@@ -89,9 +89,15 @@ def roll_back(
       1 True
     """
     api_name = "roll_back"
-    hint = "Pass an optimizer, e.g. `radazo.radazo(0.1, key=0)`."
-    validation.transformation(api_name, optimizer, hint)
-    _check(api_name, every, patience, window, factor)
+    validation.transformation(api_name, optimizer, complete=True)
+    hint = "It is the number of steps between copies."
+    validation.integer(api_name, "every", every, 1, hint)
+    hint = "It is the number of consecutive bad values that trigger a return."
+    validation.integer(api_name, "patience", patience, 1, hint)
+    hint = "It is the number of good values that a new one is compared with."
+    validation.integer(api_name, "window", window, 2, hint)
+    hint = "A value is bad if it exceeds the median by that many spreads."
+    validation.positive(api_name, "factor", factor, hint)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: core.Params) -> RollBackState:
@@ -103,9 +109,7 @@ def roll_back(
             age=jnp.full((), -1, jnp.int32),
             num_recent=jnp.zeros((), jnp.int32),
             recent=jnp.zeros(window, jnp.result_type(float)),
-            kept_params=jax.tree.map(
-                lambda x: jnp.zeros_like(x) if core.is_floating(x) else None, params
-            ),
+            kept_params=optax.tree.zeros_like(_floating(params)),
             kept_state=jax.tree.map(lambda x: jnp.array(x, copy=True), _memory(state)),
             inner_state=state,
         )
@@ -116,11 +120,10 @@ def roll_back(
         validation.current_params(api_name, params)
         updates, new = inner.update(updates, state.inner_state, params, **extra)
         value = combinators.find_estimator_state(api_name, new).last_value
-        value = value.astype(state.recent.dtype)
         good = jnp.isfinite(value) & ~_risen(value, state, factor)
         due = (state.age < 0) | (good & (state.age >= every))
-        kept_params = _either(due, params, state.kept_params)
-        kept_state = _either(due, _memory(state.inner_state), state.kept_state)
+        kept_params = optax.tree.where(due, _floating(params), state.kept_params)
+        kept_state = optax.tree.where(due, _memory(state.inner_state), state.kept_state)
         num_bad = jnp.where(good, 0, state.num_bad + 1)
         back = (num_bad >= patience) | ~_all_finite(core.apply_updates(updates, params))
 
@@ -130,7 +133,7 @@ def roll_back(
             return jnp.where(back, (kept - leaf).astype(update.dtype), update)
 
         updates = jax.tree.map(towards_kept, params, updates, kept_params)
-        new = _with_memory(new, _either(back, kept_state, _memory(new)))
+        new = _with_memory(new, optax.tree.where(back, kept_state, _memory(new)))
         recent = jnp.concatenate([value[None], state.recent[:-1]])
         count = jnp.asarray(optax.safe_increment(state.num_rolled_back))
         return updates, RollBackState(
@@ -147,31 +150,19 @@ def roll_back(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(api_name: str, every: Any, patience: Any, window: Any, factor: Any) -> None:
-    hint = "It is the number of steps between copies."
-    validation.integer(api_name, "every", every, 1, hint)
-    hint = "It is the number of consecutive bad values that trigger a return."
-    validation.integer(api_name, "patience", patience, 1, hint)
-    hint = "It is the number of good values that a new one is compared with."
-    validation.integer(api_name, "window", window, 2, hint)
-    hint = "A value is bad if it exceeds the median by that many spreads."
-    validation.positive(api_name, "factor", factor, hint)
-
-
 def _risen(value: jax.Array, state: RollBackState, factor: Any) -> jax.Array:
     """Return whether the value exceeds the recent ones by more than their spread."""
     recent, num_recent = state.recent, state.num_recent
-    median = _median(recent, num_recent)
-    spread = _median(jnp.abs(recent - median), num_recent)
+
+    def lower_median(values: jax.Array) -> jax.Array:
+        filled = jnp.arange(values.size) < num_recent
+        ordered = jnp.sort(jnp.where(filled, values, jnp.inf))
+        return ordered[jnp.maximum(num_recent - 1, 0) // 2]
+
+    median = lower_median(recent)
+    spread = lower_median(jnp.abs(recent - median))
     known = (num_recent >= min(_ENOUGH, recent.size)) & (spread > 0)
     return known & (value > median + jnp.asarray(factor, recent.dtype) * spread)
-
-
-def _median(recent: jax.Array, num_recent: jax.Array) -> jax.Array:
-    """Return the lower median of the first `num_recent` values."""
-    filled = jnp.arange(recent.size) < num_recent
-    ordered = jnp.sort(jnp.where(filled, recent, jnp.asarray(jnp.inf, recent.dtype)))
-    return ordered[jnp.maximum(num_recent - 1, 0) // 2]
 
 
 def _memory(state: Any) -> Any:
@@ -199,13 +190,9 @@ def _with_memory(state: Any, memory: Any) -> Any:
     return jax.tree.map(filled, state, is_leaf=combinators.is_estimator_state)
 
 
-def _either(first: jax.Array, new: Any, old: Any) -> Any:
-    """Select `new` if `first`, else `old`; None where `old` is None."""
-
-    def chosen(old: Any, new: Any) -> Any:
-        return None if old is None else jnp.where(first, new, old)
-
-    return jax.tree.map(chosen, old, new, is_leaf=lambda leaf: leaf is None)
+def _floating(params: core.Params) -> core.Params:
+    """Return the parameters with None for leaves that are not floating point."""
+    return jax.tree.map(lambda x: x if core.is_floating(x) else None, params)
 
 
 def _all_finite(params: core.Params) -> jax.Array:

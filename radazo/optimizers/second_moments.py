@@ -53,13 +53,10 @@ def _leaf_by_leaf(
     def squares(leaf: Any, nu: Any) -> Any:
         return reduce(_square(leaf, nu)) if core.is_floating(leaf) else nu
 
-    def each(leaf: Any, nu: Any) -> Any:
-        return expand(nu) if core.is_floating(leaf) else nu
-
     return Granularity(
         lambda params: jax.tree.map(zeros, params),
         lambda tree, nu: jax.tree.map(squares, tree, nu),
-        lambda nu, tree: jax.tree.map(each, tree, nu),
+        lambda nu, tree: jax.tree.map(lambda _, nu: expand(nu), tree, nu),
     )
 
 
@@ -114,9 +111,5 @@ scalar = Granularity(
 """One second moment of all floating-point elements. Elements that the `mask` of an
 estimator excludes count as zeros."""
 
-validation.declare(
-    validation.instance,
-    "granularity",
-    of=Granularity,
-    hint="Pass a granularity, e.g. `radazo.optimizers.scalar`.",
-)
+_HINT = "Pass a granularity, e.g. `radazo.optimizers.scalar`."
+validation.declare(validation.instance, "granularity", of=Granularity, hint=_HINT)

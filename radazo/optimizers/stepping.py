@@ -25,8 +25,7 @@ class InPlace(NamedTuple):
 def check_optimizer(api_name: str, optimizer: Any) -> None:
     """Check that `optimizer` is a transformation or an `InPlace`."""
     if not isinstance(optimizer, InPlace):
-        hint = "Pass `radazo.radazo(0.01, key=0)`, or another complete optimizer."
-        validation.transformation(api_name, optimizer, hint)
+        validation.transformation(api_name, optimizer, complete=True)
 
 
 def take_step(

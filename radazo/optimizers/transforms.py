@@ -103,9 +103,8 @@ def scale_by_second_moment(
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, equations 5 and 6.
     """
-    api_name = "scale_by_second_moment"
-    validation.check(api_name, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, granularity=granularity)
+    validation.check("scale_by_second_moment", b2=b2, eps=eps, eps_root=eps_root)
+    validation.check("scale_by_second_moment", granularity=granularity)
 
     def init(params: core.Params) -> Any:
         return ScaleBySecondMomentState(granularity.zeros(params))
@@ -158,9 +157,8 @@ def scale_by_radazo(
     References:
       Shu et al., R-AdaZO, 2025. arXiv:2502.01014, equations 4, 6, 7 and algorithm 2.
     """
-    api_name = "scale_by_radazo"
-    validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, mu_dtype=mu_dtype, granularity=granularity)
+    validation.check("scale_by_radazo", b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    validation.check("scale_by_radazo", mu_dtype=mu_dtype, granularity=granularity)
 
     def init(params: core.Params) -> Any:
         count, mu = jnp.zeros((), jnp.int32), _zeros(params, mu_dtype)
@@ -212,10 +210,8 @@ def scale_by_zo_adamm(
       Chen et al., ZO-AdaMM, 2019. arXiv:1910.06513.
     """
     api_name = "scale_by_zo_adamm"
-    validation.check(api_name, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    validation.check(api_name, mu_dtype=mu_dtype, granularity=granularity)
-    hint = "True is the published rule of 2019."
-    validation.instance(api_name, "amsgrad", amsgrad, bool, hint)
+    validation.check(api_name, b1=b1, b2=b2, mu_dtype=mu_dtype, amsgrad=amsgrad)
+    validation.check(api_name, eps=eps, eps_root=eps_root, granularity=granularity)
 
     def init(params: core.Params) -> Any:
         count, mu = jnp.zeros((), jnp.int32), _zeros(params, mu_dtype)
@@ -281,3 +277,7 @@ def _ratio(
 def _typed(constant: Any, dtype: Any) -> Any:
     """Cast an injected hyperparameter; Python numbers are weakly typed already."""
     return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
+
+
+_HINT = "True is the published rule of 2019."
+validation.declare(validation.instance, "amsgrad", of=bool, hint=_HINT)

@@ -106,15 +106,12 @@ def zo_adamu(
         momentum = jnp.zeros(layout.dim, layout.dtype)
         return ZoAdamuState(jnp.zeros((), jnp.int32), momentum)
 
-    def queries(step: core.Step, state: ZoAdamuState) -> core.Queries:
-        return _queries(boundaries, [*last.values()], step, state)
-
+    queries = functools.partial(_queries, boundaries, [*last.values()])
     estimate = functools.partial(_estimate, eps_root)
     settings = build.Settings(smoothing, terms, mask, sharding=sharding)
-    rule = optax.identity()
     estimator = build.estimator(api_name, init, queries, estimate, settings)
-    decay = weight_decay, weight_decay_mask
-    return presets.optimizer(api_name, estimator, rule, key, learning_rate, *decay)
+    common = estimator, key, learning_rate, weight_decay, weight_decay_mask
+    return presets.optimizer(api_name, optax.identity, *common)
 
 
 def _queries(

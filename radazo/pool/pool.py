@@ -274,8 +274,7 @@ class _Pool:
         checkpoints: Any = None,
     ) -> MinimizeResult:
         """`EvaluationPool.minimize`."""
-        hint = "Pass an optimizer, e.g. `radazo.radazo(0.01, key=0)`."
-        validation.transformation(_MINIMIZE, optimizer, hint)
+        validation.transformation(_MINIMIZE, optimizer, complete=True)
         run = start_run(
             _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
         )
