@@ -55,12 +55,14 @@ class Readings(NamedTuple):
       slopes: (num_readings,) slope of each direction, or the values used instead.
       valid: (num_readings,) bool, False where a reading is dropped.
       aux: Auxiliary output of the function at query 0, or None.
+      fused: Result of `Queries.fused` for the estimate, e.g. the weighted sum, or None.
     """
 
     value: jax.Array
     slopes: jax.Array
     valid: jax.Array
     aux: Any = None
+    fused: Any = None
 
 
 class Queries(NamedTuple):
@@ -77,7 +79,9 @@ class Queries(NamedTuple):
       functions: Further functions of the parameters beside `value_fn`.
       function_of: `function_of(index)`, 0 for `value_fn`, i + 1 for `functions[i]`.
       evaluate: The evaluator of the estimator, or None.
-      shared: Arrays used by both `point` and the estimate, e.g. orthonormal rows.
+      fused: An evaluator that computes part of the estimate in the same pass, used if
+        no other evaluator is asked for, or None.
+      shared: Used by both `point` and the estimate, e.g. how to draw a direction.
     """
 
     num: int
@@ -89,6 +93,7 @@ class Queries(NamedTuple):
     functions: tuple[ValueFn, ...] = ()
     function_of: Callable[[Any], Any] | None = None
     evaluate: Any = None
+    fused: Any = None
     shared: Any = None
 
 
@@ -143,8 +148,6 @@ class Estimator(NamedTuple):
       step: `step(key_data, params, state) -> Step`.
       queries: `queries(step, state) -> Queries`.
       estimate: `estimate(step, state, queries, readings) -> Estimate`.
-      fused: `fused(function, step, state) -> Estimate`, which evaluates and estimates
-        in one pass with the same numbers, or None.
       memoryless: Whether an estimate from a fresh state is as good as any.
     """
 
@@ -153,7 +156,6 @@ class Estimator(NamedTuple):
     step: Callable[[jax.Array, Params, Any], Step]
     queries: Callable[[Step, Any], Queries]
     estimate: Callable[[Step, Any, Queries, Readings], Estimate]
-    fused: Callable[[Function, Step, Any], Estimate] | None = None
     memoryless: bool = False
 
 
@@ -174,6 +176,11 @@ def select(condition: jax.Array, params: Params, others: Params) -> Params:
 def is_floating(leaf: Any) -> bool:
     """Return whether `leaf` is a floating-point array."""
     return hasattr(leaf, "dtype") and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def largest(*dtypes: Any) -> float:
+    """Return the largest factor by which elements below 16 do not overflow."""
+    return min(float(jnp.finfo(x).max) for x in dtypes) / 16
 
 
 def wide(*dtypes: Any) -> Any:

@@ -258,9 +258,8 @@ def sample_directions(
       >>> print(jnp.sum(u["a"] ** 2, axis=1) + u["b"] ** 2)  # one norm over all leaves
       [1. 1.]
     """
-    api_name, hint = "sample_directions", "Draw at least one direction."
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
-    validation.check(api_name, sampler=sampler)
+    api_name = "sample_directions"
+    validation.check(api_name, num_directions=num_directions, sampler=sampler)
     layout = flat.layout(api_name, params, mask)
     shape = layout.dim, layout.dtype
     prepared = sampler.prepare(random.key_data(api_name, key), num_directions, *shape)

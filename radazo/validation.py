@@ -193,7 +193,7 @@ def caught(tell: Callable[[BaseException], Any]) -> Iterator[None]:
 
 _DISTANCE = "It is the distance moved along a direction, or a schedule of it: "
 _DISTANCE += "for float32 and a function of order one, 5e-3 is a good start."
-_NUMBER = "The variance of the estimate falls as its inverse; 10 is a good start."
+_NUMBER = "More directions give a better estimate; 10 is a good start."
 _BATCH = "1 evaluates one direction at a time, `num_directions` all in one batch."
 _TERMS = "With True, `value_fn` returns terms whose sum is the objective."
 declare(positive, "smoothing", hint=_DISTANCE, schedule=True)

@@ -146,6 +146,6 @@ def test_a_mistake_is_explained():
             "turns_estimator(num_directions",
             "be at least 1",
             "0.",
-            "The variance of the estimate falls as its inverse",
+            "More directions give a better estimate",
         )
     )

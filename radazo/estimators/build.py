@@ -43,7 +43,6 @@ def estimator(
     estimate: Callable[[core.Step, Any, core.Queries, core.Readings], core.Estimate],
     settings: Settings,
     *,
-    fused: Callable[[core.Function, core.Step, Any], core.Estimate] | None = None,
     memoryless: bool = False,
 ) -> core.Estimator:
     """Build an estimator whose error messages name `api_name`."""
@@ -52,7 +51,7 @@ def estimator(
     sharded.check(api_name, sharding)
     evaluate = local.local(chunk_size)
     if sharding is not None:
-        evaluate, fused = sharded.sharded(sharding, chunk_size), None
+        evaluate = sharded.sharded(sharding, chunk_size)
 
     def step(key_data: jax.Array, params: core.Params, state: Any) -> core.Step:
         layout = flat.layout(api_name, params, mask)
@@ -61,7 +60,8 @@ def estimator(
 
     def with_evaluate(step: core.Step, state: Any) -> core.Queries:
         found = queries(step, state)
-        return found._replace(evaluate=found.evaluate or evaluate)
+        fused = found.fused if sharding is None else None
+        return found._replace(evaluate=found.evaluate or evaluate, fused=fused)
 
     return core.Estimator(
         api_name,
@@ -69,7 +69,6 @@ def estimator(
         step=step,
         queries=with_evaluate,
         estimate=lambda *inputs: next_count(estimate(*inputs)),
-        fused=None if fused is None else lambda *inputs: next_count(fused(*inputs)),
         memoryless=memoryless and not callable(smoothing),
     )
 
@@ -96,11 +95,9 @@ def closed_loop(
     evaluate: core.Evaluate | None = None,
 ) -> core.Estimate:
     """Evaluate the function and estimate, with `fused` if no evaluator is given."""
-    if evaluate is None and estimator.fused is not None:
-        return estimator.fused(function, step, state)
     queries = estimator.queries(step, state)
-    readings = (evaluate or queries.evaluate)(function, step, queries)
-    return estimator.estimate(step, state, queries, readings)
+    evaluate = evaluate or queries.fused or queries.evaluate
+    return estimator.estimate(step, state, queries, evaluate(function, step, queries))
 
 
 def estimate(
@@ -140,7 +137,7 @@ def estimate(
       >>> print(value, jnp.round(gradient, 2), info.num_values)
       6.0 [2. 2. 2.] 4
     """
-    check_estimator("estimate", estimator)
+    validation.check("estimate", estimator=estimator)
     api_name = estimator.api_name
     words = random.key_data(api_name, key)
     traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((words, params, state)))
@@ -164,16 +161,9 @@ def estimate(
     return found.value, gradient, found.state, found.info
 
 
-def check_estimator(api_name: str, estimator: Any) -> None:
-    """Check that `estimator` is an `Estimator`, not the function that returns one."""
-    hint = "Pass an estimator, e.g. `radazo.sphere_estimator()`."
-    hint = f"Did you forget the parentheses? {hint}"
-    validation.instance(api_name, "estimator", estimator, core.Estimator, hint)
-
-
 def check_memoryless(api_name: str, estimator: Any, hint: str) -> None:
     """Check that `estimator` is a memoryless `Estimator`."""
-    check_estimator(api_name, estimator)
+    validation.check(api_name, estimator=estimator)
     if not estimator.memoryless:
         why = "it uses past steps, or its `smoothing` is a schedule"
         got = f"one whose `memoryless` is False ({why})"
@@ -191,3 +181,8 @@ def evaluated_elsewhere(api_name: str) -> core.ValueFn:
         validation.fail(api_name, "value_fn", rule, "other points", hint, TypeError)
 
     return value_fn
+
+
+_HINT = "Did you forget the parentheses? Pass an estimator, e.g. "
+_HINT += "`radazo.sphere_estimator()`."
+validation.declare(validation.instance, "estimator", of=core.Estimator, hint=_HINT)

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from radazo import naming, validation
+from radazo import core, naming, validation
 
 # Candidate length scales, in units of the root mean square distance of the points.
 _GRID = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -77,6 +77,8 @@ class Buffer(NamedTuple):
 class Posterior(NamedTuple):
     """The posterior of the function given a buffer."""
 
+    kernel: Kernel
+    buffer: Buffer
     length_scale: jax.Array  # float scalar l
     factor: jax.Array  # (num_points, num_points) lower Cholesky factor of K
     weights: jax.Array  # (num_points,) K⁻¹ y; 0 in empty rows
@@ -99,7 +101,7 @@ def put(buffer: Buffer, points: jax.Array, values: jax.Array) -> Buffer:
     values = values.astype(dtype)
     kept = jnp.all(jnp.isfinite(points), axis=1)
     # Differences of values must not overflow either.
-    kept = kept & (jnp.abs(values) <= jnp.finfo(dtype).max / 16)
+    kept = kept & (jnp.abs(values) <= core.largest(dtype))
     rank = jnp.cumsum(kept, dtype=jnp.int32)
     rows = jnp.where(kept, (buffer.next_row + rank - 1) % num_points, num_points)
     stored = buffer.points.at[rows].set(points, mode="drop")
@@ -153,7 +155,8 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
         length = jnp.asarray(length_scale, dtype)
         _, factor, half = likelihood(length)
     weights = _solved(factor, half, transpose_a=True)
-    return Posterior(length, factor, weights, holds, center, deviation)
+    parts = length, factor, weights, holds, center, deviation
+    return Posterior(kernel, buffer, *parts)
 
 
 def _solved(factor: jax.Array, vector: jax.Array, **options: Any) -> jax.Array:
@@ -177,51 +180,43 @@ def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
     return jnp.linalg.cholesky(gram + jnp.diag(diagonal))
 
 
-def mean(kernel: Kernel, posterior: Posterior, distances: jax.Array) -> jax.Array:
+def mean(posterior: Posterior, distances: jax.Array) -> jax.Array:
     """Return the posterior mean at a point, given its squared distances."""
     s = _scaled(distances, posterior.length_scale)
-    standard = jnp.sum(posterior.weights * kernel.covariance(s))
+    standard = jnp.sum(posterior.weights * posterior.kernel.covariance(s))
     return posterior.center + posterior.deviation * standard
 
 
 def mean_gradient(
-    kernel: Kernel,
-    posterior: Posterior,
-    points: jax.Array,
-    x: jax.Array,
-    distances: jax.Array,
+    posterior: Posterior, x: jax.Array, distances: jax.Array
 ) -> jax.Array:
     """Return the (dim,) gradient of the posterior mean at x."""
-    each = posterior.weights * _gradient_factor(kernel, posterior, distances)
-    gradient = jnp.sum(each[:, None] * (x[None] - points), axis=0)
+    each = posterior.weights * _gradient_factor(posterior, distances)
+    away = x[None] - posterior.buffer.points
+    gradient = jnp.sum(each[:, None] * away, axis=0)
     largest = jnp.finfo(gradient.dtype).max
     gradient = jnp.clip(posterior.deviation * gradient, -largest, largest)
     return jnp.where(jnp.isnan(gradient), jnp.zeros_like(gradient), gradient)
 
 
-def uncertainty(
-    kernel: Kernel,
-    posterior: Posterior,
-    table: jax.Array,
-    distances: jax.Array,
-    dim: int,
-) -> jax.Array:
+def uncertainty(posterior: Posterior, distances: jax.Array, dim: int) -> jax.Array:
     """Return the mean variance of the partial derivatives over that of the prior."""
     filled = posterior.filled.astype(distances.dtype)
-    each = _gradient_factor(kernel, posterior, distances) * filled
+    each = _gradient_factor(posterior, distances) * filled
     # ⟨xᵢ − x, xⱼ − x⟩ by the law of cosines.
+    table = posterior.buffer.squared_distances
     inner = (distances[:, None] + distances[None, :] - table) / 2
     products = each[:, None] * each[None, :] * inner
     solved = jax.scipy.linalg.cho_solve((posterior.factor, True), products)
-    prior = -2 * kernel.slope(jnp.zeros_like(posterior.length_scale))
+    prior = -2 * posterior.kernel.slope(jnp.zeros_like(posterior.length_scale))
     prior = prior / jnp.square(posterior.length_scale)
     return 1 - jnp.trace(solved) / (max(dim, 1) * prior)
 
 
-def _gradient_factor(kernel: Kernel, posterior: Posterior, distances: jax.Array) -> Any:
+def _gradient_factor(posterior: Posterior, distances: jax.Array) -> jax.Array:
     """Return the factor of x − xᵢ in ∇ₓ k(x, xᵢ)."""
-    squared = jnp.square(posterior.length_scale)
-    return 2 * kernel.slope(_scaled(distances, posterior.length_scale)) / squared
+    length = posterior.length_scale
+    return 2 * posterior.kernel.slope(_scaled(distances, length)) / jnp.square(length)
 
 
 def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:

@@ -141,7 +141,7 @@ def history_mean_estimator(
       Qiu et al., 2025, arXiv:2506.14460, where it is a baseline.
     """
     api_name = "history_mean_estimator"
-    validation.integer(api_name, "num_directions", num_directions, 1, "One or more.")
+    validation.check(api_name, num_directions=num_directions)
     options = mean.Options(sampler, num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     return _estimator(api_name, options, settings, num_past, _mean_of_estimates)
@@ -173,10 +173,6 @@ def _estimator(
     def shifted(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.concatenate([new.astype(old.dtype)[None], old[:-1]])
 
-    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        # The weights are known only after all values.
-        return estimate(step, state, None, mean.evaluated(function, step, options))
-
     def estimate(
         step: core.Step, state: HistoryState, queries: Any, readings: core.Readings
     ) -> core.Estimate:
@@ -194,7 +190,7 @@ def _estimator(
         del state
         return mean.queries(step, options)
 
-    return build.estimator(api_name, init, queries, estimate, settings, fused=fused)
+    return build.estimator(api_name, init, queries, estimate, settings)
 
 
 def _value(base: None, along: jax.Array, smoothing: jax.Array) -> Any:
@@ -221,8 +217,7 @@ def _about_the_mean(
     informed = jnp.any(kept[0]) & (num_kept > 1)
     slopes = jnp.where(kept & informed, slopes, 0)
     per_direction = info.factor.astype(values.dtype) / jnp.maximum(num_kept - 1, 1)
-    # Keep their sum finite: an element of u is below 16.
-    largest = float(jnp.finfo(layout.dtype).max) / (16 * kept.size)
+    largest = core.largest(layout.dtype) / kept.size  # Keep their sum finite.
     weights = jnp.clip(slopes * per_direction, -largest, largest)
     kept, factor = kept[0] & informed, per_direction * num_kept
     info = info._replace(slopes=slopes[0], kept=kept, factor=factor)

@@ -1,5 +1,6 @@
 """Estimate the gradient by linear interpolation, reusing close points: ReLIZO."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -87,13 +88,11 @@ def interpolation_estimator(
       optimization, 2024.
     """
     api_name = "interpolation_estimator"
-    hint = "It is the number of differences that are fitted; 10 is a good start."
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    validation.check(api_name, num_directions=num_directions, sampler=sampler)
     hint = "It is in units of a new point's distance; 0 reuses none."
     validation.non_negative(api_name, "reuse_distance", reuse_distance, hint)
     hint = "It is the share of points that may be reused; 0 reuses none."
     validation.share(api_name, "max_reuse", max_reuse, hint)
-    validation.check(api_name, sampler=sampler)
     # A product such as 0.29 · 100 is rounded to below the exact integer.
     most = math.floor(num_directions * max_reuse + 1e-9)
 
@@ -103,31 +102,28 @@ def interpolation_estimator(
         values = jnp.zeros(number, jnp.result_type(float)), jnp.zeros(number, bool)
         return InterpolationState(jnp.zeros((), jnp.int32), points, *values)
 
-    def queries(step: core.Step, state: InterpolationState) -> core.Queries:
-        dim = step.layout.dim
-        spread = math.sqrt(dim / sampler.factor(max(dim, 1)))
-        limit = step.smoothing * reuse_distance * spread
-        center = flat.ravel(step.layout, step.params)
-        distances = jnp.sqrt(jnp.sum(jnp.square(state.points - center[None]), axis=1))
-        # A point equal to the center has no slope.
-        near = state.usable & (distances < limit) & (distances > 0)
-        nearest_first = jnp.argsort(jnp.where(near, distances, jnp.inf))[:-1]
-        num_reused = jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
-        return _queries(step, state, sampler, nearest_first, num_reused)
-
+    queries = functools.partial(_queries, sampler, reuse_distance, most)
     settings = build.Settings(smoothing, terms, mask, sharding=sharding)
     return build.estimator(api_name, init, queries, _estimate, settings)
 
 
 def _queries(
+    sampler: directions.DirectionSampler,
+    reuse_distance: Any,
+    most: int,
     step: core.Step,
     state: InterpolationState,
-    sampler: directions.DirectionSampler,
-    rows: jax.Array,
-    num_reused: jax.Array,
 ) -> core.Queries:
     """Return the queries at the parameters and N points; reused points come first."""
-    layout, num_directions = step.layout, len(rows)
+    layout, num_directions = step.layout, len(state.points) - 1
+    spread = math.sqrt(layout.dim / sampler.factor(max(layout.dim, 1)))
+    limit = step.smoothing * reuse_distance * spread
+    center = flat.ravel(layout, step.params)
+    distances = jnp.sqrt(jnp.sum(jnp.square(state.points - center[None]), axis=1))
+    # A point equal to the center has no slope.
+    near = state.usable & (distances < limit) & (distances > 0)
+    rows = jnp.argsort(jnp.where(near, distances, jnp.inf))[:-1]  # The nearest first.
+    num_reused = jnp.minimum(jnp.sum(near, dtype=jnp.int32), jnp.int32(most))
     prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
     def new_point(k: jax.Array) -> core.Params:
@@ -197,8 +193,7 @@ def _interpolant(displacements: jax.Array, differences: jax.Array) -> tuple[Any,
     norms = jnp.sqrt(jnp.sum(jnp.square(displacements), axis=1))
     slopes = differences / jnp.where(norms > 0, norms, 1).astype(differences.dtype)
     # The truncated inverse of U Uᵀ amplifies a slope by up to 1 / eps.
-    types = (dtype, differences.dtype)
-    largest = min(float(jnp.finfo(x).max) for x in types) * eps / 16
+    largest = core.largest(dtype, differences.dtype) * eps
     kept = (jnp.abs(slopes) <= largest) & (norms > 0)
     slopes = jnp.where(kept, slopes, jnp.zeros_like(slopes))
     inverse_norms = jnp.where(kept, 1 / norms, jnp.zeros_like(norms))

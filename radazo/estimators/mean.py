@@ -2,8 +2,8 @@
 
   g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
-`fused` evaluates and adds in one pass over the directions; `queries` and `estimated`
-take two, for values that are evaluated elsewhere.
+The fused evaluator evaluates and adds in one pass over the directions. For values that
+are evaluated elsewhere, `estimated` takes another pass.
 """
 
 import functools
@@ -58,15 +58,15 @@ def estimator(
 ) -> core.Estimator:
     """Build the estimator whose gradient is the mean of slope times direction."""
     check(api_name, options, settings)
-    # With sharding, the rounding of the sum must not depend on the chunk size.
-    chunked = options if settings.sharding is None else options._replace(chunk_size=1)
+    if settings.sharding is not None:
+        # The rounding of the sum must not depend on the chunk size.
+        options = options._replace(chunk_size=1)
     return build.estimator(
         api_name,
         lambda layout: EstimatorState(jnp.zeros((), jnp.int32)),
         lambda step, state: queries(step, options),
-        functools.partial(estimated, options=chunked),
+        functools.partial(estimated, options=options),
         settings,
-        fused=functools.partial(fused, options=options),
         memoryless=True,
     )
 
@@ -93,11 +93,16 @@ def queries(
 ) -> core.Queries:
     """Return the queries along K directions, `draw(k)` or those of the sampler."""
     layout, difference = step.layout, options.difference
-    prepared = None
-    if draw is None:
-        prepared, draw = _prepared(step, options)
+    num_directions, draw = options.resolved(layout), draw or _drawer(step, options)
+    fused = functools.partial(_fused, step, options, draw)
     if not difference.steps:
-        return _derivatives(step, options, prepared)
+
+        def unknown(*inputs: Any) -> Any:
+            del inputs
+            _check_steps("ask", difference)
+
+        found = core.Queries(num_directions, unknown, unknown, num_directions)
+        return found._replace(evaluate=fused, shared=draw)
     num_base, num_steps = int(difference.at_params), len(difference.steps)
 
     def point(index: Any) -> core.Params:
@@ -114,7 +119,7 @@ def queries(
     def read(values: jax.Array, aux: Any) -> core.Readings:
         base = values[0] if num_base else None
         along = values[num_base:].reshape(-1, num_steps, *values.shape[1:])
-        # One by one, as in `fused`: the layout of an array decides the order of a sum.
+        # One by one, as in `_fused`: the layout of an array decides the order of a sum.
         slopes, means = lax.map(
             lambda k: difference.slope(base, along[k], step.smoothing),
             jnp.arange(along.shape[0], dtype=jnp.uint32),
@@ -123,44 +128,15 @@ def queries(
         value = mean_of_valid(means, valid) if base is None else jnp.sum(base)
         return core.Readings(value, slopes, valid, aux)
 
-    num_directions = options.resolved(layout)
     return core.Queries(
         num=difference.num_values(num_directions),
         point=point,
         read=read,
         num_readings=num_directions,
         base=step.params if num_base else None,
-        shared=prepared,
+        fused=fused,
+        shared=draw,
     )
-
-
-def _derivatives(step: core.Step, options: Options, prepared: Any) -> core.Queries:
-    """Return queries for derivatives, which only their own `evaluate` can compute."""
-
-    def unknown(*inputs: Any) -> Any:
-        del inputs
-        _check_steps("ask", options.difference)
-
-    def evaluate(function: core.Function, *inputs: Any) -> core.Readings:
-        del inputs
-        return evaluated(function, step, options._replace(chunk_size=1))
-
-    num = options.resolved(step.layout)
-    return core.Queries(num, unknown, unknown, num, evaluate=evaluate, shared=prepared)
-
-
-def evaluated(
-    function: core.Function, step: core.Step, options: Options
-) -> core.Readings:
-    """Evaluate along each direction as `fused` does, with weights of zero."""
-
-    def weigh(slope: jax.Array, scale: jax.Array, drawn: jax.Array) -> _Pair:
-        del slope
-        return jnp.zeros_like(scale), drawn
-
-    found = fused(function, step, None, options._replace(weigh=weigh))
-    info = found.info
-    return core.Readings(found.value, info.slopes, info.kept, info.aux)
 
 
 def estimated(
@@ -170,25 +146,27 @@ def estimated(
     readings: core.Readings,
     options: Options,
 ) -> core.Estimate:
-    """Compute the estimate from readings, redrawing the directions."""
+    """Compute the estimate from readings; redraw the directions unless it was fused."""
     layout, sampler = step.layout, options.sampler
-    readings = valid_readings(readings, options, layout)
 
     def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
         del opaque_index
         return options.weigh(readings.slopes[k], _scale(sampler, drawn), drawn), None
 
-    draw = _drawer(sampler, queries.shared, layout)
-    total, _ = _summed(draw, one, layout, options)
-    return _finished(layout, options, readings, state, *total)
+    fused = readings.fused
+    if fused is None:
+        fused, _ = _summed(queries.shared, one, layout, options)
+    total, opaque_index = fused
+    gradient = mean_scale(options, layout, readings.valid) * total
+    info = make_info(layout, options, readings)
+    return core.Estimate(readings.value, gradient, state, info, opaque_index)
 
 
-def fused(
-    function: core.Function, step: core.Step, state: Any, options: Options
-) -> core.Estimate:
-    """Evaluate along each direction and add it, in one pass."""
+def _fused(
+    step: core.Step, options: Options, draw: _Draw, function: core.Function, *_: Any
+) -> core.Readings:
+    """Evaluate along each direction at `step.params` and add it, in one pass."""
     layout, difference = step.layout, options.difference
-    _, draw = _prepared(step, options)
     base, base_aux = function(step.params) if difference.at_params else (None, None)
 
     def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
@@ -207,33 +185,19 @@ def fused(
         aux = aux if base is None else None
         return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
 
-    total, (slopes, valid, values, aux) = _summed(draw, one, layout, options)
+    fused, (slopes, valid, values, aux) = _summed(draw, one, layout, options)
     if base is None:
         value, aux = mean_of_valid(values, valid), jax.tree.map(lambda x: x[0], aux)
     else:
         value, aux = jnp.sum(base), base_aux
-    readings = core.Readings(value, slopes, valid, aux)
-    return _finished(layout, options, readings, state, *total)
-
-
-def _finished(
-    layout: flat.Layout,
-    options: Options,
-    readings: core.Readings,
-    state: Any,
-    total: jax.Array,
-    opaque_index: jax.Array,
-) -> core.Estimate:
-    gradient = mean_scale(options, layout, readings.valid) * total
-    info = make_info(layout, options, readings)
-    return core.Estimate(readings.value, gradient, state, info, opaque_index)
+    return core.Readings(value, slopes, valid, aux, fused)
 
 
 def make_info(
     layout: flat.Layout, options: Options, readings: core.Readings
 ) -> core.EstimateInfo:
     """Return the info of a step with these readings."""
-    _, slopes, valid, aux = readings
+    _, slopes, valid, aux, _ = readings
     num_values = jnp.asarray(options.difference.num_values(slopes.size), jnp.int32)
     factor, squared_norm = options.sampler.factor(layout.dim), math.nan
     if options.weigh is not _by_slope:
@@ -244,18 +208,11 @@ def make_info(
     return core.EstimateInfo(slopes, valid, num_values, aux, *constants)
 
 
-def _prepared(step: core.Step, options: Options) -> tuple[Any, _Draw]:
-    """Return the shared part of the directions, and a function that draws one."""
-    layout, sampler = step.layout, options.sampler
-    num_directions = options.resolved(layout)
-    prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
-    return prepared, _drawer(sampler, prepared, layout)
-
-
-def _drawer(
-    sampler: directions.DirectionSampler, prepared: Any, layout: flat.Layout
-) -> _Draw:
-    return lambda k: sampler.draw(prepared, k, layout.dim, layout.dtype)
+def _drawer(step: core.Step, options: Options) -> _Draw:
+    """Return a function that draws one direction of the step."""
+    sampler, size = options.sampler, (step.layout.dim, step.layout.dtype)
+    prepared = sampler.prepare(step.key, options.resolved(step.layout), *size)
+    return lambda k: sampler.draw(prepared, k, *size)
 
 
 def _summed(
@@ -303,21 +260,9 @@ def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
 
 def valid_slope(slope: jax.Array, options: Options, layout: flat.Layout) -> _Pair:
     """Return (slope, valid): 0 and False where slope or gradient could overflow."""
-    # An element of u is below 16.
-    factor = max(options.sampler.factor(layout.dim), 1.0)
-    share = 16 * options.resolved(layout) * factor
-    largest = min(float(jnp.finfo(x).max) for x in (slope.dtype, layout.dtype))
-    valid = jnp.abs(slope) <= largest / share
+    share = options.resolved(layout) * max(options.sampler.factor(layout.dim), 1.0)
+    valid = jnp.abs(slope) <= core.largest(slope.dtype, layout.dtype) / share
     return jnp.where(valid, slope, jnp.zeros_like(slope)), valid
-
-
-def valid_readings(
-    readings: core.Readings, options: Options, layout: flat.Layout
-) -> core.Readings:
-    """Return the readings with `valid_slope` applied."""
-    slopes = jnp.where(readings.valid, readings.slopes, jnp.nan)
-    slopes, valid = valid_slope(slopes, options, layout)
-    return readings._replace(slopes=slopes, valid=valid)
 
 
 def mean_scale(options: Options, layout: flat.Layout, valid: jax.Array) -> jax.Array:

@@ -116,7 +116,7 @@ def _guarded(
     clip: bool,
 ) -> core.Estimator:
     """Multiply the slopes and the gradient of an outlier by a share in [0, 1)."""
-    build.check_estimator(api_name, estimator)
+    validation.check(api_name, estimator=estimator)
     hint = "It is the share of recent steps below the quantile; 0.5 is the median."
     validation.share(api_name, "quantile", quantile, hint)
     hint = "It is the number of recent steps that are remembered."
@@ -160,15 +160,10 @@ def _guarded(
     def estimate(step: core.Step, state: OutlierState, *seen: Any) -> core.Estimate:
         return guarded(state, estimator.estimate(step, state.inner_state, *seen))
 
-    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        found = build.closed_loop(estimator, function, step, state.inner_state)
-        return guarded(state, found)
-
     return core.Estimator(
         api_name,
         init,
         lambda key, params, state: estimator.step(key, params, state.inner_state),
         lambda step, state: estimator.queries(step, state.inner_state),
         estimate,
-        fused,
     )

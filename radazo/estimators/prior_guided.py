@@ -1,6 +1,5 @@
 """Estimate the gradient along a guessed direction and along random directions."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -133,24 +132,16 @@ def prior_guided_estimator(
     hint = "One is the guess, and at least one must be random; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 2, hint)
     validation.check(api_name, prior=prior)
-    sampler = directions.orthogonal
-    options = mean.Options(sampler, num_directions, difference, chunk_size)
+    options = summing_options(num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     mean.check(api_name, options, settings)
-    own = functools.partial(guided_options, api_name, options, prior)
-    finish = functools.partial(remembered, options, prior)
-
+    guided = api_name, options, prior
     return build.estimator(
         api_name,
         lambda layout: PriorGuidedState(jnp.zeros((), jnp.int32), empty_memory(layout)),
-        lambda step, state: mean.queries(step, own(step, state.memory)),
-        lambda step, state, *seen: finish(
-            step, mean.estimated(step, state, *seen, options=own(step, state.memory))
-        ),
+        lambda step, state: guided_queries(*guided, step, state.memory),
+        lambda *inputs: estimated(options, prior, *inputs),
         settings,
-        fused=lambda function, step, state: finish(
-            step, mean.fused(function, step, state, own(step, state.memory))
-        ),
     )
 
 
@@ -159,29 +150,37 @@ def empty_memory(layout: flat.Layout) -> Memory:
     return Memory(jnp.zeros((), bool), jnp.zeros(layout.dim, layout.dtype))
 
 
-def guided_options(
-    api_name: str, options: mean.Options, prior: Prior, step: core.Step, memory: Memory
+def summing_options(
+    num_directions: int, difference: differences.Difference, chunk_size: int
 ) -> mean.Options:
-    """Return the options whose first direction is the guess, if there is one."""
+    """Return the options of K orthonormal directions, for a sum instead of a mean."""
+    sampler = directions.orthogonal._replace(factor=lambda dim: float(num_directions))
+    return mean.Options(sampler, num_directions, difference, chunk_size)
+
+
+def guided_queries(
+    api_name: str, options: mean.Options, prior: Prior, step: core.Step, memory: Memory
+) -> core.Queries:
+    """Return the queries whose first direction is the guess, if there is one."""
 
     def rows(key: jax.Array, *sizes: Any) -> jax.Array:
         guess = prior.guess(memory.vector, flat.ravel(step.layout, step.params))
         guess = jnp.where(memory.known, guess, jnp.zeros_like(guess))
         return directions.orthonormal_rows(api_name, key, *sizes, first=guess)
 
-    number = float(options.num_directions or 1)
-    sampler = options.sampler._replace(prepare=rows, factor=lambda dim: number)
-    return options._replace(sampler=sampler)
+    sampler = options.sampler._replace(prepare=rows)
+    return mean.queries(step, options._replace(sampler=sampler))
 
 
-def remembered(
-    options: mean.Options, prior: Prior, step: core.Step, estimate: core.Estimate
+def estimated(
+    options: mean.Options, prior: Prior, step: core.Step, *inputs: Any
 ) -> core.Estimate:
-    """Return the estimate as a projection of the gradient, and update its memory."""
+    """Estimate the projection of the gradient onto the directions, and remember it."""
+    estimate = mean.estimated(step, *inputs, options=options)
     info, memory, dtype = estimate.info, estimate.state.memory, step.layout.dtype
     # A sum over valid directions; scaled as a mean it would be longer than ∇f.
     num_valid = mean.num_valid(info.kept, dtype)
-    gradient = estimate.gradient * (num_valid / (options.num_directions or 1))
+    gradient = estimate.gradient * (num_valid / info.slopes.size)
     info = info._replace(factor=num_valid.astype(info.slopes.dtype))
     seen = jnp.any(info.kept)
     point = flat.ravel(step.layout, step.params)

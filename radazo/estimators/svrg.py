@@ -109,11 +109,14 @@ def svrg_estimator(
 
     def queries(step: core.Step, state: SvrgState) -> core.Queries:
         three = [estimator.queries(*part) for part in parts(step, state)]
-        return _joined(three, due(state), full_value_fn)
+        joined = _joined(three, due(state), full_value_fn)
+        return joined._replace(fused=functools.partial(fused, state))
 
     def estimate(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
+        if readings.fused is not None:
+            return _combined(step, *readings.fused)
         three = zip(parts(step, state), queries.shared, _split(readings), strict=True)
         at_x, at_x0, full = (estimator.estimate(*x, *seen) for x, *seen in three)
         is_due = due(state)
@@ -122,7 +125,9 @@ def svrg_estimator(
         failed = is_due & (state.age != 0)
         return _combined(step, state, at_x, at_x0, num_full, failed)
 
-    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
+    def fused(
+        state: SvrgState, function: core.Function, step: core.Step, *_: Any
+    ) -> core.Readings:
         options = {"terms": step.terms, "has_aux": False}
         full_function = differences.evaluation(api_name, full_value_fn, **options)
 
@@ -132,14 +137,15 @@ def svrg_estimator(
         def full() -> core.Estimate:
             return estimated(full_function, _FULL, step.params)
 
-        state, num_full = _renewed(due(state), step, full, state)
+        renewed, num_full = _renewed(due(state), step, full, state)
         never = jnp.asarray(False)
         at_x = estimated(function, _HERE, step.params)
-        at_x0 = estimated(function, there, _anchor(step.params, state, never))
-        return _combined(step, state, at_x, at_x0, num_full, never)
+        at_x0 = estimated(function, there, _anchor(step.params, renewed, never))
+        info, found = at_x.info, (renewed, at_x, at_x0, num_full, never)
+        return core.Readings(at_x.value, info.slopes, info.kept, info.aux, found)
 
     init = functools.partial(_init, estimator)
-    return core.Estimator(api_name, init, estimator.step, queries, estimate, fused)
+    return core.Estimator(api_name, init, estimator.step, queries, estimate)
 
 
 def _init(estimator: core.Estimator, params: core.Params) -> SvrgState:
@@ -165,7 +171,6 @@ def _joined(
 ) -> core.Queries:
     """Concatenate the queries of the three estimates, which are equally many."""
     here, num = three[0], int(three[0].num)
-    jax.eval_shape(here.point, jnp.uint32(0))  # Fails unless points are known.
 
     def point(index: Any) -> core.Params:
         which, index = jnp.divmod(jnp.asarray(index).astype(jnp.uint32), num)
@@ -178,6 +183,10 @@ def _joined(
         valid = jnp.concatenate([x.valid for x in readings])
         return readings[0]._replace(slopes=slopes, valid=valid)
 
+    def evaluate(function: core.Function, *inputs: Any) -> core.Readings:
+        jax.eval_shape(here.point, jnp.uint32(0))  # Fails unless points are known.
+        return here.evaluate(function, *inputs)
+
     return core.Queries(
         num=3 * num,
         point=point,
@@ -186,7 +195,7 @@ def _joined(
         needed=lambda index: (index < 2 * num) | due,
         functions=(full_value_fn,),
         function_of=lambda index: (index >= 2 * num).astype(jnp.int32),
-        evaluate=here.evaluate,
+        evaluate=evaluate,
         shared=three,
     )
 

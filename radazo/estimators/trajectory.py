@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from radazo import core, directions, flat, validation
@@ -26,16 +25,6 @@ class TrajectoryState(NamedTuple):
     count: jax.Array
     buffer: gaussian_process.Buffer
     num_virtual: jax.Array
-
-
-class _Options(NamedTuple):
-    kernel: gaussian_process.Kernel
-    fit: Callable[[gaussian_process.Buffer], gaussian_process.Posterior]
-    sampler: directions.DirectionSampler
-    num_directions: int
-    chunk_size: int
-    max_virtual_steps: int
-    max_uncertainty: float
 
 
 def trajectory_estimator(
@@ -107,9 +96,7 @@ def trajectory_estimator(
     api_name = "trajectory_estimator"
     hint = "Pass a kernel, e.g. `radazo.estimators.matern`."
     validation.instance(api_name, "kernel", kernel, gaussian_process.Kernel, hint)
-    validation.check(api_name, sampler=sampler)
-    hint = "A step evaluates f at the parameters and at this many points around them."
-    validation.integer(api_name, "num_directions", num_directions, 1, hint)
+    validation.check(api_name, sampler=sampler, num_directions=num_directions)
     hint = "The buffer holds the num_directions + 1 points of a step and earlier ones."
     validation.integer(api_name, "num_points", num_points, num_directions + 1, hint)
     if length_scale is not None:
@@ -120,24 +107,37 @@ def trajectory_estimator(
     validation.integer(api_name, "max_virtual_steps", max_virtual_steps, 0, hint)
     hint = "At 1 the gradient is unknown, at 0 it is known."
     validation.positive(api_name, "max_uncertainty", max_uncertainty, hint)
-    prior = {"length_scale": length_scale, "jitter": jitter}
-    fit = functools.partial(gaussian_process.fit, kernel, **prior)
-    virtual = max_virtual_steps, max_uncertainty
-    options = _Options(kernel, fit, sampler, num_directions, chunk_size, *virtual)
+
+    def fit(buffer: gaussian_process.Buffer, x: jax.Array) -> _Fitted:
+        posterior = gaussian_process.fit(kernel, buffer, length_scale, jitter)
+        distances = gaussian_process.squared_distances(buffer.points, x)
+        gradient = gaussian_process.mean_gradient(posterior, x, distances)
+        return posterior, distances, gradient
+
+    def surrogate(step: core.Step, state: TrajectoryState) -> _Surrogate | None:
+        if not max_virtual_steps:
+            return None
+        *at_x, gradient = fit(state.buffer, flat.ravel(step.layout, step.params))
+        uncertainty = gaussian_process.uncertainty(*at_x, step.layout.dim)
+        trusted = (uncertainty < max_uncertainty) & (state.buffer.num_filled > 0)
+        trusted = trusted & (state.num_virtual < max_virtual_steps)
+        return _Surrogate(trusted, gaussian_process.mean(*at_x), gradient)
 
     def init(layout: flat.Layout) -> TrajectoryState:
         buffer = gaussian_process.empty_buffer(num_points, layout.dim, layout.dtype)
         zero = jnp.zeros((), jnp.int32)
         return TrajectoryState(zero, buffer, jnp.zeros((), jnp.int32))
 
-    return build.estimator(
-        api_name,
-        init,
-        functools.partial(_queries, options),
-        functools.partial(_estimate, options),
-        build.Settings(smoothing, terms, mask, chunk_size, sharding),
-        fused=functools.partial(_fused, options),
-    )
+    def queries(step: core.Step, state: TrajectoryState) -> core.Queries:
+        return _queries(step, sampler, num_directions, surrogate(step, state))
+
+    settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
+    estimate = functools.partial(_estimate, fit)
+    return build.estimator(api_name, init, queries, estimate, settings)
+
+
+# (posterior, squared distances of its points from x, gradient of its mean at x)
+_Fitted = tuple[gaussian_process.Posterior, jax.Array, jax.Array]
 
 
 class _Surrogate(NamedTuple):
@@ -146,37 +146,15 @@ class _Surrogate(NamedTuple):
     gradient: jax.Array
 
 
-def _surrogate(options: _Options, step: core.Step, state: Any) -> _Surrogate | None:
-    """Return the surrogate at the parameters, or None if no step can be virtual."""
-    if not options.max_virtual_steps:
-        return None
-    kernel, buffer = options.kernel, state.buffer
-    x = flat.ravel(step.layout, step.params)
-    posterior, distances, gradient = _fit(options, buffer, x)
-    uncertainty = gaussian_process.uncertainty(
-        kernel, posterior, buffer.squared_distances, distances, step.layout.dim
-    )
-    trusted = (uncertainty < options.max_uncertainty) & (buffer.num_filled > 0)
-    trusted = trusted & (state.num_virtual < options.max_virtual_steps)
-    value = gaussian_process.mean(kernel, posterior, distances)
-    return _Surrogate(trusted, value, gradient)
-
-
-def _fit(
-    options: _Options, buffer: gaussian_process.Buffer, x: jax.Array
-) -> tuple[gaussian_process.Posterior, jax.Array, jax.Array]:
-    """Return the posterior, the squared distances from x, and the gradient at x."""
-    kernel, points, posterior = options.kernel, buffer.points, options.fit(buffer)
-    distances = gaussian_process.squared_distances(points, x)
-    at_x = kernel, posterior, points, x, distances
-    return posterior, distances, gaussian_process.mean_gradient(*at_x)
-
-
-def _queries(options: _Options, step: core.Step, state: Any) -> core.Queries:
+def _queries(
+    step: core.Step,
+    sampler: directions.DirectionSampler,
+    num_directions: int,
+    surrogate: _Surrogate | None,
+) -> core.Queries:
     """Return the queries at the parameters and K points around them."""
-    layout, sampler, number = step.layout, options.sampler, options.num_directions
-    prepared = sampler.prepare(step.key, number, layout.dim, layout.dtype)
-    surrogate = _surrogate(options, step, state)
+    layout = step.layout
+    prepared = sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
 
     def point(index: Any) -> core.Params:
         k = jnp.maximum(jnp.asarray(index).astype(jnp.uint32), 1) - 1
@@ -192,10 +170,10 @@ def _queries(options: _Options, step: core.Step, state: Any) -> core.Queries:
         return core.Readings(value, around, jnp.isfinite(around), aux)
 
     return core.Queries(
-        num=number + 1,
+        num=num_directions + 1,
         point=point,
         read=read,
-        num_readings=number,
+        num_readings=num_directions,
         base=step.params if surrogate is None else None,
         needed=None if surrogate is None else lambda index: ~surrogate.trusted,
         shared=surrogate,
@@ -203,97 +181,47 @@ def _queries(options: _Options, step: core.Step, state: Any) -> core.Queries:
 
 
 def _estimate(
-    options: _Options,
+    fit: Callable[[gaussian_process.Buffer, jax.Array], _Fitted],
     step: core.Step,
     state: TrajectoryState,
     queries: core.Queries,
     readings: core.Readings,
 ) -> core.Estimate:
+    """Return the estimate of the surrogate in a virtual step, else of a new one."""
+    value, aux = readings.value, readings.aux
+
     def fitted() -> core.Estimate:
+        """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
         indices = jnp.arange(1, queries.num, dtype=jnp.uint32)
         # The points as evaluated: in low precision they differ from x + smoothing · u.
         points = lax.map(lambda i: flat.ravel(step.layout, queries.point(i)), indices)
         values = jnp.where(readings.valid, readings.slopes, jnp.nan)
-        return _fitted(options, step, state, points, readings._replace(slopes=values))
+        x = flat.ravel(step.layout, step.params)
+        points = jnp.concatenate([x[None], points])
+        all_values = jnp.concatenate([value[None], values])
+        buffer = gaussian_process.put(state.buffer, points, all_values)
+        slopes = (values - value) / step.smoothing
+        kept = jnp.isfinite(slopes)
+        slopes = jnp.where(kept, slopes, jnp.zeros_like(slopes))
+        info = core.EstimateInfo(slopes, kept, jnp.int32(queries.num), aux)
+        _, _, gradient = fit(buffer, x)
+        any_kept = jnp.any(kept)
+        gradient = jnp.where(any_kept, gradient, jnp.zeros_like(gradient))
+        # A step without a finite value does not reset the number of virtual steps.
+        num_virtual = jnp.where(any_kept, jnp.int32(0), state.num_virtual)
+        after = state._replace(buffer=buffer, num_virtual=num_virtual)
+        return core.Estimate(value, gradient, after, info, step.key[0])
 
-    return _unless_virtual(options, state, queries.shared, fitted, readings.aux)
-
-
-def _fused(
-    options: _Options, function: core.Function, step: core.Step, state: TrajectoryState
-) -> core.Estimate:
-    layout, sampler, number = step.layout, options.sampler, options.num_directions
-
-    def fitted() -> core.Estimate:
-        terms, aux = function(step.params)
-        value = jnp.sum(terms).astype(layout.dtype)
-        prepared = sampler.prepare(step.key, number, layout.dim, layout.dtype)
-
-        def point_and_value(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-            u = directions.direction(sampler, prepared, k, layout.dim, layout.dtype)
-            near = flat.perturb(layout, step.params, u, step.smoothing, step.key[0])
-            terms, _ = function(near)
-            return flat.ravel(layout, near), jnp.sum(terms).astype(layout.dtype)
-
-        at_once = min(options.chunk_size, number)
-        batch_size = at_once if at_once > 1 else None
-        ks = jnp.arange(number, dtype=jnp.uint32)
-        points, values = lax.map(point_and_value, ks, batch_size=batch_size)
-        readings = core.Readings(value, values, jnp.isfinite(values), aux)
-        return _fitted(options, step, state, points, readings)
-
-    surrogate = _surrogate(options, step, state)
-    aux = None
-    if surrogate is not None and isinstance(surrogate.trusted, Tracer):
-        _, aux = jax.eval_shape(function, step.params)
-        aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
-    return _unless_virtual(options, state, surrogate, fitted, aux)
-
-
-def _unless_virtual(
-    options: _Options,
-    state: TrajectoryState,
-    surrogate: _Surrogate | None,
-    fitted: Callable[[], core.Estimate],
-    aux: Any,
-) -> core.Estimate:
-    """Return the estimate of the surrogate in a virtual step, else the fitted one."""
+    surrogate = queries.shared
     if surrogate is None:
         return fitted()
-    trusted, value, gradient = surrogate
 
     def virtual() -> core.Estimate:
-        number = options.num_directions
-        slopes, kept = jnp.zeros(number, gradient.dtype), jnp.ones(number, bool)
-        info = core.EstimateInfo(slopes, kept, jnp.zeros((), jnp.int32), aux)
+        slopes = jnp.zeros_like(readings.slopes)
+        kept = jnp.ones_like(readings.valid)
+        info = core.EstimateInfo(slopes, kept, jnp.int32(0), aux)
         after = state._replace(num_virtual=state.num_virtual + 1)
-        return core.Estimate(value, gradient, after, info, jnp.uint32(0))
+        gradient = surrogate.gradient
+        return core.Estimate(surrogate.value, gradient, after, info, jnp.uint32(0))
 
-    return lax.cond(trusted, virtual, fitted)
-
-
-def _fitted(
-    options: _Options,
-    step: core.Step,
-    state: TrajectoryState,
-    points: jax.Array,
-    readings: core.Readings,
-) -> core.Estimate:
-    """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
-    value, values, _, aux = readings
-    x = flat.ravel(step.layout, step.params)
-    points = jnp.concatenate([x[None], points])
-    all_values = jnp.concatenate([value[None], values])
-    buffer = gaussian_process.put(state.buffer, points, all_values)
-    slopes = (values - value) / step.smoothing
-    kept = jnp.isfinite(slopes)
-    slopes = jnp.where(kept, slopes, jnp.zeros_like(slopes))
-    num_values = jnp.asarray(options.num_directions + 1, jnp.int32)
-    info = core.EstimateInfo(slopes, kept, num_values, aux)
-    _, _, gradient = _fit(options, buffer, x)
-    any_kept, virtual = jnp.any(kept), state.num_virtual
-    gradient = jnp.where(any_kept, gradient, jnp.zeros_like(gradient))
-    # A step without a finite value does not reset the number of virtual steps.
-    num_virtual = jnp.where(any_kept, jnp.zeros_like(virtual), virtual)
-    after = state._replace(buffer=buffer, num_virtual=num_virtual)
-    return core.Estimate(value, gradient, after, info, step.key[0])
+    return lax.cond(surrogate.trusted, virtual, fitted)

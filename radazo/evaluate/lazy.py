@@ -59,8 +59,7 @@ class Perturbed(NamedTuple):
         first = jnp.clip(start, 0, self.stored.shape[0] - count)
         stored = lax.dynamic_slice_in_dim(self.stored, first, count)
         row = math.prod(stored.shape[1:])
-        offset = random.advance(self.offset, first, row, self.stored.size)
-        return self._replace(stored=stored, offset=offset)
+        return self.part(stored, first, row)._replace(order=self.order)
 
     def whole(self) -> jax.Array:
         """Materialize the part."""
@@ -155,13 +154,13 @@ def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
-    program = params["jaxpr"]
+    program, inner_consts = _called(params)
     num_consts, num_carried = _scan_sizes(params)
     last = num_consts + num_carried
     # A constant stays lazy if each iteration uses only parts of it.
     consts = [
-        x if _is_used_in_parts(program.jaxpr, variable) else _materialized(x)
-        for x, variable in zip(ins[:num_consts], program.jaxpr.invars, strict=False)
+        x if _is_used_in_parts(program, variable) else _materialized(x)
+        for x, variable in zip(ins[:num_consts], program.invars, strict=False)
     ]
     init = [_materialized(x) for x in ins[num_consts:last]]
     stacks = [
@@ -173,7 +172,7 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
         number, slices = inputs
         pairs = zip(stacks, slices, strict=True)
         parts = [_layer(stack, number, x) for stack, x in pairs]
-        outs = _run(program.jaxpr, program.consts, [*consts, *carry, *parts])
+        outs = _run(program, inner_consts, [*consts, *carry, *parts])
         outs = [_materialized(x) for x in outs]
         return outs[: len(init)], outs[len(init) :]
 
@@ -197,14 +196,12 @@ def _is_used_in_parts(program: jax_core.Jaxpr, variable: Any) -> bool:
 
     def uses_parts(eqn: jax_core.JaxprEqn, place: int) -> bool:
         name, params = eqn.primitive.name, eqn.params
-        if name in _CALLS:
-            inner, _ = _called(params)
-            return _is_used_in_parts(inner, inner.invars[place])
         if name == "scan":
             num_consts, num_carried = _scan_sizes(params)
             if place >= num_consts:
                 return place >= num_consts + num_carried  # Stacked: layer by layer.
-            inner = params["jaxpr"].jaxpr
+        if name in (*_CALLS, "scan"):
+            inner, _ = _called(params)
             return _is_used_in_parts(inner, inner.invars[place])
         return name in ("dynamic_slice", "gather") and place == 0
 

@@ -15,7 +15,6 @@ import optax
 from jax import lax
 
 from radazo import core, flat, partition, random, validation
-from radazo.estimators import build
 from radazo.federated import corrections
 from radazo.optimizers import combinators
 
@@ -124,7 +123,7 @@ def federated(
     api_name = "federated"
     hint = "It takes the parameters and the number of a client."
     validation.function(api_name, "client_value_fn", client_value_fn, hint)
-    build.check_estimator(api_name, estimator)
+    validation.check(api_name, estimator=estimator)
     hint = "Pass `radazo.federated.scaffold` or, as a call, `radazo.federated.fzoos()`."
     kind = corrections.Correction
     validation.instance(api_name, "correction", correction, kind, hint)
@@ -226,9 +225,8 @@ def _corrected(
     """Return `estimator`, with the state `inner`, plus `term` in its gradients."""
     zero = jnp.zeros((), jnp.int32)
 
-    def corrected(
-        step: core.Step, state: _CorrectedState, found: core.Estimate
-    ) -> core.Estimate:
+    def estimate(step: core.Step, state: _CorrectedState, *seen: Any) -> core.Estimate:
+        found = estimator.estimate(step, state.estimator, *seen)
         layout, params = step.layout, step.params
         gradient = flat.unravel(layout, params, found.gradient, found.opaque_index)
         estimates = corrections.wide_leaves(gradient)
@@ -239,19 +237,12 @@ def _corrected(
         state = _CorrectedState(state.count + 1, found.state, num_valid, total)
         return found._replace(gradient=gradient, state=state)
 
-    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        found = build.closed_loop(estimator, function, step, state.estimator)
-        return corrected(step, state, found)
-
     return core.Estimator(
         estimator.api_name,
         lambda params: _CorrectedState(zero, inner, zero, corrections.zeros(params)),
         lambda key, params, state: estimator.step(key, params, state.estimator),
         lambda step, state: estimator.queries(step, state.estimator),
-        lambda step, state, *rest: corrected(
-            step, state, estimator.estimate(step, state.estimator, *rest)
-        ),
-        fused,
+        estimate,
     )
 
 

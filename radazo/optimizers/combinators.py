@@ -155,7 +155,7 @@ def attached(
     api_name: str, estimator: core.Estimator, optimizer: Any, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
     """Return `with_estimator` whose messages name `api_name`."""
-    build.check_estimator(api_name, estimator)
+    validation.check(api_name, estimator=estimator)
     validation.transformation(api_name, optimizer)
     words = random.key_data(api_name, key)
 

@@ -241,7 +241,6 @@ def _remembered(
 ) -> tuple[PastSlopes, core.EstimateInfo]:
     """Return the past with this step in front if a slope is valid, and the info."""
     layout, past = step.layout, state.estimator
-    readings = mean.valid_readings(readings, options, layout)
     info = mean.make_info(layout, options, readings)
     share = mean.mean_scale(options, layout, readings.valid)
     weights = share * (readings.slopes.astype(layout.dtype) * scales)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from radazo import core, differences, directions, flat, validation
+from radazo import core, differences, flat, validation
 from radazo.estimators import build, mean, prior_guided
 from radazo.optimizers import combinators
 
@@ -98,8 +98,7 @@ def pars(
     validation.check(api_name, prior=guess)
     hint = "One random direction, and one more for the guess; 10 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1 + guesses, hint)
-    sampler = directions.orthogonal
-    options = mean.Options(sampler, num_directions, difference, chunk_size)
+    options = prior_guided.summing_options(num_directions, difference, chunk_size)
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     mean.check(api_name, options, settings)
 
@@ -114,38 +113,25 @@ def pars(
             previous_value=jnp.zeros((), jnp.result_type(float)),
         )
 
-    def at_y(step: core.Step, state: ParsState) -> tuple[core.Step, mean.Options]:
+    def at_y(step: core.Step, state: ParsState) -> core.Step:
         one, index = jnp.ones((), step.layout.dtype), state.count.astype(jnp.uint32)
         ahead = _pull(state) * state.ahead
         y = flat.perturb(step.layout, step.params, ahead, one, index)
-        here = step._replace(params=y)
-        own = prior_guided.guided_options(api_name, options, guess, here, state.memory)
-        return here, own  # The options have the orthonormal directions at y.
+        return step._replace(params=y)
 
     def queries(step: core.Step, state: ParsState) -> core.Queries:
-        return mean.queries(*at_y(step, state))
-
-    def moved(
-        here: core.Step, known: jax.Array, first: jax.Array, estimate: core.Estimate
-    ) -> core.Estimate:
-        estimate = prior_guided.remembered(options, guess, here, estimate)
-        return _moved(smoothness, guesses, known, first, estimate)
+        here, memory = at_y(step, state), state.memory
+        return prior_guided.guided_queries(api_name, options, guess, here, memory)
 
     def estimate(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
-        here, own = at_y(step, state)
-        estimate = mean.estimated(here, state, queries, readings, own)
-        return moved(here, state.memory.known, queries.shared[0], estimate)
+        seen = at_y(step, state), state, queries, readings
+        estimate = prior_guided.estimated(options, guess, *seen)
+        known, first = state.memory.known, queries.shared(0)
+        return _moved(smoothness, guesses, known, first, estimate)
 
-    def fused(function: core.Function, step: core.Step, state: Any) -> core.Estimate:
-        (here, own), layout = at_y(step, state), step.layout
-        rows = own.sampler.prepare(step.key, num_directions, layout.dim, layout.dtype)
-        own = own._replace(sampler=own.sampler._replace(prepare=lambda *_: rows))
-        estimate = mean.fused(function, here, state, own)
-        return moved(here, state.memory.known, rows[0], estimate)
-
-    built = build.estimator(api_name, init, queries, estimate, settings, fused=fused)
+    built = build.estimator(api_name, init, queries, estimate, settings)
     return combinators.attached(api_name, built, _AGAINST, key)
 
 
