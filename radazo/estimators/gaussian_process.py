@@ -82,7 +82,6 @@ class Posterior(NamedTuple):
     length_scale: jax.Array  # float scalar l
     factor: jax.Array  # (num_points, num_points) lower Cholesky factor of K
     weights: jax.Array  # (num_points,) K⁻¹ y; 0 in empty rows
-    filled: jax.Array  # (num_points,) bool
     center: jax.Array  # mean of the values
     deviation: jax.Array  # standard deviation of the values, 1 if they are all equal
 
@@ -155,7 +154,7 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
         length = jnp.asarray(length_scale, dtype)
         _, factor, half = likelihood(length)
     weights = _solved(factor, half, transpose_a=True)
-    parts = length, factor, weights, holds, center, deviation
+    parts = length, factor, weights, center, deviation
     return Posterior(kernel, buffer, *parts)
 
 
@@ -201,8 +200,8 @@ def mean_gradient(
 
 def uncertainty(posterior: Posterior, distances: jax.Array, dim: int) -> jax.Array:
     """Return the mean variance of the partial derivatives over that of the prior."""
-    filled = posterior.filled.astype(distances.dtype)
-    each = _gradient_factor(posterior, distances) * filled
+    each = _gradient_factor(posterior, distances)
+    each = each * filled(posterior.buffer).astype(distances.dtype)
     # ⟨xᵢ − x, xⱼ − x⟩ by the law of cosines.
     table = posterior.buffer.squared_distances
     inner = (distances[:, None] + distances[None, :] - table) / 2

@@ -186,11 +186,13 @@ def _estimator(
         gradient = _redrawn(step.layout, options, state.step_keys, weights)
         return core.Estimate(readings.value, gradient, state, info, step.key[0])
 
-    def queries(step: core.Step, state: HistoryState) -> core.Queries:
-        del state
-        return mean.queries(step, options)
-
-    return build.estimator(api_name, init, queries, estimate, settings)
+    return build.estimator(
+        api_name,
+        init,
+        lambda step, state: mean.queries(step, options),
+        estimate,
+        settings,
+    )
 
 
 def _value(base: None, along: jax.Array, smoothing: jax.Array) -> Any:

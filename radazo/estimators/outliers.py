@@ -129,7 +129,8 @@ def _guarded(
         inner_state = estimator.init(params)
         return OutlierState(zero, jnp.zeros((), jnp.int32), recent, inner_state)
 
-    def guarded(state: OutlierState, found: core.Estimate) -> core.Estimate:
+    def estimate(step: core.Step, state: OutlierState, *seen: Any) -> core.Estimate:
+        found = estimator.estimate(step, state.inner_state, *seen)
         recent, info = state.recent, found.info
         dtype = recent.dtype
         largest = jnp.max(jnp.abs(info.slopes)).astype(dtype)
@@ -156,9 +157,6 @@ def _guarded(
         gradient = found.gradient * share.astype(found.gradient.dtype)
         found = found._replace(gradient=gradient, state=state, info=info)
         return build.next_count(found)
-
-    def estimate(step: core.Step, state: OutlierState, *seen: Any) -> core.Estimate:
-        return guarded(state, estimator.estimate(step, state.inner_state, *seen))
 
     return core.Estimator(
         api_name,

@@ -61,6 +61,11 @@ class Perturbed(NamedTuple):
         row = math.prod(stored.shape[1:])
         return self.part(stored, first, row)._replace(order=self.order)
 
+    def layer(self, number: jax.Array, stored: jax.Array) -> "Perturbed":
+        """Return slice `number` along the first axis, of which `stored` is given."""
+        order = tuple(axis - 1 for axis in self.order[1:])
+        return self.part(stored, number, stored.size)._replace(order=order)
+
     def whole(self) -> jax.Array:
         """Materialize the part."""
         check_size(self.stored.shape)
@@ -170,8 +175,10 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
 
     def body(carry: list[Any], inputs: Any) -> tuple[list[Any], list[Any]]:
         number, slices = inputs
-        pairs = zip(stacks, slices, strict=True)
-        parts = [_layer(stack, number, x) for stack, x in pairs]
+        parts = [
+            stack.layer(number, x) if isinstance(stack, Perturbed) else x
+            for stack, x in zip(stacks, slices, strict=True)
+        ]
         outs = _run(program, inner_consts, [*consts, *carry, *parts])
         outs = [_materialized(x) for x in outs]
         return outs[: len(init)], outs[len(init) :]
@@ -181,14 +188,6 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, ys = lax.scan(body, init, (numbers, values), **options)
     return [*carry, *ys]
-
-
-def _layer(stack: Any, number: jax.Array, stored: jax.Array) -> Any:
-    """Return slice `number` of a stacked leaf, lazy if the leaf is."""
-    if not isinstance(stack, Perturbed):
-        return stored
-    order = tuple(axis - 1 for axis in stack.order[1:])
-    return stack.part(stored, number, stored.size)._replace(order=order)
 
 
 def _is_used_in_parts(program: jax_core.Jaxpr, variable: Any) -> bool:
