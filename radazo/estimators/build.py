@@ -96,8 +96,8 @@ def closed_loop(
 ) -> core.Estimate:
     """Evaluate the function and estimate, with `fused` if no evaluator is given."""
     queries = estimator.queries(step, state)
-    evaluate = evaluate or queries.fused or queries.evaluate
-    return estimator.estimate(step, state, queries, evaluate(function, step, queries))
+    chosen: core.Evaluate = evaluate or queries.fused or queries.evaluate
+    return estimator.estimate(step, state, queries, chosen(function, step, queries))
 
 
 def estimate(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 
 from radazo import core, directions, flat, validation
@@ -117,7 +118,9 @@ def trajectory_estimator(
     def surrogate(step: core.Step, state: TrajectoryState) -> _Surrogate | None:
         if not max_virtual_steps:
             return None
-        *at_x, gradient = fit(state.buffer, flat.ravel(step.layout, step.params))
+        x = flat.ravel(step.layout, step.params)
+        posterior, distances, gradient = fit(state.buffer, x)
+        at_x = posterior, distances
         uncertainty = gaussian_process.uncertainty(*at_x, step.layout.dim)
         trusted = (uncertainty < max_uncertainty) & (state.buffer.num_filled > 0)
         trusted = trusted & (state.num_virtual < max_virtual_steps)
@@ -129,7 +132,8 @@ def trajectory_estimator(
         return TrajectoryState(zero, buffer, jnp.zeros((), jnp.int32))
 
     def queries(step: core.Step, state: TrajectoryState) -> core.Queries:
-        return _queries(step, sampler, num_directions, surrogate(step, state))
+        options = sampler, num_directions, chunk_size
+        return _queries(step, *options, surrogate(step, state))
 
     settings = build.Settings(smoothing, terms, mask, chunk_size, sharding)
     estimate = functools.partial(_estimate, fit)
@@ -150,6 +154,7 @@ def _queries(
     step: core.Step,
     sampler: directions.DirectionSampler,
     num_directions: int,
+    chunk_size: int,
     surrogate: _Surrogate | None,
 ) -> core.Queries:
     """Return the queries at the parameters and K points around them."""
@@ -169,12 +174,38 @@ def _queries(
         around = lax.map(jnp.sum, values[1:]).astype(layout.dtype)
         return core.Readings(value, around, jnp.isfinite(around), aux)
 
+    def fused(function: core.Function, *_: Any) -> core.Readings:
+        """Return the readings of a virtual step, and a function that evaluates."""
+
+        def evaluated() -> tuple[jax.Array, core.Readings]:
+            terms, aux = function(step.params)
+            value = jnp.sum(terms).astype(layout.dtype)
+
+            def point_and_value(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+                near = point(index)
+                terms, _ = function(near)
+                return flat.ravel(layout, near), jnp.sum(terms).astype(layout.dtype)
+
+            at_once = min(chunk_size, num_directions)
+            batch_size = at_once if at_once > 1 else None
+            indices = jnp.arange(1, num_directions + 1, dtype=jnp.uint32)
+            points, values = lax.map(point_and_value, indices, batch_size=batch_size)
+            return points, core.Readings(value, values, jnp.isfinite(values), aux)
+
+        aux = None
+        if surrogate is not None and isinstance(surrogate.trusted, Tracer):
+            _, aux = jax.eval_shape(function, step.params)
+            aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+        slopes = jnp.zeros(num_directions, layout.dtype)
+        return core.Readings(slopes[0], slopes, slopes == 0, aux, evaluated)
+
     return core.Queries(
         num=num_directions + 1,
         point=point,
         read=read,
         num_readings=num_directions,
         base=step.params if surrogate is None else None,
+        fused=fused,
         needed=None if surrogate is None else lambda index: ~surrogate.trusted,
         shared=surrogate,
     )
@@ -188,14 +219,17 @@ def _estimate(
     readings: core.Readings,
 ) -> core.Estimate:
     """Return the estimate of the surrogate in a virtual step, else of a new one."""
-    value, aux = readings.value, readings.aux
 
-    def fitted() -> core.Estimate:
-        """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
+    def redrawn() -> tuple[jax.Array, core.Readings]:
         indices = jnp.arange(1, queries.num, dtype=jnp.uint32)
         # The points as evaluated: in low precision they differ from x + smoothing · u.
         points = lax.map(lambda i: flat.ravel(step.layout, queries.point(i)), indices)
-        values = jnp.where(readings.valid, readings.slopes, jnp.nan)
+        return points, readings
+
+    def fitted() -> core.Estimate:
+        """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
+        points, (value, values, valid, aux, _) = (readings.fused or redrawn)()
+        values = jnp.where(valid, values, jnp.nan)
         x = flat.ravel(step.layout, step.params)
         points = jnp.concatenate([x[None], points])
         all_values = jnp.concatenate([value[None], values])
@@ -219,7 +253,7 @@ def _estimate(
     def virtual() -> core.Estimate:
         slopes = jnp.zeros_like(readings.slopes)
         kept = jnp.ones_like(readings.valid)
-        info = core.EstimateInfo(slopes, kept, jnp.int32(0), aux)
+        info = core.EstimateInfo(slopes, kept, jnp.int32(0), readings.aux)
         after = state._replace(num_virtual=state.num_virtual + 1)
         gradient = surrogate.gradient
         return core.Estimate(surrogate.value, gradient, after, info, jnp.uint32(0))
