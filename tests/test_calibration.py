@@ -275,7 +275,7 @@ OF_CALLS = {
         "num_directions",
         "be at least 1",
         "0.",
-        "The variance of the estimate falls as its inverse; 10 is a good start.",
+        "More directions give a better estimate; 10 is a good start.",
     ),
     "another difference": (
         {"difference": radazo.forward_mode},

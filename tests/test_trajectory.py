@@ -231,7 +231,7 @@ MISTAKES = {
         f"{TRAJECTORY}(num_directions",
         "be at least 1",
         "0.",
-        "A step evaluates f at the parameters",
+        "More directions give a better estimate",
     ),
     "fewer points than a step evaluates": Mistake(
         trajectory(num_points=10),

@@ -109,8 +109,8 @@ def svrg_estimator(
 
     def queries(step: core.Step, state: SvrgState) -> core.Queries:
         three = [estimator.queries(*part) for part in parts(step, state)]
-        joined = _joined(three, due(state), full_value_fn)
-        return joined._replace(fused=functools.partial(fused, state))
+        in_one_pass = functools.partial(fused, state)
+        return _joined(three, due(state), full_value_fn)._replace(fused=in_one_pass)
 
     def estimate(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
@@ -134,9 +134,7 @@ def svrg_estimator(
         def estimated(function: core.Function, *where: Any) -> core.Estimate:
             return build.closed_loop(estimator, function, *part(step, *where))
 
-        def full() -> core.Estimate:
-            return estimated(full_function, _FULL, step.params)
-
+        full = functools.partial(estimated, full_function, _FULL, step.params)
         renewed, num_full = _renewed(due(state), step, full, state)
         never = jnp.asarray(False)
         at_x = estimated(function, _HERE, step.params)
