@@ -197,21 +197,28 @@ def on_batches(
     """
     saved = num_values - math.ceil(batches.share * num_values)
 
-    def of_batch(function: Any, step: Any, state: Any) -> radazo.estimators.Estimate:
-        del function
+    def split(step: Any) -> tuple[Any, Any]:
         batch_key, key = jax.random.split(jax.random.wrap_key_data(step.key))
-        return estimator.fused(
-            lambda x: (batches.value_fn(x, batch_key), None),
-            step._replace(key=jax.random.key_data(key)),
-            state,
-        )
+        return batch_key, step._replace(key=jax.random.key_data(key))
 
-    def fused(function: Any, step: Any, state: Any) -> radazo.estimators.Estimate:
-        found = of_batch(function, step, state)
+    def queries(step: Any, state: Any) -> radazo.estimators.Queries:
+        batch_key, own = split(step)
+        found = estimator.queries(own, state)
+        evaluate = found.fused or found.evaluate
+
+        def of_batch(*_: Any) -> radazo.estimators.Readings:
+            return evaluate(
+                lambda x: (batches.value_fn(x, batch_key), None), own, found
+            )
+
+        return found._replace(fused=of_batch)
+
+    def estimate(step: Any, state: Any, *seen: Any) -> radazo.estimators.Estimate:
+        found = estimator.estimate(split(step)[1], state, *seen)
         num_values = found.info.num_values - saved
         return found._replace(info=found.info._replace(num_values=num_values))
 
-    return estimator._replace(fused=fused)
+    return estimator._replace(queries=queries, estimate=estimate)
 
 
 def unfit(row: Row, setting: Setting) -> str | None:
