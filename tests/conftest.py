@@ -237,11 +237,17 @@ def estimator_of(init, estimate):
         layout = flat.layout("estimator_of", params)
         return core.Step(key_data, layout, params, jnp.float32(1))
 
-    def fused(function, step, state):
-        value, gradient, state, info = estimate(
-            lambda params: jnp.sum(function(params)[0]), step.params, state
-        )
+    def queries(step, state):
+        def fused(function, *_):
+            value_fn = lambda params: jnp.sum(function(params)[0])
+            found = estimate(value_fn, step.params, state)
+            return core.Readings(None, None, None, fused=found)
+
+        return core.Queries(1, None, None, 1, fused=fused)
+
+    def from_readings(step, _, queries, readings):
+        value, gradient, state, info = readings.fused
         vector = flat.ravel(step.layout, gradient)
         return core.Estimate(value, vector, state, info, jnp.uint32(0))
 
-    return core.Estimator("estimator_of", init, step, None, None, fused)
+    return core.Estimator("estimator_of", init, step, queries, from_readings)
