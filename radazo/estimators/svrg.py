@@ -103,9 +103,8 @@ def svrg_estimator(
         return estimator.step(key, params, state), state
 
     def parts(step: core.Step, state: SvrgState) -> list[Any]:
-        anchor = _anchor(step.params, state, due(state))
-        points = (_HERE, step.params), (there, anchor), (_FULL, step.params)
-        return [part(step, *point) for point in points]
+        x, anchor = step.params, _anchor(step.params, state, due(state))
+        return [part(step, *at) for at in ((_HERE, x), (there, anchor), (_FULL, x))]
 
     def queries(step: core.Step, state: SvrgState) -> core.Queries:
         three = [estimator.queries(*part) for part in parts(step, state)]
