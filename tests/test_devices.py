@@ -26,10 +26,9 @@ def printed(*options):
     return int(found[1]), int(found[2]), found[3]
 
 
-def test_fifty_steps_have_the_same_bits_in_one_two_and_four_processes():
+def test_fifty_steps_have_the_same_bits_in_one_and_four_processes():
     words, _ = devices.run(50, 300, 5)  # Over the eight devices of this process.
     here = f"{words[0]:08x}{words[1]:08x}"
-    assert printed("--processes", "2") == (2, 2, here)
     assert printed("--processes", "4") == (4, 4, here)
     other, _ = devices.run(10, 300, 5)
     assert f"{other[0]:08x}{other[1]:08x}" != here
