@@ -10,7 +10,7 @@ Optimizers, each a complete `optax.GradientTransformationExtraArgs`
   zo_psgd, projected_zo_adamm, projected      keep the parameters in a set
   roll_back, in_place             return to good parameters; hold a model only once
 
-Forms in which an estimator enters a training loop
+Ways to use an estimator in a training loop
 
   value_and_grad, estimate        in place of `jax.value_and_grad`; with all statistics
   with_estimator                  around any `optax` optimizer

@@ -80,8 +80,8 @@ class Queries(NamedTuple):
       function_of: `function_of(index)`, 0 for `value_fn`, i + 1 for `functions[i]`.
       evaluate: The evaluator of the estimator, or None.
       fused: An evaluator that computes part of the estimate in the same pass, used if
-        no other evaluator is asked for, or None.
-      shared: Used by both `point` and the estimate, e.g. how to draw a direction.
+        no other evaluator is given; or None.
+      shared: Used by both `point` and the estimate, e.g. a function that draws.
     """
 
     num: int
@@ -185,6 +185,6 @@ def largest(*dtypes: Any) -> float:
 
 def wide(*dtypes: Any) -> Any:
     """Return the dtype of computations: float64 if one has 64 bits, else float32."""
-    eight = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)
+    double = any(jnp.dtype(dtype).itemsize == 8 for dtype in dtypes)
     # Without `jax_enable_x64`, tracing converts float64 NumPy arrays to float32.
-    return jnp.dtype(jnp.result_type(float) if eight else jnp.float32)
+    return jnp.dtype(jnp.result_type(float) if double else jnp.float32)

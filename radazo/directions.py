@@ -26,7 +26,7 @@ class DirectionSampler(NamedTuple):
     """Functions that draw the directions of a step.
 
     Attributes:
-      prepare: `prepare(key_data, num_directions, dim, dtype)`, shared by a step.
+      prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`, once a step.
       draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k up to `scale`.
       factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
       scale: `scale(drawn) -> scalar`, ratio of direction to drawn array; None for 1.
@@ -186,7 +186,7 @@ def sampler_from(
     if not callable(factor):
         validation.positive(api_name, "factor", factor, hint)
 
-    def drawn(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    def draw_finite(key: jax.Array, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
         own = random.typed(random.fold_in(key, k))
         vector = _real_vector(api_name, draw(own, dim), dim).astype(dtype)
         return jnp.where(jnp.isfinite(vector), vector, jnp.zeros_like(vector))
@@ -196,7 +196,7 @@ def sampler_from(
         validation.positive(api_name, "factor", number, hint)
         return float(number)
 
-    return DirectionSampler(_step_key, drawn, inverse_mean_square)
+    return DirectionSampler(_step_key, draw_finite, inverse_mean_square)
 
 
 def _real_vector(api_name: str, drawn: Any, dim: int) -> jax.Array:

@@ -34,7 +34,7 @@ def fingerprint(params: core.Params) -> jax.Array:
       True
     """
     leaves = enumerate(jax.tree.leaves(params))
-    hashes = (_hashed(jnp.asarray(leaf), i) for i, leaf in leaves)
+    hashes = (_hash(jnp.asarray(leaf), i) for i, leaf in leaves)
     return sum(hashes, start=jnp.zeros(2, jnp.uint32))
 
 
@@ -73,7 +73,7 @@ def check_replicas(params: core.Params) -> None:
             meshes.setdefault(sharding.mesh, []).append((path, leaf))
     for mesh, named in meshes.items():
         specs = tuple(leaf.sharding.spec for _, leaf in named)
-        gathered = np.asarray(_gathered(mesh, specs, [leaf for _, leaf in named]))
+        gathered = np.asarray(_gather(mesh, specs, [leaf for _, leaf in named]))
         hashes = np.moveaxis(gathered, -2, 0)  # (leaf, *mesh, 2)
         for (path, _), spec, own in zip(named, specs, hashes, strict=True):
             _compare(mesh, path, spec, own)
@@ -88,11 +88,11 @@ def of_all_processes(*numbers: int) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _gathered(mesh: Any, specs: tuple[Any, ...], leaves: list[Any]) -> jax.Array:
+def _gather(mesh: Any, specs: tuple[Any, ...], leaves: list[Any]) -> jax.Array:
     """Return (*mesh, leaf, 2), the hash of each leaf on each device."""
 
     def local(leaves: list[jax.Array]) -> jax.Array:
-        own = jnp.stack([_hashed(leaf, 0) for leaf in leaves])
+        own = jnp.stack([_hash(leaf, 0) for leaf in leaves])
         gathered = lax.all_gather(own, mesh.axis_names)
         return gathered.reshape(*mesh.devices.shape, len(leaves), 2)
 
@@ -118,12 +118,12 @@ def _compare(mesh: Any, path: Any, spec: Any, hashes: np.ndarray) -> None:
         validation.fail("check_replicas", "params", rule, got, hint, RuntimeError)
 
 
-def _hashed(leaf: jax.Array, number: int) -> jax.Array:
+def _hash(leaf: jax.Array, number: int) -> jax.Array:
     """Return the (2,) uint32 hash of the leaf with this number in its pytree."""
     words = _words(leaf)
     place = lax.iota(jnp.uint32, words.size).reshape(words.shape)
     mixed = [
-        _mixed(words + place * jnp.uint32(c) + jnp.uint32(number * c % 2**32))
+        _mix(words + place * jnp.uint32(c) + jnp.uint32(number * c % 2**32))
         for c in _WORDS
     ]
     # One reduction of both: XLA on CPU materializes the operand of a single sum.
@@ -143,7 +143,7 @@ def _words(leaf: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
-def _mixed(x: jax.Array) -> jax.Array:
+def _mix(x: jax.Array) -> jax.Array:
     """Mix the bits of each word by two rounds of xor and multiply."""
     for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         x = (x ^ (x >> jnp.uint32(shift))) * jnp.uint32(factor)

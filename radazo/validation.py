@@ -183,12 +183,12 @@ _ERRORS = (Exception, SystemExit)  # Not KeyboardInterrupt.
 
 
 @contextmanager
-def caught(tell: Callable[[BaseException], Any]) -> Iterator[None]:
-    """Pass exceptions to `tell`; let KeyboardInterrupt propagate."""
+def pass_errors_to(handle: Callable[[BaseException], Any]) -> Iterator[None]:
+    """Pass exceptions to `handle`; let KeyboardInterrupt propagate."""
     try:
         yield
     except _ERRORS as error:
-        tell(error)
+        handle(error)
 
 
 _DISTANCE = "It is the distance moved along a direction, or a schedule of it: "

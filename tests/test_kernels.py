@@ -151,7 +151,7 @@ def test_points_and_values_that_are_not_finite_are_not_put():
 
 def test_values_that_are_the_same_have_no_deviation_and_no_gradient():
     values = jnp.full(22, 0.7, jnp.float32)
-    center, _, standard = gaussian_process.standardized(values, jnp.arange(22) < 20)
+    center, _, standard = gaussian_process.standardize(values, jnp.arange(22) < 20)
     np.testing.assert_allclose(center, 0.7, rtol=1e-6)
     np.testing.assert_array_equal(standard, 0)
 
@@ -159,6 +159,6 @@ def test_values_that_are_the_same_have_no_deviation_and_no_gradient():
 def test_values_far_from_zero_keep_their_digits():
     values = jnp.asarray(1e6 + np.array([0.0, 1.0, 2.0, 3.0]), jnp.float32)
     holds = jnp.ones(4, bool)
-    _, deviation, standard = gaussian_process.standardized(values, holds)
+    _, deviation, standard = gaussian_process.standardize(values, holds)
     np.testing.assert_allclose(deviation, np.std(np.arange(4)), rtol=1e-6)
     np.testing.assert_allclose(standard * deviation, np.arange(4) - 1.5, rtol=1e-6)

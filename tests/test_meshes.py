@@ -301,13 +301,13 @@ def test_replicas_that_differ_in_a_bit_are_named():
 
 
 def test_replicas_that_are_checked_again_are_compiled_once(monkeypatch):
-    hashed, traced = replicas._hashed, []
+    hashed, traced = replicas._hash, []
 
     def counted(leaf, number):
         traced.append(leaf.shape)
         return hashed(leaf, number)
 
-    monkeypatch.setattr(replicas, "_hashed", counted)
+    monkeypatch.setattr(replicas, "_hash", counted)
     mesh = Mesh(np.array(jax.devices()[:2]), ("directions",))
     x = jax.device_put(jnp.zeros(13), NamedSharding(mesh, EVERYWHERE))
     for _ in range(3):

@@ -11,7 +11,7 @@ from radazo.calibration import line_probes
 _MAX_ADDED = 2  # Distances probed beside those of `_FAR`.
 _FAR = (0.2, 0.6, 1.8)  # Displacements of an element, in root mean squares of x.
 _WITHIN, _NARROWEST = 0.9, 16  # Share of the best; longest over shortest distance.
-_DROWNED = 100  # Largest ratio of noise to slopes, in their mean squares.
+_MAX_NOISE = 100  # Largest ratio of the mean squares of noise and slopes.
 _B1, _EPS_ROOT = 0.9, 1e-8  # Of the optimizers.
 
 
@@ -24,7 +24,7 @@ class Calibration(NamedTuple):
       learning_rate_zo_adamm: For `zo_adamm` and `zo_rmsprop`.
       value: f(x), fitted to seven values close to x.
       noise: Standard deviation of one value, from chance or rounding.
-      distance, shortest, longest: Euclidean distance chosen, and the range suitable.
+      distance, shortest, longest: Chosen Euclidean distance, and the suitable range.
       slope_spread, curvature: Root mean square of slopes and mean second difference at
         `distance`: ‖∇f‖ / √d and tr(∇²f) / d if f is smooth.
       reach: Displacement of an element after which slopes have changed completely.
@@ -110,9 +110,9 @@ def calibrate(
 
     with b1 = 0.9, and eps_root = 1e-8 in the roots. The adaptive optimizers step by
     their rate even if the gradient is small, so a quadratic decreases to (share / 2)²
-    of its start: then calibrate again. The noise σ is estimated from a difference table
-    of seven values close to x, and is at least the rounding of their type. A new batch
-    in each call of `value_fn` is noise.
+    of its first value: then calibrate again. The noise σ is estimated from a difference
+    table of seven values close to x, and is at least the rounding of their type. A new
+    batch in each call of `value_fn` is noise.
 
     Args:
       key: Typed key or integer seed of the directions.
@@ -155,24 +155,24 @@ def calibrate(
     steps = 1 if num_steps is None else num_steps
     validation.integer(api_name, "num_steps", steps, 1, hint)
     layout, words = flat.layout(api_name, params, mask), random.key_data(api_name, key)
-    dim, norm = layout.dim, math.sqrt(layout.dim)
+    dim, root_dim = layout.dim, math.sqrt(layout.dim)
     if not dim:
         rule, got = "have elements to move", "none among the leaves"
         hint = "Pass floating-point arrays with elements."
         validation.fail(api_name, "params", rule, got, hint)
     value_at = line_probes.value_along(api_name, value_fn, params, layout, words)
     size, eps = line_probes.size_and_eps(layout, params)
-    spacing = size * norm * math.sqrt(eps)
+    spacing = size * root_dim * math.sqrt(eps)
     value, noise = line_probes.value_and_noise(api_name, value_at, spacing)
     setting = _Setting(value_at, dim, num_directions, difference, value, noise)
     far = _probe_far(api_name, setting, size)
-    pairs = far | _probe_near(setting, far, 8 * eps * size * norm)
+    pairs = far | _probe_near(setting, far, 8 * eps * size * root_dim)
     probes = setting.summarize(pairs)
     reach, shortest, distance, longest = _choose(probes, setting, min(far))
     slopes = (float(x) for x in _slopes(probes, setting, distance))
     power, variance, noise_share, curvature_share = slopes
-    within = reach * norm
-    if noise_share > _DROWNED or distance > 2 * within:
+    within = reach * root_dim
+    if noise_share > _MAX_NOISE or distance > 2 * within:
         rule = "have slopes that are significant before they change"
         got = f"slopes of {math.sqrt(power):.2g} that change within {within:.2g}, "
         got += f"measured at {distance:.2g} with a noise of {noise:.2g}"
@@ -219,12 +219,12 @@ class _Setting(NamedTuple):
 
 def _probe_far(api_name: str, setting: _Setting, size: float) -> line_probes.Pairs:
     """Take pairs of values at distances of the size of the parameters, or others."""
-    value_at, norm = setting.value_at, math.sqrt(setting.dim)
-    far = np.multiply(_FAR, size * norm)
+    value_at, root_dim = setting.value_at, math.sqrt(setting.dim)
+    far = np.multiply(_FAR, size * root_dim)
     pairs = {t: line_probes.take(value_at, t) for t in far}
     for _ in range(_MAX_ADDED):
         probes = setting.summarize(pairs)
-        distance = _further_distance(probes, min(pairs), max(pairs), norm)
+        distance = _further_distance(probes, min(pairs), max(pairs), root_dim)
         if distance is None:
             break
         pairs[distance] = line_probes.take(value_at, distance)
@@ -238,14 +238,14 @@ def _probe_far(api_name: str, setting: _Setting, size: float) -> line_probes.Pai
 
 
 def _further_distance(
-    probes: line_probes.Probes, shortest: float, longest: float, norm: float
+    probes: line_probes.Probes, shortest: float, longest: float, root_dim: float
 ) -> float | None:
     """Return a distance to probe below or above the others, if one is needed."""
     if not probes.distances.size:
         return shortest / 64  # No value is finite.
     if not probes.significant:
         return 16 * longest
-    reach = _reaches(probes, probes.distances) * norm
+    reach = _reaches(probes, probes.distances) * root_dim
     if reach[0] < shortest / 2:
         return float(max(reach[0], shortest / 256))
     if reach[-1] > 4 * longest and probes.distances[-1] == longest:
@@ -276,11 +276,11 @@ def _choose(
     probes: line_probes.Probes, setting: _Setting, far: float
 ) -> tuple[float, float, float, float]:
     """Return the reach, and the shortest, chosen and longest suitable distance."""
-    norm = math.sqrt(setting.dim)
+    root_dim = math.sqrt(setting.dim)
     first, last = probes.distances[0], probes.distances[-1]
     grid = np.geomspace(first / 8, last, 801)
-    reaches = np.minimum(_reaches(probes, grid), 4 * last / norm)
-    beyond = np.flatnonzero(reaches * norm > grid)
+    reaches = np.minimum(_reaches(probes, grid), 4 * last / root_dim)
+    beyond = np.flatnonzero(reaches * root_dim > grid)
     end = int(beyond[-1]) + 1 if beyond.size else 0
     power, variance, *_ = _slopes(probes, setting, grid)
     if end == len(grid):

@@ -119,7 +119,7 @@ def value_along(
 
     def value_at(k: int, distance: float) -> Any:
         t = jnp.asarray(distance, layout.dtype)
-        new = _perturbed(layout, words, own, jnp.uint32(k), t)
+        new = _perturb(layout, words, own, jnp.uint32(k), t)
         triples = zip(new, leaves, layout.active, strict=True)
         point = treedef.unflatten(x if on else old for x, old, on in triples)
         with validation.traceable(api_name):
@@ -129,9 +129,7 @@ def value_along(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _perturbed(
-    layout: flat.Layout, words: jax.Array, leaves: Any, k: Any, t: Any
-) -> Any:
+def _perturb(layout: flat.Layout, words: jax.Array, leaves: Any, k: Any, t: Any) -> Any:
     """Return the leaves at distance t along direction k of the unit sphere."""
     sampler = directions.sphere
     prepared = sampler.prepare(words, 1, layout.dim, layout.dtype)

@@ -1,4 +1,4 @@
-"""Build an estimator from its two pure functions, and evaluate it in a closed loop.
+"""Build an estimator from its two pure functions, and estimate with it.
 
 To add an estimator, write one public function `x_estimator(..., smoothing, terms, mask,
 sharding)` that checks its own arguments and returns `estimator(api_name, init, queries,
@@ -146,7 +146,7 @@ def estimate(
     if value_fn is None:
         value_fn = evaluated_elsewhere(api_name)
 
-    def called(params: core.Params) -> Any:
+    def call(params: core.Params) -> Any:
         with jax.disable_jit(outside):
             return value_fn(params)
 
@@ -155,7 +155,7 @@ def estimate(
     with contextlib.nullcontext() if traced else jax.disable_jit():
         step = estimator.step(words, params, state)
         options = {"terms": step.terms, "has_aux": has_aux}
-        function = differences.evaluation(api_name, called, **options)
+        function = differences.evaluation(api_name, call, **options)
         found = closed_loop(estimator, function, step, state, evaluate)
         gradient = flat.unravel(step.layout, params, found.gradient, found.opaque_index)
     return found.value, gradient, found.state, found.info

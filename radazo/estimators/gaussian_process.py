@@ -127,14 +127,14 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
 
     log likelihood = −n / 2 · log(yᵀ K⁻¹ y / n) − 1/2 · log det K
     """
-    dtype, holds = buffer.values.dtype, filled(buffer)
-    center, deviation, standard = standardized(buffer.values, holds)
+    dtype, holds = buffer.values.dtype, filled_rows(buffer)
+    center, deviation, standard = standardize(buffer.values, holds)
     number = jnp.maximum(buffer.num_filled, 1).astype(dtype)
 
     def likelihood(length_scale: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        gram = kernel.covariance(_scaled(buffer.squared_distances, length_scale))
-        factor = factorized(gram, holds, jitter)
-        half = _solved(factor, standard)
+        gram = kernel.covariance(_scale(buffer.squared_distances, length_scale))
+        factor = factorize(gram, holds, jitter)
+        half = _solve(factor, standard)
         amplitude = jnp.maximum(jnp.dot(half, half) / number, jnp.finfo(dtype).tiny)
         log = -(number / 2 * jnp.log(amplitude)) - jnp.sum(jnp.log(jnp.diag(factor)))
         log = jnp.where(jnp.isnan(log), jnp.full_like(log, -jnp.inf), log)
@@ -153,22 +153,22 @@ def fit(kernel: Kernel, buffer: Buffer, length_scale: Any, jitter: Any) -> Poste
     else:
         length = jnp.asarray(length_scale, dtype)
         _, factor, half = likelihood(length)
-    weights = _solved(factor, half, transpose_a=True)
+    weights = _solve(factor, half, transpose_a=True)
     parts = length, factor, weights, center, deviation
     return Posterior(kernel, buffer, *parts)
 
 
-def _solved(factor: jax.Array, vector: jax.Array, **options: Any) -> jax.Array:
+def _solve(factor: jax.Array, vector: jax.Array, **options: Any) -> jax.Array:
     solve = functools.partial(lax.linalg.triangular_solve, left_side=True, lower=True)
     return solve(factor, vector[:, None], **options)[:, 0]
 
 
-def filled(buffer: Buffer) -> jax.Array:
+def filled_rows(buffer: Buffer) -> jax.Array:
     """Return (num_points,) bools, whether a row holds a point."""
     return jnp.arange(buffer.values.size, dtype=jnp.int32) < buffer.num_filled
 
 
-def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
+def factorize(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
     """Return the lower Cholesky factor of K, with the identity in empty rows."""
     pairs = holds[:, None] & holds[None, :]
     gram = jnp.where(pairs, gram, jnp.zeros_like(gram))
@@ -181,7 +181,7 @@ def factorized(gram: jax.Array, holds: jax.Array, jitter: Any) -> jax.Array:
 
 def mean(posterior: Posterior, distances: jax.Array) -> jax.Array:
     """Return the posterior mean at a point, given its squared distances."""
-    s = _scaled(distances, posterior.length_scale)
+    s = _scale(distances, posterior.length_scale)
     standard = jnp.sum(posterior.weights * posterior.kernel.covariance(s))
     return posterior.center + posterior.deviation * standard
 
@@ -201,7 +201,7 @@ def mean_gradient(
 def uncertainty(posterior: Posterior, distances: jax.Array, dim: int) -> jax.Array:
     """Return the mean variance of the partial derivatives over that of the prior."""
     each = _gradient_factor(posterior, distances)
-    each = each * filled(posterior.buffer).astype(distances.dtype)
+    each = each * filled_rows(posterior.buffer).astype(distances.dtype)
     # ⟨xᵢ − x, xⱼ − x⟩ by the law of cosines.
     table = posterior.buffer.squared_distances
     inner = (distances[:, None] + distances[None, :] - table) / 2
@@ -215,14 +215,14 @@ def uncertainty(posterior: Posterior, distances: jax.Array, dim: int) -> jax.Arr
 def _gradient_factor(posterior: Posterior, distances: jax.Array) -> jax.Array:
     """Return the factor of x − xᵢ in ∇ₓ k(x, xᵢ)."""
     length = posterior.length_scale
-    return 2 * posterior.kernel.slope(_scaled(distances, length)) / jnp.square(length)
+    return 2 * posterior.kernel.slope(_scale(distances, length)) / jnp.square(length)
 
 
-def _scaled(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
+def _scale(distances: jax.Array, length_scale: jax.Array) -> jax.Array:
     return jnp.minimum(distances / jnp.square(length_scale), _FAR)
 
 
-def standardized(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, ...]:
+def standardize(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, ...]:
     """Return mean, deviation and standardized values of the filled rows."""
     number = jnp.maximum(jnp.sum(holds, dtype=jnp.int32), 1).astype(values.dtype)
     # Subtract the lowest value, so that equal values have a deviation of exactly 0.

@@ -170,7 +170,7 @@ def _estimator(
             smoothings=jnp.ones(num_steps, layout.dtype),
         )
 
-    def shifted(new: jax.Array, old: jax.Array) -> jax.Array:
+    def shift(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.concatenate([new.astype(old.dtype)[None], old[:-1]])
 
     def estimate(
@@ -180,10 +180,10 @@ def _estimator(
         info = mean.make_info(step.layout, options, readings)
         smoothing = jnp.where(jnp.any(info.kept), step.smoothing, 1)
         new = step.key, info.slopes, info.kept, smoothing
-        state = HistoryState(state.count, *map(shifted, new, state[1:]))
+        state = HistoryState(state.count, *map(shift, new, state[1:]))
         weights, info = weigh(state, info, step.layout)
         info = info._replace(squared_norm=jnp.full_like(info.factor, math.nan))
-        gradient = _redrawn(step.layout, options, state.step_keys, weights)
+        gradient = _weighted_sum(step.layout, options, state.step_keys, weights)
         return core.Estimate(readings.value, gradient, state, info, step.key[0])
 
     return build.estimator(
@@ -239,7 +239,7 @@ def _mean_of_estimates(
     return jnp.where(jnp.any(state.kept[0]), weights, 0), info
 
 
-def _redrawn(
+def _weighted_sum(
     layout: flat.Layout, options: mean.Options, step_keys: jax.Array, weights: jax.Array
 ) -> jax.Array:
     """Return Σ weight · direction over all steps, redrawing each direction."""

@@ -42,8 +42,8 @@ def interpolation_estimator(
 ) -> core.Estimator:
     """Estimate the gradient by linear interpolation with reused points, as ReLIZO does.
 
-    The estimate is the shortest gradient that explains all differences of a step: about
-    N/d of it for N much less than d; exact for linear functions at N = d.
+    The estimate is the shortest vector that explains all differences of a step: about
+    N/d of the gradient if N is much less than d; exact for linear functions at N = d.
 
       δᵢ = pᵢ − x     for the points pᵢ of the last step and its center: those with
                       ‖δᵢ‖ < reuse_distance · r are reused, the nearest first,

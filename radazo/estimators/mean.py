@@ -3,7 +3,7 @@
   g = factor / |valid| · Σ_{k valid} slopeₖ · uₖ
 
 The fused evaluator evaluates and adds in one pass over the directions. For values that
-are evaluated elsewhere, `estimated` takes another pass.
+are evaluated elsewhere, `estimate_mean` takes another pass.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Options(NamedTuple):
     chunk_size: int = 1
     weigh: _Weigh = _by_slope
 
-    def resolved(self, layout: flat.Layout) -> int:
+    def resolve(self, layout: flat.Layout) -> int:
         """Return K for parameters of this layout."""
         return self.num_directions or max(layout.dim, 1)
 
@@ -65,7 +65,7 @@ def estimator(
         api_name,
         lambda layout: EstimatorState(jnp.zeros((), jnp.int32)),
         lambda step, state: queries(step, options),
-        functools.partial(estimated, options=options),
+        functools.partial(estimate_mean, options=options),
         settings,
         memoryless=True,
     )
@@ -93,15 +93,15 @@ def queries(
 ) -> core.Queries:
     """Return the queries along K directions, `draw(k)` or those of the sampler."""
     layout, difference = step.layout, options.difference
-    num_directions, draw = options.resolved(layout), draw or _drawer(step, options)
-    fused = functools.partial(_fused, step, options, draw)
+    num_directions, draw = options.resolve(layout), draw or _drawer(step, options)
+    fused = functools.partial(_evaluate_and_add, step, options, draw)
     if not difference.steps:
 
-        def unknown(*inputs: Any) -> Any:
+        def fail(*inputs: Any) -> Any:
             del inputs
             _check_steps("ask", difference)
 
-        found = core.Queries(num_directions, unknown, unknown, num_directions)
+        found = core.Queries(num_directions, fail, fail, num_directions)
         return found._replace(evaluate=fused, shared=draw)
     num_base, num_steps = int(difference.at_params), len(difference.steps)
 
@@ -119,7 +119,7 @@ def queries(
     def read(values: jax.Array, aux: Any) -> core.Readings:
         base = values[0] if num_base else None
         along = values[num_base:].reshape(-1, num_steps, *values.shape[1:])
-        # One by one, as in `_fused`: the layout of an array decides the order of a sum.
+        # One by one, as when fused: the layout of an array decides the order of a sum.
         slopes, means = lax.map(
             lambda k: difference.slope(base, along[k], step.smoothing),
             jnp.arange(along.shape[0], dtype=jnp.uint32),
@@ -139,14 +139,14 @@ def queries(
     )
 
 
-def estimated(
+def estimate_mean(
     step: core.Step,
     state: Any,
     queries: core.Queries,
     readings: core.Readings,
     options: Options,
 ) -> core.Estimate:
-    """Compute the estimate from readings; redraw the directions unless it was fused."""
+    """Compute the estimate from readings; redraw directions unless already summed."""
     layout, sampler = step.layout, options.sampler
 
     def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
@@ -155,14 +155,14 @@ def estimated(
 
     fused = readings.fused
     if fused is None:
-        fused, _ = _summed(queries.shared, one, layout, options)
+        fused, _ = _sum(queries.shared, one, layout, options)
     total, opaque_index = fused
     gradient = mean_scale(options, layout, readings.valid) * total
     info = make_info(layout, options, readings)
     return core.Estimate(readings.value, gradient, state, info, opaque_index)
 
 
-def _fused(
+def _evaluate_and_add(
     step: core.Step, options: Options, draw: _Draw, function: core.Function, *_: Any
 ) -> core.Readings:
     """Evaluate along each direction at `step.params` and add it, in one pass."""
@@ -185,7 +185,7 @@ def _fused(
         aux = aux if base is None else None
         return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
 
-    fused, (slopes, valid, values, aux) = _summed(draw, one, layout, options)
+    fused, (slopes, valid, values, aux) = _sum(draw, one, layout, options)
     if base is None:
         value, aux = mean_of_valid(values, valid), jax.tree.map(lambda x: x[0], aux)
     else:
@@ -211,15 +211,15 @@ def make_info(
 def _drawer(step: core.Step, options: Options) -> _Draw:
     """Return a function that draws one direction of the step."""
     sampler, size = options.sampler, (step.layout.dim, step.layout.dtype)
-    prepared = sampler.prepare(step.key, options.resolved(step.layout), *size)
+    prepared = sampler.prepare(step.key, options.resolve(step.layout), *size)
     return lambda k: sampler.draw(prepared, k, *size)
 
 
-def _summed(
+def _sum(
     draw: _Draw, one: Callable[..., Any], layout: flat.Layout, options: Options
 ) -> tuple[Any, Any]:
     """Return (sum of weight times vector, number of chunks), other outputs of `one`."""
-    num_directions = options.resolved(layout)
+    num_directions = options.resolve(layout)
     chunk_size = min(options.chunk_size, num_directions)
 
     def add_chunk(carry: tuple[jax.Array, jax.Array], ks: jax.Array) -> tuple[Any, Any]:
@@ -260,8 +260,8 @@ def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
 
 def valid_slope(slope: jax.Array, options: Options, layout: flat.Layout) -> _Pair:
     """Return (slope, valid): 0 and False where slope or gradient could overflow."""
-    share = options.resolved(layout) * max(options.sampler.factor(layout.dim), 1.0)
-    valid = jnp.abs(slope) <= core.largest(slope.dtype, layout.dtype) / share
+    gain = options.resolve(layout) * max(options.sampler.factor(layout.dim), 1.0)
+    valid = jnp.abs(slope) <= core.largest(slope.dtype, layout.dtype) / gain
     return jnp.where(valid, slope, jnp.zeros_like(slope)), valid
 
 

@@ -38,7 +38,7 @@ def skip_outliers(
 ) -> core.Estimator:
     """Skip the steps of an estimator whose largest slope is an outlier.
 
-    For values that are sometimes wrong, e.g. of a failed solver or a corrupt batch.
+    It suits values that are sometimes wrong, as of a failed solver or a bad batch.
     With s = the largest |slope| of the step:
 
       bound = factor · quantile of s over the last `window` steps with a nonzero slope
@@ -73,7 +73,7 @@ def skip_outliers(
       >>> print(optax.tree.get(result.state, "num_outliers"), result.values[-2] < 0.01)
       5 True
     """
-    return _guarded("skip_outliers", estimator, quantile, window, factor, clip=False)
+    return _guard("skip_outliers", estimator, quantile, window, factor, clip=False)
 
 
 def clip_outliers(
@@ -87,8 +87,8 @@ def clip_outliers(
 
       slopes, gradient ← slopes, gradient · min(1, bound / s)    as in `skip_outliers`
 
-    For heavy-tailed noise. It biases the estimate, and leaves outliers in the memory of
-    `history_mean_estimator` and others.
+    It suits heavy-tailed noise. It biases the estimate, and leaves outliers in the
+    memory of `history_mean_estimator` and others.
 
     Args:
       estimator, quantile, window: As in `skip_outliers`.
@@ -103,10 +103,10 @@ def clip_outliers(
       >>> print(jnp.round(radazo.minimize(fn, x, sgd, 6, batches=scales).params, 2))
       -7.0
     """
-    return _guarded("clip_outliers", estimator, quantile, window, factor, clip=True)
+    return _guard("clip_outliers", estimator, quantile, window, factor, clip=True)
 
 
-def _guarded(
+def _guard(
     api_name: str,
     estimator: core.Estimator,
     quantile: float,
@@ -115,7 +115,7 @@ def _guarded(
     *,
     clip: bool,
 ) -> core.Estimator:
-    """Multiply the slopes and the gradient of an outlier by a share in [0, 1)."""
+    """Return an estimator that multiplies the slopes of an outlier by less than 1."""
     validation.check(api_name, estimator=estimator)
     hint = "It is the share of recent steps below the quantile; 0.5 is the median."
     validation.share(api_name, "quantile", quantile, hint)

@@ -140,7 +140,7 @@ def prior_guided_estimator(
         api_name,
         lambda layout: PriorGuidedState(jnp.zeros((), jnp.int32), empty_memory(layout)),
         lambda step, state: guided_queries(*guided, step, state.memory),
-        lambda *inputs: estimated(options, prior, *inputs),
+        lambda *inputs: estimate_projection(options, prior, *inputs),
         settings,
     )
 
@@ -172,11 +172,11 @@ def guided_queries(
     return mean.queries(step, options._replace(sampler=sampler))
 
 
-def estimated(
+def estimate_projection(
     options: mean.Options, prior: Prior, step: core.Step, *inputs: Any
 ) -> core.Estimate:
     """Estimate the projection of the gradient onto the directions, and remember it."""
-    estimate = mean.estimated(step, *inputs, options=options)
+    estimate = mean.estimate_mean(step, *inputs, options=options)
     info, memory, dtype = estimate.info, estimate.state.memory, step.layout.dtype
     # A sum over valid directions; scaled as a mean it would be longer than ∇f.
     num_valid = mean.num_valid(info.kept, dtype)

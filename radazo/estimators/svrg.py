@@ -13,7 +13,7 @@ from jax.core import Tracer
 from radazo import core, differences, flat, random, validation
 from radazo.estimators import build
 
-# Folded into the key of a step: the estimates at x, at x₀, and of the full gradient.
+# Folded into the step key for the estimates at x, at x₀ and of the full gradient.
 _HERE, _THERE, _FULL = 0, 1, 2
 
 
@@ -23,7 +23,7 @@ class SvrgState(NamedTuple):
     Attributes:
       count: int32 scalar, estimates so far.
       age: int32 scalar, estimates since the snapshot; negative before the first one.
-      snapshot: The parameters at the snapshot; None for leaves that are not floating.
+      snapshot: Copy of the floating-point leaves of the parameters; None for others.
       full_gradient: Gradient estimate of `full_value_fn` there.
     """
 
@@ -42,8 +42,8 @@ def svrg_estimator(
 ) -> core.Estimator:
     """Reduce the mini-batch noise of an estimator by a snapshot, as ZO-SVRG does.
 
-    For objectives that are a mean over data: `value_fn` takes a different batch in each
-    step, `full_value_fn` all data.
+    It suits a mean over data: `value_fn` takes a different batch in each step,
+    `full_value_fn` takes all data.
 
       every `num_inner_steps` steps:  x₀ ← x,  G ← estimate of `full_value_fn` at x₀
       g = estimate(x) − estimate(x₀) + G           both of `value_fn`, of this step
@@ -108,36 +108,36 @@ def svrg_estimator(
 
     def queries(step: core.Step, state: SvrgState) -> core.Queries:
         three = [estimator.queries(*part) for part in parts(step, state)]
-        in_one_pass = functools.partial(fused, state)
-        return _joined(three, due(state), full_value_fn)._replace(fused=in_one_pass)
+        in_one_pass = functools.partial(evaluate_in_turn, state)
+        return _concat(three, due(state), full_value_fn)._replace(fused=in_one_pass)
 
     def estimate(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
         if readings.fused is not None:
-            return _combined(step, *readings.fused)
+            return _combine(step, *readings.fused)
         three = zip(parts(step, state), queries.shared, _split(readings), strict=True)
         at_x, at_x0, full = (estimator.estimate(*x, *seen) for x, *seen in three)
         is_due = due(state)
-        state, num_full = _renewed(is_due, step, lambda: full, state)
+        state, num_full = _renew_if_due(is_due, step, lambda: full, state)
         # x₀ is x if a snapshot is due: if that fails, the old snapshot is not used.
         failed = is_due & (state.age != 0)
-        return _combined(step, state, at_x, at_x0, num_full, failed)
+        return _combine(step, state, at_x, at_x0, num_full, failed)
 
-    def fused(
+    def evaluate_in_turn(
         state: SvrgState, function: core.Function, step: core.Step, *_: Any
     ) -> core.Readings:
         options = {"terms": step.terms, "has_aux": False}
         full_function = differences.evaluation(api_name, full_value_fn, **options)
 
-        def estimated(function: core.Function, *where: Any) -> core.Estimate:
+        def estimate_at(function: core.Function, *where: Any) -> core.Estimate:
             return build.closed_loop(estimator, function, *part(step, *where))
 
-        full = functools.partial(estimated, full_function, _FULL, step.params)
-        renewed, num_full = _renewed(due(state), step, full, state)
+        full = functools.partial(estimate_at, full_function, _FULL, step.params)
+        renewed, num_full = _renew_if_due(due(state), step, full, state)
         never = jnp.asarray(False)
-        at_x = estimated(function, _HERE, step.params)
-        at_x0 = estimated(function, there, _anchor(step.params, renewed, never))
+        at_x = estimate_at(function, _HERE, step.params)
+        at_x0 = estimate_at(function, there, _anchor(step.params, renewed, never))
         info, found = at_x.info, (renewed, at_x, at_x0, num_full, never)
         return core.Readings(at_x.value, info.slopes, info.kept, info.aux, found)
 
@@ -163,7 +163,7 @@ def _anchor(params: core.Params, state: SvrgState, due: jax.Array) -> core.Param
     )
 
 
-def _joined(
+def _concat(
     three: list[core.Queries], due: jax.Array, full_value_fn: core.ValueFn
 ) -> core.Queries:
     """Concatenate the queries of the three estimates, which are equally many."""
@@ -204,7 +204,7 @@ def _split(readings: core.Readings) -> list[core.Readings]:
     return [readings._replace(slopes=x, valid=y) for x, y in pieces]
 
 
-def _combined(
+def _combine(
     step: core.Step,
     state: SvrgState,
     at_x: core.Estimate,
@@ -230,7 +230,7 @@ def _combined(
     return build.next_count(at_x._replace(gradient=gradient, state=state, info=info))
 
 
-def _renewed(
+def _renew_if_due(
     due: jax.Array, step: core.Step, full: Callable[[], core.Estimate], state: SvrgState
 ) -> tuple[SvrgState, jax.Array]:
     """Take a snapshot if one is due; return the state and the number of values used."""
@@ -241,13 +241,13 @@ def _renewed(
         layout, params = step.layout, step.params
         gradient = flat.unravel(layout, params, found.gradient, found.opaque_index)
 
-        def chosen(new: Any, old: Any) -> Any:
+        def choose(new: Any, old: Any) -> Any:
             return None if old is None else jnp.where(succeeded, new, old)
 
         state = state._replace(
-            age=chosen(jnp.zeros((), jnp.int32), state.age),
-            snapshot=jax.tree.map(chosen, params, state.snapshot),
-            full_gradient=jax.tree.map(chosen, gradient, state.full_gradient),
+            age=choose(jnp.zeros((), jnp.int32), state.age),
+            snapshot=jax.tree.map(choose, params, state.snapshot),
+            full_gradient=jax.tree.map(choose, gradient, state.full_gradient),
         )
         return state, jnp.asarray(found.info.num_values, jnp.int32)
 

@@ -174,10 +174,10 @@ def _queries(
         around = lax.map(jnp.sum, values[1:]).astype(layout.dtype)
         return core.Readings(value, around, jnp.isfinite(around), aux)
 
-    def fused(function: core.Function, *_: Any) -> core.Readings:
-        """Return the readings of a virtual step, and a function that evaluates."""
+    def defer(function: core.Function, *_: Any) -> core.Readings:
+        """Return zeros, and a function that evaluates if the step is not virtual."""
 
-        def evaluated() -> tuple[jax.Array, core.Readings]:
+        def evaluate() -> tuple[jax.Array, core.Readings]:
             terms, aux = function(step.params)
             value = jnp.sum(terms).astype(layout.dtype)
 
@@ -197,7 +197,7 @@ def _queries(
             _, aux = jax.eval_shape(function, step.params)
             aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
         slopes = jnp.zeros(num_directions, layout.dtype)
-        return core.Readings(slopes[0], slopes, slopes == 0, aux, evaluated)
+        return core.Readings(slopes[0], slopes, slopes == 0, aux, evaluate)
 
     return core.Queries(
         num=num_directions + 1,
@@ -205,7 +205,7 @@ def _queries(
         read=read,
         num_readings=num_directions,
         base=step.params if surrogate is None else None,
-        fused=fused,
+        fused=defer,
         needed=None if surrogate is None else lambda index: ~surrogate.trusted,
         shared=surrogate,
     )
@@ -218,17 +218,17 @@ def _estimate(
     queries: core.Queries,
     readings: core.Readings,
 ) -> core.Estimate:
-    """Return the estimate of the surrogate in a virtual step, else of a new one."""
+    """Return the estimate of the surrogate, fitted again unless the step is virtual."""
 
-    def redrawn() -> tuple[jax.Array, core.Readings]:
+    def redraw() -> tuple[jax.Array, core.Readings]:
         indices = jnp.arange(1, queries.num, dtype=jnp.uint32)
         # The points as evaluated: in low precision they differ from x + smoothing · u.
         points = lax.map(lambda i: flat.ravel(step.layout, queries.point(i)), indices)
         return points, readings
 
-    def fitted() -> core.Estimate:
+    def fit_again() -> core.Estimate:
         """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
-        points, (value, values, valid, aux, _) = (readings.fused or redrawn)()
+        points, (value, values, valid, aux, _) = (readings.fused or redraw)()
         values = jnp.where(valid, values, jnp.nan)
         x = flat.ravel(step.layout, step.params)
         points = jnp.concatenate([x[None], points])
@@ -248,7 +248,7 @@ def _estimate(
 
     surrogate = queries.shared
     if surrogate is None:
-        return fitted()
+        return fit_again()
 
     def virtual() -> core.Estimate:
         slopes = jnp.zeros_like(readings.slopes)
@@ -258,4 +258,4 @@ def _estimate(
         gradient = surrogate.gradient
         return core.Estimate(surrogate.value, gradient, after, info, jnp.uint32(0))
 
-    return lax.cond(surrogate.trusted, virtual, fitted)
+    return lax.cond(surrogate.trusted, virtual, fit_again)

@@ -71,7 +71,7 @@ class Perturbed(NamedTuple):
         check_size(self.stored.shape)
         self.noise.record(self.leaf, self.stored.size)
         drawn = self.noise.part(self.offset, self.stored.size)
-        perturbed = _added(self.stored, drawn.reshape(self.stored.shape))
+        perturbed = _add(self.stored, drawn.reshape(self.stored.shape))
         return lax.transpose(perturbed, self.order).astype(self.dtype)
 
 
@@ -85,7 +85,7 @@ def check_size(shape: tuple[int, ...]) -> None:
         validation.fail("in_place(...).step", "params", rule, got, hint)
 
 
-def _added(x: jax.Array, noise: jax.Array) -> jax.Array:
+def _add(x: jax.Array, noise: jax.Array) -> jax.Array:
     """Return x + noise, in float32 at least, rounded once to the type of x."""
     wide = core.wide(x.dtype)
     return (x.astype(wide) + noise.astype(wide)).astype(x.dtype)
@@ -103,11 +103,11 @@ def evaluate(
             axes = tuple(range(x.ndim))
             inputs[i] = Perturbed(noise, i, x, start, axes, x.dtype)
         start += size
-    outs = [_materialized(x) for x in _run(closed.jaxpr, closed.consts, inputs)]
+    outs = [_materialize(x) for x in _run(closed.jaxpr, closed.consts, inputs)]
     return jax.tree.unflatten(jax.tree.structure(out), outs)
 
 
-def _materialized(x: Any) -> Any:
+def _materialize(x: Any) -> Any:
     return x.whole() if isinstance(x, Perturbed) else x
 
 
@@ -127,12 +127,12 @@ def _run(
         if rule is not None and any(isinstance(x, Perturbed) for x in ins):
             outs = rule(eqn.params, *ins)
         if outs is None:
-            outs = _applied(program, eqn, [_materialized(x) for x in ins])
+            outs = _apply(program, eqn, [_materialize(x) for x in ins])
         known |= dict(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in program.outvars]
 
 
-def _applied(
+def _apply(
     program: jax_core.Jaxpr, eqn: jax_core.JaxprEqn, ins: list[Any]
 ) -> Sequence[Any]:
     """Evaluate one equation as a program: binding differs between versions of JAX."""
@@ -143,7 +143,7 @@ def _applied(
     return jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(alone, []))(*named.values())
 
 
-def _called(params: dict[str, Any]) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
+def _called_jaxpr(params: dict[str, Any]) -> tuple[jax_core.Jaxpr, Sequence[Any]]:
     """Return the jaxpr that a primitive calls, and its constants."""
     inner = params["jaxpr" if "jaxpr" in params else "call_jaxpr"]
     closed = isinstance(inner, jax_core.ClosedJaxpr)
@@ -159,17 +159,17 @@ def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
-    program, inner_consts = _called(params)
+    program, inner_consts = _called_jaxpr(params)
     num_consts, num_carried = _scan_sizes(params)
     last = num_consts + num_carried
     # A constant stays lazy if each iteration uses only parts of it.
     consts = [
-        x if _is_used_in_parts(program, variable) else _materialized(x)
+        x if _is_used_in_parts(program, variable) else _materialize(x)
         for x, variable in zip(ins[:num_consts], program.invars, strict=False)
     ]
-    init = [_materialized(x) for x in ins[num_consts:last]]
+    init = [_materialize(x) for x in ins[num_consts:last]]
     stacks = [
-        _materialized(x) if isinstance(x, Perturbed) and x.order[0] else x
+        _materialize(x) if isinstance(x, Perturbed) and x.order[0] else x
         for x in ins[last:]
     ]
 
@@ -180,7 +180,7 @@ def _scan(params: dict[str, Any], *ins: Any) -> list[Any]:
             for stack, x in zip(stacks, slices, strict=True)
         ]
         outs = _run(program, inner_consts, [*consts, *carry, *parts])
-        outs = [_materialized(x) for x in outs]
+        outs = [_materialize(x) for x in outs]
         return outs[: len(init)], outs[len(init) :]
 
     numbers = jnp.arange(params["length"], dtype=jnp.uint32)
@@ -200,7 +200,7 @@ def _is_used_in_parts(program: jax_core.Jaxpr, variable: Any) -> bool:
             if place >= num_consts:
                 return place >= num_consts + num_carried  # Stacked: layer by layer.
         if name in (*_CALLS, "scan"):
-            inner, _ = _called(params)
+            inner, _ = _called_jaxpr(params)
             return _is_used_in_parts(inner, inner.invars[place])
         return name in ("dynamic_slice", "gather") and place == 0
 
@@ -217,13 +217,13 @@ def _cond(params: dict[str, Any], index: Any, *ins: Any) -> list[Any]:
         def run(*arrays: Any) -> list[Any]:
             rest = iter(arrays)
             args = [x if isinstance(x, Perturbed) else next(rest) for x in ins]
-            return [_materialized(x) for x in _run(closed.jaxpr, closed.consts, args)]
+            return [_materialize(x) for x in _run(closed.jaxpr, closed.consts, args)]
 
         return run
 
     branches = [branch(closed) for closed in params["branches"]]
     arrays = [x for x in ins if not isinstance(x, Perturbed)]
-    return lax.switch(_materialized(index), branches, *arrays)
+    return lax.switch(_materialize(index), branches, *arrays)
 
 
 def _slice(params: dict[str, Any], x: Perturbed) -> list[Any] | None:
@@ -242,7 +242,7 @@ def _dynamic_slice(params: dict[str, Any], x: Any, *starts: Any) -> list[Any] | 
         return None
     count, *rest = params["slice_sizes"]
     by_rows = tuple(rest) == x.stored.shape[1:]
-    return [x.rows(_materialized(starts[0]), count)] if by_rows else None
+    return [x.rows(_materialize(starts[0]), count)] if by_rows else None
 
 
 def _squeeze(params: dict[str, Any], x: Perturbed) -> list[Any] | None:
@@ -273,18 +273,18 @@ def _gather(params: dict[str, Any], x: Any, indices: Any) -> list[Any] | None:
         return None
     names = ("dimension_numbers", "slice_sizes", "unique_indices")
     options = {n: params[n] for n in (*names, "indices_are_sorted", "mode")}
-    indices = _materialized(indices)
+    indices = _materialize(indices)
 
-    def taken(operand: jax.Array, fill_value: Any) -> jax.Array:
+    def gather(operand: jax.Array, fill_value: Any) -> jax.Array:
         return lax.gather(operand, indices, fill_value=fill_value, **options)
 
     check_size(x.stored.shape)
     places = lax.iota(jnp.uint32, x.stored.size).reshape(x.stored.shape)
-    places = taken(places, _NO_INDEX)
-    rows = taken(x.stored, params["fill_value"])
+    places = gather(places, _NO_INDEX)
+    rows = gather(x.stored, params["fill_value"])
     x.noise.record(x.leaf, rows.size)
     noise = x.noise.at(random.advance(x.offset, places, 1, x.stored.size))
-    rows = jnp.where(places == _NO_INDEX, rows, _added(rows, noise))
+    rows = jnp.where(places == _NO_INDEX, rows, _add(rows, noise))
     return [rows.astype(x.dtype)]
 
 
@@ -295,7 +295,7 @@ def _dot_general(params: dict[str, Any], *operands: Any) -> list[Any] | None:
         contracted, batch = (axes[side] for axes in params["dimension_numbers"])
         axis = x.order.index(0)
         if axis not in (*contracted, *batch):
-            other = _materialized(operands[1 - side])
+            other = _materialize(operands[1 - side])
             free = [a for a in range(axis) if a not in (*contracted, *batch)]
             before = other.ndim - len(contracted) if side else len(batch)
             return [_in_blocks(params, x, other, side, before + len(free))]
@@ -325,7 +325,7 @@ def _in_blocks(
 
 
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(_CALLS, lambda params, *ins: _run(*_called(params), ins)),
+    **dict.fromkeys(_CALLS, lambda params, *ins: _run(*_called_jaxpr(params), ins)),
     "cond": _cond,
     "convert_element_type": _convert,
     "dot_general": _dot_general,

@@ -55,7 +55,7 @@ def wide_leaves(params: core.Params) -> Arrays:
     return tuple(jnp.asarray(x).astype(core.wide(x.dtype)) for x in leaves)
 
 
-def replaced(params: core.Params, arrays: Iterable[jax.Array]) -> core.Params:
+def replace(params: core.Params, arrays: Iterable[jax.Array]) -> core.Params:
     """Replace the floating-point leaves of `params`, keeping their types."""
     new = iter(arrays)
     return jax.tree.map(
@@ -207,12 +207,12 @@ def fzoos(
         """Return the (M,) weights of the features."""
         del params, mean_gradient
         (frequencies, phases), buffer = shared, state.buffer
-        filled = gaussian_process.filled(buffer)
+        filled = gaussian_process.filled_rows(buffer)
         angles = _dot(buffer.points, frequencies.T) + phases[None]
         rows = factor * jnp.cos(angles)
         rows = jnp.where(filled[:, None], rows, jnp.zeros_like(rows))
-        _, deviation, standard = gaussian_process.standardized(buffer.values, filled)
-        cholesky = gaussian_process.factorized(_dot(rows, rows.T), filled, jitter)
+        _, deviation, standard = gaussian_process.standardize(buffer.values, filled)
+        cholesky = gaussian_process.factorize(_dot(rows, rows.T), filled, jitter)
         solved = jax.scipy.linalg.cho_solve((cholesky, True), standard)
         weights = deviation * _dot(solved, rows)
         return jnp.where(jnp.isfinite(weights), weights, jnp.zeros_like(weights))

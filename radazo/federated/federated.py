@@ -134,7 +134,7 @@ def federated(
     hint = "1 sets the parameters to the mean over the clients."
     validation.positive(api_name, "learning_rate", learning_rate, hint)
     optimizer = optax.adam(0.01) if local_optimizer is None else local_optimizer
-    weights = _normalized(api_name, shares, num_clients)
+    weights = _normalize(api_name, shares, num_clients)
     options = client_value_fn, estimator, optimizer, num_local_steps, correction
     words = random.key_data(api_name, key)
 
@@ -185,7 +185,7 @@ def _clients(
 
     def run(client: jax.Array, inner: Any, memory: Any) -> tuple[Any, ...]:
         term = partial(correction.term, shared, memory, mean, start)
-        corrected = _corrected(estimator, term, inner)
+        corrected = _with_correction(estimator, term, inner)
         key = random.typed(random.fold_in(words, client))
         optimizer: Any = combinators.with_estimator(corrected, local_optimizer, key)
 
@@ -219,7 +219,7 @@ class _CorrectedState(NamedTuple):
     total: corrections.Arrays  # Sum of the estimates.
 
 
-def _corrected(
+def _with_correction(
     estimator: core.Estimator, term: Callable[..., corrections.Arrays], inner: Any
 ) -> core.Estimator:
     """Return `estimator`, with the state `inner`, plus `term` in its gradients."""
@@ -231,7 +231,7 @@ def _corrected(
         gradient = flat.unravel(layout, params, found.gradient, found.opaque_index)
         estimates = corrections.wide_leaves(gradient)
         sums = map(operator.add, estimates, term(params, state.count))
-        gradient = flat.ravel(layout, corrections.replaced(gradient, sums))
+        gradient = flat.ravel(layout, corrections.replace(gradient, sums))
         total = tuple(map(operator.add, state.total, estimates))
         num_valid = state.num_valid + jnp.any(found.info.kept).astype(jnp.int32)
         state = _CorrectedState(state.count + 1, found.state, num_valid, total)
@@ -263,10 +263,10 @@ def _average(
         new.append(x + jnp.asarray(learning_rate, x.dtype) * mean)
         distances = _mean(weights, jnp.square(moves - mean[None]))
         squares = squares + jnp.sum(distances).astype(jnp.float32)
-    return corrections.replaced(start, new), jnp.sqrt(squares)
+    return corrections.replace(start, new), jnp.sqrt(squares)
 
 
-def _normalized(api_name: str, shares: Any, num_clients: int) -> np.ndarray:
+def _normalize(api_name: str, shares: Any, num_clients: int) -> np.ndarray:
     """Return the weights of the clients, normalized to sum to 1."""
     try:
         weights = np.ones(num_clients) if shares is None else np.asarray(shares, float)

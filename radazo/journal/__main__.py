@@ -29,7 +29,7 @@ _SHOWN = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status."""
     options = _parser().parse_args(arguments)
-    with validation.caught(_print_error):
+    with validation.pass_errors_to(_print_error):
         return options.command(options)
     return 2
 
@@ -75,7 +75,7 @@ def _show(options: Any) -> int:
     journal = file_format.read("show", options.file)
     count, fingerprint, slopes, value, stopped = journal.entries
     dropped, finite = np.isnan(slopes), value[np.isfinite(value)]
-    rows = _described(journal.header) | {
+    rows = _describe(journal.header) | {
         "steps": f"{len(count):,}, from {journal.header.first:,} on",
         "bytes": f"{Path(options.file).stat().st_size:,}",
         "dropped": f"{dropped.sum():,} of {slopes.size:,} directions",
@@ -104,7 +104,7 @@ def _show(options: Any) -> int:
     return 0
 
 
-def _described(header: file_format.JournalHeader) -> dict[str, str]:
+def _describe(header: file_format.JournalHeader) -> dict[str, str]:
     """Return the fields of a header as text."""
     fields = header._asdict().items()
     return {name: x.hex() if isinstance(x, bytes) else str(x) for name, x in fields}
@@ -112,7 +112,7 @@ def _described(header: file_format.JournalHeader) -> dict[str, str]:
 
 def _diff(options: Any) -> int:
     one, other = (file_format.read("diff", x) for x in (options.file, options.other))
-    old, new = _described(one.header), _described(other.header)
+    old, new = _describe(one.header), _describe(other.header)
     lines = [
         f"{name}: {x} and {new[name]}" for name, x in old.items() if x != new[name]
     ]
@@ -152,7 +152,7 @@ def _differences(
 
 def _replay(options: Any) -> int:
     names = ("optimizer", "params", "bounds")
-    given = {name: _imported(name, getattr(options, name)) for name in names}
+    given = {name: _import(name, getattr(options, name)) for name in names}
     params, state = replay(options.file, count=options.to, **given)
     tree, arrays = {"params": params, "state": state}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -164,7 +164,7 @@ def _replay(options: Any) -> int:
     return 0
 
 
-def _imported(argument: str, name: str | None) -> Any:
+def _import(argument: str, name: str | None) -> Any:
     """Import MODULE:NAME; call it if it is a function."""
 
     def explain(error: BaseException) -> None:
@@ -173,7 +173,7 @@ def _imported(argument: str, name: str | None) -> Any:
         hint = "Modules are also found in the current folder; functions are called."
         validation.fail("replay", argument, rule, got, hint)
 
-    with validation.caught(explain), contextlib.ExitStack() as stack:
+    with validation.pass_errors_to(explain), contextlib.ExitStack() as stack:
         if name is not None:
             sys.path.insert(0, "")
             stack.callback(sys.path.remove, "")

@@ -1,7 +1,7 @@
-"""Steps in two programs, which read the function and apply the readings, and replays.
+"""Take a step in two programs: one evaluates the function, one applies the readings.
 
-A replay runs the same second program, because a step that is compiled together with a
-function can differ in the last bits.
+A replay runs the second program alone. A step compiled together with a function could
+differ from it in the last bits.
 """
 
 import functools
@@ -83,7 +83,7 @@ def read_entry(
     state: Any,
     **extra: Any,
 ) -> file_format.JournalEntry:
-    """First program: evaluate the function and return the journal entry."""
+    """Evaluate the function and return the journal entry: the first program."""
     function, step, queries = stepping.first_evaluation(
         optimizer, params, state, value_fn=value_fn, **extra
     )
@@ -106,7 +106,7 @@ def apply_entry(
     state: Any,
     entry: file_format.JournalEntry,
 ) -> tuple[list[jax.Array], Any]:
-    """Second program: take the step with the readings of a journal entry."""
+    """Take the step with the readings of a journal entry: the second program."""
     # A weak type would make the first step compile separately.
     arrays, state = jax.tree.map(
         lambda x: lax.convert_element_type(x, x.dtype), (arrays, state)
@@ -186,16 +186,16 @@ def replay(
     _check_readings(journal.header.num_directions, optimizer, rest, arrays, state)
     entries = journal.between(run.first, journal.end)
     pending: list[jax.Array] = []
-    num, prints = end - run.first, entries.fingerprint
+    num, fingerprints = end - run.first, entries.fingerprint
     for i in range(num):
         pending.append(replicas.short_fingerprint(arrays))
         if len(pending) > min(i // 2, _MAX_BLOCK):  # Often at the start, then rarely.
-            _compare(pending, prints[: i + 1], run.first, journal.header.writer)
+            _compare(pending, fingerprints[: i + 1], run.first, journal.header.writer)
         entry = file_format.JournalEntry(*(x[i] for x in entries))
         arrays, state = apply_entry(optimizer, rest, box, arrays, state, entry)
     if end < journal.end:
         pending.append(replicas.short_fingerprint(arrays))
-    _compare(pending, prints[: num + 1], run.first, journal.header.writer)
+    _compare(pending, fingerprints[: num + 1], run.first, journal.header.writer)
     return rest.join(arrays), state
 
 

@@ -112,7 +112,7 @@ def estimate_gradient(
       >>> print(jnp.round(updates, 3))  # learning_rate / √(1 − b2), against the slope
       [-0.1  0.1]
     """
-    return attached("estimate_gradient", estimator, optax.identity(), key)
+    return attach("estimate_gradient", estimator, optax.identity(), key)
 
 
 def with_estimator(
@@ -148,10 +148,10 @@ def with_estimator(
       >>> print(jnp.abs(updates), state.num_values)  # the first of two is held back
       [0. 0. 0.] 11
     """
-    return attached("with_estimator", estimator, optimizer, key)
+    return attach("with_estimator", estimator, optimizer, key)
 
 
-def attached(
+def attach(
     api_name: str, estimator: core.Estimator, optimizer: Any, key: core.Key
 ) -> optax.GradientTransformationExtraArgs:
     """Return `with_estimator` whose messages name `api_name`."""
@@ -172,8 +172,8 @@ def attached(
         **extra: Any,
     ) -> tuple[Any, Any]:
         del updates
-        value_fn = _required(api_name, value_fn, params, evaluate)
-        named = _accepted(value_fn, extra)
+        value_fn = _value_fn(api_name, value_fn, params, evaluate)
+        named = _select(value_fn, extra)
         bound = functools.partial(value_fn, **named)
         key = random.typed(random.fold_in(state.key_data, state.count))
         value, gradient, estimator_state, info = build.estimate(
@@ -192,7 +192,7 @@ def attached(
         def chosen(new: Any, old: Any) -> Any:
             return jnp.where(any_kept, new, old) if isinstance(new, jax.Array) else new
 
-        keywords = _accepted(optimizer.update, offered)
+        keywords = _select(optimizer.update, offered)
         updates, new = optimizer.update(gradient, old, params, **keywords)
         updates = jax.tree.map(lambda u: chosen(u, jnp.zeros_like(u)), updates)
         # The state of some optimizers grows once, e.g. that of `optax.monitor`.
@@ -228,7 +228,7 @@ def update_counters(
     )
 
 
-def _required(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.ValueFn:
+def _value_fn(api_name: str, value_fn: Any, params: Any, evaluate: Any) -> core.ValueFn:
     """Return `value_fn`, or a stand-in that fails if values are evaluated elsewhere."""
     call = f"{api_name}(...).update"
     if value_fn is None and evaluate is None:
@@ -253,7 +253,7 @@ def _fast(params: Any) -> Any:
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
-def _accepted(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
+def _select(fn: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
     """Return those of `keywords` that `fn` takes by name, or all if it takes any."""
     try:
         parameters = inspect.signature(fn).parameters.values()

@@ -21,7 +21,7 @@ from radazo.estimators import build, mean
 from radazo.evaluate import lazy, perturbed
 from radazo.optimizers import combinators, stepping
 
-_MISSING = 0.01  # Share of a first moment that is truncated.
+_TRUNCATED = 0.01  # Largest share of a first moment that is dropped.
 _UNROLLED = 4  # Directions drawn within one loop over the elements.
 _ROUNDING = 1 << 31  # First rounding key; direction keys are smaller.
 
@@ -54,8 +54,8 @@ def in_place(
 ) -> stepping.InPlace:
     """Take zeroth-order steps in the memory that an evaluation of the function needs.
 
-    Perturb the layers of a `jax.lax.scan` one at a time, only the looked-up rows of a
-    table, large matrices in blocks of a product, and any other leaf just before use.
+    Perturb the layers of a `jax.lax.scan` one at a time, tables only at the rows looked
+    up, large matrices block by block, and any other leaf just before use.
 
       slopeₖ = (f(x + smoothing · uₖ) − f(x − smoothing · uₖ)) / (2 smoothing)
       g = factor / |kept| · Σ_{k kept} slopeₖ · uₖ
@@ -116,7 +116,7 @@ def in_place(
     hint = "Each is drawn again for the update; 1 is a good start."
     validation.integer(api_name, "num_directions", num_directions, 1, hint)
     if num_steps is None:
-        num_steps = math.ceil(math.log(_MISSING) / math.log(b1)) if b1 > 0 else 1
+        num_steps = math.ceil(math.log(_TRUNCATED) / math.log(b1)) if b1 > 0 else 1
     hint = "It is the number of steps remembered; None takes what `b1` needs."
     validation.integer(api_name, "num_steps", num_steps, 1, hint)
     options = mean.Options(sampler, num_directions, difference)
@@ -155,11 +155,11 @@ def in_place(
         own = random.fold_in(state.key_data, state.count)
         here = core.Step(own, layout, params, distance, terms)
         if evaluate is None:
-            readings, scales = _evaluated(function, here, options)
+            readings, scales = _evaluate(function, here, options)
         else:
             readings = evaluate(function, here, _queries(here, options))
             scales = lax.map(lambda k: _scale(here, options, k), _ks(num_directions))
-        past, info = _remembered(state, options, here, readings, scales)
+        past, info = _remember(state, options, here, readings, scales)
         moment, any_kept = _mean(state.key_data, past, sampler, b1), jnp.any(info.kept)
         params, states = _move(rule, moment, here, state.optimizer, any_kept)
         state = state._replace(estimator=past, optimizer=states)
@@ -177,7 +177,7 @@ def _scale(step: core.Step, options: mean.Options, k: jax.Array) -> jax.Array:
     return perturbed.scale_of(options.sampler, random.fold_in(step.key, k), step.layout)
 
 
-def _evaluated(
+def _evaluate(
     function: core.Function, step: core.Step, options: mean.Options
 ) -> tuple[core.Readings, jax.Array]:
     """Evaluate in place; return the readings and the scale of each direction."""
@@ -199,7 +199,7 @@ def _evaluated(
         slope, valid = mean.valid_slope(slope, options, layout)
         return (slope, valid, value), scale
 
-    (slopes, valid, values), scales = lax.map(one, _ks(options.resolved(layout)))
+    (slopes, valid, values), scales = lax.map(one, _ks(options.resolve(layout)))
     value = mean.mean_of_valid(values, valid) if base is None else jnp.sum(base)
     return core.Readings(value, slopes, valid), scales
 
@@ -215,7 +215,7 @@ def _queries(step: core.Step, options: mean.Options) -> core.Queries:
 
     scaled = options._replace(sampler=sampler._replace(scale=None))
     return mean.queries(step, scaled, draw)._replace(
-        evaluate=lambda function, step, _: _evaluated(function, step, options)[0]
+        evaluate=lambda function, step, _: _evaluate(function, step, options)[0]
     )
 
 
@@ -232,7 +232,7 @@ def _warn_of_a_whole_leaf(params: core.Params, index: int, size: int) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def _remembered(
+def _remember(
     state: combinators.WithEstimatorState,
     options: mean.Options,
     step: core.Step,
@@ -342,7 +342,7 @@ def _move(
 ) -> tuple[core.Params, tuple[Any, ...]]:
     """Return parameters and states after a step; unchanged unless `any_kept`."""
 
-    def updated(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
+    def apply_rule(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
         wide = core.wide(x.dtype)
         kept = rule.cast(state, x, wide)
         g = gradient.part(offset, x.size).reshape(x.shape).astype(wide)
@@ -351,14 +351,14 @@ def _move(
         for i, old in enumerate(jax.tree.leaves((x, state))):
             if arrays[i].dtype != old.dtype:
                 key = random.fold_in(step.key, jnp.uint32(_ROUNDING + i))
-                arrays[i] = _rounded(key, arrays[i], old.dtype, offset)
+                arrays[i] = _round(key, arrays[i], old.dtype, offset)
         return treedef.unflatten(arrays)
 
     def update(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
         # A branch reads all of its inputs before its outputs are written. If XLA fused
         # a read of one array into the write of another, it would copy the first.
         return lax.cond(
-            any_kept, lambda x, s: updated(x, s, offset), lambda *old: old, x, state
+            any_kept, lambda x, s: apply_rule(x, s, offset), lambda *old: old, x, state
         )
 
     arrays, treedef = jax.tree.flatten(step.params)
@@ -388,7 +388,7 @@ def _in_parts(
     return new.reshape(leaf.shape), state
 
 
-def _rounded(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:
+def _round(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:
     """Round x stochastically to bfloat16 or float16, so that E[rounded] = x.
 
       rounded = ulp · ⌊x / ulp + v⌋,  v uniform on [0, 1), of bits offset + i of `key`

@@ -127,16 +127,16 @@ def pars(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
     ) -> core.Estimate:
         seen = at_y(step, state), state, queries, readings
-        estimate = prior_guided.estimated(options, guess, *seen)
+        estimate = prior_guided.estimate_projection(options, guess, *seen)
         known, first = state.memory.known, queries.shared(0)
-        return _moved(smoothness, guesses, known, first, estimate)
+        return _move(smoothness, guesses, known, first, estimate)
 
     built = build.estimator(api_name, init, queries, estimate, settings)
-    return combinators.attached(api_name, built, _AGAINST, key)
+    return combinators.attach(api_name, built, _NEGATE, key)
 
 
 # A link that also accepts integers and keeps their dtype.
-_AGAINST = optax.stateless_with_tree_map(lambda gradient, _: jnp.negative(gradient))
+_NEGATE = optax.stateless_with_tree_map(lambda gradient, _: jnp.negative(gradient))
 _NO_GUESS = prior_guided.Prior(
     lambda memory, point: jnp.zeros_like(memory), lambda memory, point, gradient: memory
 )
@@ -153,7 +153,7 @@ def _pull(state: ParsState) -> jax.Array:
     return (jnp.sqrt(product * product + 4 * product) - product) / 2
 
 
-def _moved(
+def _move(
     smoothness: Any, guesses: int, known: Any, first: jax.Array, estimate: core.Estimate
 ) -> core.Estimate:
     """Return the negated move of x as a gradient, and the state after it."""

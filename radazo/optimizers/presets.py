@@ -44,7 +44,7 @@ def optimizer(
         decay = optax.add_decayed_weights(weight_decay, decaying)
     rate = optax.scale_by_learning_rate(learning_rate)
     chain = optax.chain(rule(**options), decay, rate)
-    return combinators.attached(api_name, estimator, chain, key)
+    return combinators.attach(api_name, estimator, chain, key)
 
 
 def radazo(

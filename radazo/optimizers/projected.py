@@ -160,12 +160,12 @@ def _towards(leaf: Any, inside: Any, update: Any) -> Any:
         return update
     wide, form = core.wide(leaf.dtype), jnp.finfo(leaf.dtype)
 
-    def rounded(x: jax.Array) -> jax.Array:
+    def reduce(x: jax.Array) -> jax.Array:
         return lax.reduce_precision(x, form.nexp, form.nmant)
 
     start, end = leaf.astype(wide), inside.astype(wide)
-    step = rounded(end - start)
-    beyond = (rounded(start + step) - end) * jnp.sign(end - start) > 0
+    step = reduce(end - start)
+    beyond = (reduce(start + step) - end) * jnp.sign(end - start) > 0
     step = step.astype(leaf.dtype)
     return jnp.where(beyond, jnp.nextafter(step, jnp.zeros_like(step)), step)
 

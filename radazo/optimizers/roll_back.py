@@ -53,7 +53,7 @@ def roll_back(
 
     The second test needs 10 good values (or `window`, if smaller) and s > 0. A step
     with a good value first copies parameters and state if `every` steps have passed
-    since the last copy or return. At the `patience`-th consecutive bad value, and when
+    since the last copy or restore. At the `patience`-th consecutive bad value, and when
     a step would make a parameter non-finite,
 
       updates = kept parameters − parameters,   state = kept state
@@ -67,8 +67,8 @@ def roll_back(
 
     Args:
       optimizer: A complete optimizer with one estimator, e.g. `radazo.radazo(...)`.
-      every: Steps between copies, at least 1. A fresh copy may be bad already.
-      patience: Consecutive bad values that trigger a return, at least 1.
+      every: Steps between copies, at least 1. A recent copy may be bad already.
+      patience: Consecutive bad values that trigger a restore, at least 1.
       window: Number of good values to compare with, at least 2.
       factor: Greater than 0. For normal noise, s is 2/3 of the standard deviation.
     Returns:
@@ -92,7 +92,7 @@ def roll_back(
     validation.transformation(api_name, optimizer, complete=True)
     hint = "It is the number of steps between copies."
     validation.integer(api_name, "every", every, 1, hint)
-    hint = "It is the number of consecutive bad values that trigger a return."
+    hint = "It is the number of consecutive bad values that trigger a restore."
     validation.integer(api_name, "patience", patience, 1, hint)
     hint = "It is the number of good values that a new one is compared with."
     validation.integer(api_name, "window", window, 2, hint)
@@ -180,14 +180,14 @@ def _with_memory(state: Any, memory: Any) -> Any:
     """Return the state with the leaves of `memory`; keep its counters."""
     leaves = iter(jax.tree.leaves(memory))
 
-    def filled(node: Any) -> Any:
+    def fill(node: Any) -> Any:
         if not combinators.is_estimator_state(node):
             return next(leaves)
         parts = node.estimator, node.optimizer
         estimator, optimizer = jax.tree.map(lambda _: next(leaves), parts)
         return node._replace(estimator=estimator, optimizer=optimizer)
 
-    return jax.tree.map(filled, state, is_leaf=combinators.is_estimator_state)
+    return jax.tree.map(fill, state, is_leaf=combinators.is_estimator_state)
 
 
 def _floating(params: core.Params) -> core.Params:

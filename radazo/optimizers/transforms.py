@@ -250,7 +250,7 @@ def _mean(updates: core.Params, moment: core.Params, decay: Any) -> core.Params:
         if not core.is_floating(update):
             return old
         wide = core.wide(update.dtype, old.dtype)
-        rate = _typed(decay, wide)
+        rate = _cast(decay, wide)
         return rate * old.astype(wide) + (1 - rate) * update.astype(wide)
 
     return jax.tree.map(mean, updates, moment)
@@ -266,7 +266,7 @@ def _ratio(
     def ratio(top: Any, nu: jax.Array, like: Any) -> Any:
         if not core.is_floating(like):
             return like
-        root = jnp.sqrt(nu + _typed(eps_root, nu.dtype)) + _typed(eps, nu.dtype)
+        root = jnp.sqrt(nu + _cast(eps_root, nu.dtype)) + _cast(eps, nu.dtype)
         if not positive:
             root = jnp.where(root > 0, root, jnp.ones_like(root))
         return (top.astype(root.dtype) / root).astype(like.dtype)
@@ -274,7 +274,7 @@ def _ratio(
     return jax.tree.map(ratio, numerator, nu, like)
 
 
-def _typed(constant: Any, dtype: Any) -> Any:
+def _cast(constant: Any, dtype: Any) -> Any:
     """Cast an injected hyperparameter; Python numbers are weakly typed already."""
     return constant.astype(dtype) if isinstance(constant, jax.Array) else constant
 

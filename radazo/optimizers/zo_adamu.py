@@ -46,7 +46,7 @@ def zo_adamu(
     """Minimize by ZO-AdaMU, which draws directions around the last one.
 
     A direction mixes a new part with one around the momentum m, the last direction,
-    which is phased in between the steps T1 and T2. n and n′ are standard normals; the
+    whose share grows between the steps T1 and T2. n and n′ are standard normals; the
     shares a, β₁ and β₂ are share(`new_variance`), share(`b1`) and share(`b2`):
 
       share(last) = 1 − (1 − last) · (1 − cos(π · p)) / 2
@@ -65,7 +65,7 @@ def zo_adamu(
       learning_rate, key, weight_decay, weight_decay_mask: As in `radazo`.
       num_steps: Steps of the run, at least 1; later ones use the last phase.
       smoothing: As in `finite_difference_estimator`; ‖u‖ is about √d.
-      boundaries: (T1, T2). None for 1024 steps, or a fifth of all if less, and 4/5.
+      boundaries: (T1, T2). None for 1/5 (at most 1024) and 4/5 of `num_steps`.
       new_variance, b1, b2: Shares of the new part in the last phase, in [0, 1].
       eps_root: Constant inside the root, greater than 0.
       terms, mask, sharding: As in `finite_difference_estimator`.

@@ -124,8 +124,8 @@ def evaluation_pool(
       dask.distributed.Client(...).get_executor             a cluster
 
     With a function, each simultaneous call has its own executor (one worker is enough),
-    which is replaced if the call hangs or its worker is killed. A given
-    executor is shared by all calls, needs `max_concurrent` workers and stays open. A
+    which is replaced if the call hangs or its worker is killed. A given executor is
+    shared by all calls, needs `max_concurrent` workers and stays open. A shared
     `ProcessPoolExecutor` breaks if one worker is killed, which raises an error.
 
     Do not fork a process in which JAX runs threads: the child may hang. Use
@@ -231,7 +231,7 @@ class _Pool:
         self.advance: Callable[[int, float], None] = lambda *_: None
         self.waiting: collections.deque[_Job] = collections.deque()
         self.under_way: dict[_Future, _Call] = {}
-        self.hanging: dict[_Future, float] = {}  # Timed out in `shared`, and when.
+        self.hanging: dict[_Future, float] = {}  # When calls timed out in `shared`.
         self.arrived: collections.deque[_Value] = collections.deque()
         self.cache: dict[bytes, float] = {}
         self.counts: collections.Counter[str] = collections.Counter()
@@ -257,7 +257,7 @@ class _Pool:
                 self.close()
 
     def evaluate(self, queries: Iterable[tuple[Any, core.Params]]) -> Iterator[_Value]:
-        """`EvaluationPool.evaluate`."""
+        """Implement `EvaluationPool.evaluate`."""
         hint = "Pass a list, or a generator that makes one point at a time."
         validation.instance(_EVALUATE, "queries", queries, Iterable, hint)
         return self._run(iter(queries))
@@ -273,7 +273,7 @@ class _Pool:
         callback: Callable[[MinimizeResult], Any] | None = None,
         checkpoints: Any = None,
     ) -> MinimizeResult:
-        """`EvaluationPool.minimize`."""
+        """Implement `EvaluationPool.minimize`."""
         validation.transformation(_MINIMIZE, optimizer, complete=True)
         run = start_run(
             _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
@@ -366,24 +366,24 @@ class _Pool:
         else:
             self.waiting.append(_Job([id_], function or self.value_fn, point, digest))
 
-    def _is_on(self) -> bool:
+    def _is_running(self) -> bool:
         return self.state == "busy" and self.raise_error is None
 
     def _has_room(self) -> bool:
         num_waiting, num_busy = len(self.waiting), len(self.under_way)
         has_place = num_waiting + num_busy < self.max_concurrent
-        return self._is_on() and has_place and self.num_left > num_waiting
+        return self._is_running() and has_place and self.num_left > num_waiting
 
     def _has_work(self) -> bool:
         if any(call.job.ids for call in self.under_way.values()):
             return True
-        is_paid = bool(self.under_way) or self.num_left != 0
-        return self._is_on() and bool(self.waiting) and is_paid
+        can_call = bool(self.under_way) or self.num_left != 0
+        return self._is_running() and bool(self.waiting) and can_call
 
     def _can_start(self) -> bool:
         num_busy = len(self.under_way) + len(self.hanging)
         has_place = num_busy < self.max_concurrent
-        return self._is_on() and has_place and self.num_left != 0
+        return self._is_running() and has_place and self.num_left != 0
 
     def _is_blocked(self) -> bool:
         """Return whether hanging calls occupy all places of a shared executor."""

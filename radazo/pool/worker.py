@@ -59,7 +59,9 @@ def call(mark: Mark, value_fn: Callable[[Any], Any], point: Any) -> Outcome:
     mark.write()
     # As text: some exceptions cannot be pickled, and others keep resources open.
     lines: list[str] = []
-    with validation.caught(lambda error: lines.extend(format_exception_only(error))):
+    with validation.pass_errors_to(
+        lambda error: lines.extend(format_exception_only(error))
+    ):
         returned = value_fn(to_numpy(point))  # A copy, which it may modify.
         value = validation.real(returned)
         if math.isnan(value):

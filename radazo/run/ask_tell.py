@@ -79,21 +79,21 @@ def ask(optimizer: Any, params: Any, state: Any) -> Queries:
     """
     arrays, rest = partition.split(params)
     count = int(combinators.find_estimator_state("ask", state).count)
-    needed, functions = jax.device_get(_needed(optimizer, rest, arrays, state))
+    needed, functions = jax.device_get(_query_kinds(optimizer, rest, arrays, state))
     ids = [QueryId(count, int(i)) for i in np.flatnonzero(needed)]
     known = frozenset(ids)
 
-    def checked(id_: tuple[int, int]) -> int:
+    def check(id_: tuple[int, int]) -> int:
         if tuple(id_) not in known:
             rule = f"be one of the {len(ids)} of step {count}"
             validation.fail("point", "id_", rule, repr(id_), _HINT)
         return id_[1]
 
     def point(id_: tuple[int, int]) -> core.Params:
-        return rest.join(_point(optimizer, rest, arrays, state, checked(id_)))
+        return rest.join(_point(optimizer, rest, arrays, state, check(id_)))
 
     def function(id_: tuple[int, int]) -> core.ValueFn | None:
-        which = functions[checked(id_)]
+        which = functions[check(id_)]
         if not which:
             return None
         *_, queries = stepping.first_evaluation(optimizer, params, state)
@@ -135,7 +135,7 @@ def tell(
       1 3
     """
     arrays, rest = partition.split(params)
-    num = len(jax.device_get(_needed(optimizer, rest, arrays, state)[0]))
+    num = len(jax.device_get(_query_kinds(optimizer, rest, arrays, state)[0]))
     if isinstance(values, Mapping):
         count = int(combinators.find_estimator_state("tell", state).count)
         values = _in_order(count, num, values)
@@ -195,7 +195,7 @@ def _point(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _needed(
+def _query_kinds(
     optimizer: Any, rest: partition.Static, arrays: Any, state: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Return for each query whether it is needed, and the index of its function."""

@@ -17,7 +17,7 @@ _MAX_SLOPES_PER_CALL = 2**22  # 16 MB of float32.
 
 
 class Record(NamedTuple):
-    """The record of a step, or of a call: then arrays with one element per step.
+    """The record of a step; of a call, with a leading axis of steps.
 
     Attributes:
       values: The value that the estimate of the step returned.

@@ -82,7 +82,7 @@ def minimize(
     Args:
       value_fn: `value_fn(params)`, or `value_fn(params, batch)` with `batches`;
         traceable by JAX (wrap others in `jax.pure_callback`).
-      params: Pytree to start from.
+      params: The initial parameters, a pytree.
       optimizer: A complete ZO optimizer, e.g. `radazo`, or any with an estimator in it.
       num_steps: Number of steps, at least 0.
       state: State of an earlier result to continue from; None for a new one.
@@ -177,7 +177,7 @@ class _Run:
     journal: file.Journal | None = None
     done: int = 0
     status: str = "finished"
-    pace: int = 1  # Maximum number of steps in the next call.
+    max_steps: int = 1  # In the next call.
     is_compiled: bool = False
 
     def take_steps(
@@ -191,8 +191,8 @@ class _Run:
     ) -> MinimizeResult:
         """Call `steps`, as made by `loop.compiled_steps`, until the run ends."""
         num_steps = self.history.values.size
-        with checkpointing.open_or_null(self.api_name, checkpoints) as kept:
-            self.resume(kept)
+        with checkpointing.open_or_null(self.api_name, checkpoints) as opened:
+            self.resume(opened)
             journals = contextlib.nullcontext()
             if journal is not None:
                 journals = file.open_journal(journal, *self.here(), bounds=self.bounds)
@@ -216,20 +216,20 @@ class _Run:
                     bar(taken, self.history.values[self.done - 1])
                     if callback_every is None or self.done % callback_every == 0:
                         self.call_back()
-                    self.keep(kept)
-            kept.save(self.done, self.tree(), now=True)
+                    self.save_if_due(opened)
+            opened.save(self.done, self.tree(), now=True)
         return self.result()
 
     def advance(self, steps: Callable[..., Any], limit: int, batch: Any) -> int:
         """Make one call and return the number of steps taken."""
-        num = min(limit, self.pace)
+        num = min(limit, self.max_steps)
         begun = time.perf_counter()
         self.arrays, self.state, *seen = steps(self.arrays, self.state, num, batch)
         records, taken, stopped = jax.device_get(seen)
         seconds = time.perf_counter() - begun
         if self.is_compiled:  # The first call includes compilation.
             fitting = int(num * loop.SECONDS_PER_CALL / max(seconds, 1e-6))
-            self.pace = max(1, min(fitting, 8 * num, loop.MAX_STEPS_PER_CALL))
+            self.max_steps = max(1, min(fitting, 8 * num, loop.MAX_STEPS_PER_CALL))
         self.is_compiled = True
         records = jax.tree.map(lambda x: x[:taken], records)
         self.note(self.done, records)
@@ -254,15 +254,16 @@ class _Run:
         if isinstance(answer, bool | np.bool_ | jax.Array) and answer:
             self.status = "stopped"
 
-    def keep(self, kept: checkpointing.Checkpoints) -> None:
+    def save_if_due(self, opened: checkpointing.Checkpoints) -> None:
         """Save a checkpoint if one is due, and handle Ctrl-C.
 
         Processes that share a run must take the same number of steps in a call.
         """
-        kept.save(self.done, self.tree())
-        known = replicas.of_all_processes(self.pace, kept.interrupted())
-        self.pace = int(np.min(known[:, 0]))
-        if np.any(known[:, 1]) and self.status == "finished":
+        opened.save(self.done, self.tree())
+        inputs = self.max_steps, opened.interrupted()
+        limits, interrupted = replicas.of_all_processes(*inputs).T
+        self.max_steps = int(np.min(limits))
+        if np.any(interrupted) and self.status == "finished":
             self.status = "interrupted"
 
     def here(self) -> tuple[core.Params, Any]:
@@ -286,9 +287,9 @@ class _Run:
             "run": self.identity,
         }
 
-    def resume(self, kept: checkpointing.Checkpoints) -> None:
+    def resume(self, opened: checkpointing.Checkpoints) -> None:
         """Restore the latest checkpoint, if any."""
-        if kept.folder:
+        if opened.folder:
             run = file.header_of(self.api_name, *self.here(), self.bounds)
             self.identity = {
                 "key": str(run.key_data),
@@ -296,16 +297,16 @@ class _Run:
                 "start": f"{run.first} {run.start.hex()}",
                 "bounds": run.bounds.hex(),
             }
-        done, tree = kept.restore(self.tree())
+        done, tree = opened.restore(self.tree())
         if done > self.history.values.size:
             rule = f"be at least {done}, the steps that the run has taken"
-            got = f"{self.history.values.size} for the run in {kept.folder!r}"
+            got = f"{self.history.values.size} for the run in {opened.folder!r}"
             hint = "It is the total, including steps of earlier calls: ask for more, "
             hint += "or start in another folder."
             validation.fail(self.api_name, "num_steps", rule, got, hint)
         other = [name for name, x in self.identity.items() if tree["run"][name] != x]
         if other:
-            got = f"{kept.folder!r}, a run that differs in {' and '.join(other)}"
+            got = f"{opened.folder!r}, a run that differs in {' and '.join(other)}"
             hint = "Start in another folder."
             validation.fail(self.api_name, "checkpoints", "hold this run", got, hint)
         self.arrays, self.state = partition.split(tree["params"])[0], tree["state"]
