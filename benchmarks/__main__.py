@@ -20,6 +20,8 @@ COMMANDS = {
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 
+EXTRAS = {"finetune": "language", "peers": "peers"}  # Others need `benchmarks`.
+
 
 def main(argv: list[str]) -> None:
     lines = "\n".join(f"  {name:<12}{what}" for name, what in COMMANDS.items())
@@ -32,8 +34,13 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="command")
     # The remaining options belong to the command; only its module is imported.
-    args = parser.parse_args(argv[:1])
-    importlib.import_module(f"benchmarks.{args.command}").main(argv[1:])
+    command = parser.parse_args(argv[:1]).command
+    try:
+        module = importlib.import_module(f"benchmarks.{command}")
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(command, "benchmarks")
+        parser.error(f"{error}: run `pip install '.[{extra}]'`")
+    module.main(argv[1:])
 
 
 if __name__ == "__main__":
