@@ -179,7 +179,7 @@ def is_floating(leaf: Any) -> bool:
 
 
 def largest(*dtypes: Any) -> float:
-    """Return the largest factor by which elements below 16 do not overflow."""
+    """Return the largest factor of a direction, whose elements are below 16."""
     return min(float(jnp.finfo(x).max) for x in dtypes) / 16
 
 

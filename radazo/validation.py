@@ -103,7 +103,7 @@ def transformation(api_name: str, optimizer: Any, *, complete: bool = False) -> 
     """Check that `optimizer` has an `init` and an `update`."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         rule = "be an optax.GradientTransformation"
-        hint = "Pass e.g. `optax.sgd(0.1)`, or a chain with `radazo.scale_by_radazo()`."
+        hint = "Pass a rule, e.g. `optax.sgd(learning_rate)`."
         if complete:
             hint = "Pass `radazo.radazo(0.01, key=0)`, or another complete optimizer."
         fail(api_name, "optimizer", rule, repr(optimizer), hint, TypeError)

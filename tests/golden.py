@@ -119,6 +119,9 @@ def optimizers():
         "pars": radazo.pars(20.0, key=3, num_directions=4),
         "pars, no prior": radazo.pars(20.0, key=3, num_directions=4, prior=None),
         "zo_psgd": radazo.zo_psgd(0.02, radazo.projections.l2_ball(1.0), key=3),
+        "projected_zo_adamm": radazo.projected_zo_adamm(
+            0.02, radazo.projections.l2_ball(1.0), sphere, key=3
+        ),
         "roll_back": radazo.roll_back(radazo.zo_sgd(0.5, sphere, key=3)),
     }
 

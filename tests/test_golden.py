@@ -57,3 +57,7 @@ def test_the_record_has_every_estimator_and_optimizer():
     made = {x for x in radazo.estimators.__all__ if x.endswith("_estimator")}
     for name in made - {"finite_difference_estimator"}:  # By its presets.
         assert f"radazo.{name}(" in source
+    named = {
+        x for x in radazo.optimizers.__all__ if x.startswith(("zo_", "projected_"))
+    }
+    assert named | {"radazo", "meazo", "pars", "roll_back"} <= names

@@ -83,7 +83,7 @@ def test_show_says_what_is_in_a_journal(folder, called):
     assert lines["bytes"] == f"{(folder / 'run').stat().st_size:,}"
     assert lines["dropped"] == f"{np.isnan(slopes).sum()} of 150 directions"
     assert np.isnan(slopes).any()
-    assert (lines["num_directions"], lines["float_bytes"]) == ("5", "4")
+    assert (lines["num_readings"], lines["float_bytes"]) == ("5", "4")
     assert lines["params"] == contents.header.params.hex()
     assert lines["bounds"] == "00" * 16
     last = contents.entries.fingerprint[-1], f"{contents.entries.value[-1]:.6g}"
@@ -127,7 +127,7 @@ def test_diff_says_how_headers_differ_and_which_goes_on(folder, called):
     status, out, _ = called("diff", folder / "run", folder / "key")
     assert status == 1
     assert "key_data: (0, 0) and (0, 3)\n" in out
-    assert "num_directions: 5 and 2\n" in out
+    assert "num_readings: 5 and 2\n" in out
     assert "steps: not comparable\n" in out
     status, out, _ = called("diff", folder / "run", folder / "cut")
     assert (status, out) == (1, "steps: 0 to 30 and 0 to 27\n")

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import Mistake, explained, half_sum_of_squares
-from test_kernels import process
+from test_gaussian_process import process
 
 import radazo
 

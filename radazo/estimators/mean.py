@@ -99,7 +99,7 @@ def queries(
 
         def fail(*inputs: Any) -> Any:
             del inputs
-            _check_steps("ask", difference)
+            _check_steps("finite_difference_estimator", difference)
 
         found = core.Queries(num_directions, fail, fail, num_directions)
         return found._replace(evaluate=fused, shared=draw)

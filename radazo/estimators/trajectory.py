@@ -174,10 +174,10 @@ def _queries(
         around = lax.map(jnp.sum, values[1:]).astype(layout.dtype)
         return core.Readings(value, around, jnp.isfinite(around), aux)
 
-    def defer(function: core.Function, *_: Any) -> core.Readings:
-        """Return zeros, and a function that evaluates if the step is not virtual."""
+    def fused(function: core.Function, *_: Any) -> core.Readings:
+        """Evaluate, and keep the points; a virtual step has zeros for them."""
 
-        def evaluate() -> tuple[jax.Array, core.Readings]:
+        def evaluate() -> core.Readings:
             terms, aux = function(step.params)
             value = jnp.sum(terms).astype(layout.dtype)
 
@@ -190,14 +190,17 @@ def _queries(
             batch_size = at_once if at_once > 1 else None
             indices = jnp.arange(1, num_directions + 1, dtype=jnp.uint32)
             points, values = lax.map(point_and_value, indices, batch_size=batch_size)
-            return points, core.Readings(value, values, jnp.isfinite(values), aux)
+            return core.Readings(value, values, jnp.isfinite(values), aux, points)
 
-        aux = None
-        if surrogate is not None and isinstance(surrogate.trusted, Tracer):
+        if surrogate is None:
+            return evaluate()
+        slopes, aux = jnp.zeros(num_directions, layout.dtype), None
+        if isinstance(surrogate.trusted, Tracer):
             _, aux = jax.eval_shape(function, step.params)
             aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
-        slopes = jnp.zeros(num_directions, layout.dtype)
-        return core.Readings(slopes[0], slopes, slopes == 0, aux, evaluate)
+        points = jnp.zeros((num_directions, layout.dim), layout.dtype)
+        virtual = core.Readings(surrogate.value, slopes, slopes == 0, aux, points)
+        return lax.cond(surrogate.trusted, lambda: virtual, evaluate)
 
     return core.Queries(
         num=num_directions + 1,
@@ -205,7 +208,7 @@ def _queries(
         read=read,
         num_readings=num_directions,
         base=step.params if surrogate is None else None,
-        fused=defer,
+        fused=fused,
         needed=None if surrogate is None else lambda index: ~surrogate.trusted,
         shared=surrogate,
     )
@@ -220,15 +223,15 @@ def _estimate(
 ) -> core.Estimate:
     """Return the estimate of the surrogate, fitted again unless the step is virtual."""
 
-    def redraw() -> tuple[jax.Array, core.Readings]:
+    def redraw() -> jax.Array:
         indices = jnp.arange(1, queries.num, dtype=jnp.uint32)
         # The points as evaluated: in low precision they differ from x + smoothing · u.
-        points = lax.map(lambda i: flat.ravel(step.layout, queries.point(i)), indices)
-        return points, readings
+        return lax.map(lambda i: flat.ravel(step.layout, queries.point(i)), indices)
 
     def fit_again() -> core.Estimate:
         """Add the K + 1 points of the step to the buffer, and fit the surrogate."""
-        points, (value, values, valid, aux, _) = (readings.fused or redraw)()
+        value, values, valid, aux, points = readings
+        points = redraw() if points is None else points
         values = jnp.where(valid, values, jnp.nan)
         x = flat.ravel(step.layout, step.params)
         points = jnp.concatenate([x[None], points])

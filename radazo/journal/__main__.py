@@ -20,7 +20,7 @@ import numpy as np
 
 from radazo import validation
 from radazo.journal import file_format
-from radazo.journal.record import replay
+from radazo.journal.replaying import replay
 
 _NAME = "python -m radazo.journal"
 _SHOWN = 3

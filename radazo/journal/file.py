@@ -160,7 +160,7 @@ class _File:
         if not num:
             return
         if not self.last:
-            kind = {"num_directions": (1, *slopes.shape)[-1]}
+            kind = {"num_readings": (1, *slopes.shape)[-1]}
             header = header._replace(**kind, float_bytes=slopes.itemsize)
         self.check(entry, header)
         head = b"" if self.last else file_format.encode_header(header)
@@ -235,7 +235,7 @@ def header_of(
     return file_format.JournalHeader(
         file_format.FORMAT,
         random.KEY_CONTRACT_VERSION,
-        num_directions=0,
+        num_readings=0,
         float_bytes=0,
         key_data=(high, low),
         first=int(counters.count),

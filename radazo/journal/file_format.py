@@ -39,7 +39,7 @@ class JournalEntry(NamedTuple):
     Attributes:
       count: int32, steps before this one.
       fingerprint: uint16, hash of the floating-point parameters before the step.
-      slopes: (num_directions,) slopes; NaN for a dropped direction.
+      slopes: (num_readings,) slopes, of most estimators; NaN where one was dropped.
       value: Scalar of the dtype of `slopes`, the value of the step.
       stopped: bool, whether `stop` of `minimize` held and the parameters were kept.
     """
@@ -57,7 +57,7 @@ class JournalHeader(NamedTuple):
     Attributes:
       format: Version of the file format.
       key_contract: `KEY_CONTRACT_VERSION` of the directions.
-      num_directions: Readings of a step, one of each direction for most estimators.
+      num_readings: Readings of a step, one of each direction for most estimators.
       float_bytes: 4 or 8, the size of a slope and of a value.
       key_data: The two words of the run's key.
       first: Steps before the first one in the journal.
@@ -70,7 +70,7 @@ class JournalHeader(NamedTuple):
 
     format: int
     key_contract: int
-    num_directions: int
+    num_readings: int
     float_bytes: int
     key_data: tuple[int, int]
     first: int
@@ -174,7 +174,7 @@ def encode_header(header: JournalHeader) -> bytes:
 def is_plausible(header: JournalHeader) -> bool:
     """Return whether the numbers of a header are in range."""
     return (
-        1 <= header.num_directions <= _MAX_DIRECTIONS
+        1 <= header.num_readings <= _MAX_DIRECTIONS
         and header.float_bytes in (4, 8)
         and header.first < _MAX_STEPS
     )
@@ -184,7 +184,7 @@ def record_dtype(header: JournalHeader) -> np.dtype[Any]:
     """Return the NumPy dtype of a record."""
     kind = f"<f{header.float_bytes}"
     fields = [("step", "<u4"), ("fingerprint", "<u2")]
-    fields += [("slopes", kind, (header.num_directions,)), ("value", kind)]
+    fields += [("slopes", kind, (header.num_readings,)), ("value", kind)]
     return np.dtype([*fields, ("flags", "u1"), ("crc", "<u4")])
 
 

@@ -215,7 +215,8 @@ def _queries(step: core.Step, options: mean.Options) -> core.Queries:
 
     scaled = options._replace(sampler=sampler._replace(scale=None))
     return mean.queries(step, scaled, draw)._replace(
-        evaluate=lambda function, step, _: _evaluate(function, step, options)[0]
+        evaluate=lambda function, step, _: _evaluate(function, step, options)[0],
+        fused=None,
     )
 
 
@@ -351,7 +352,8 @@ def _move(
         for i, old in enumerate(jax.tree.leaves((x, state))):
             if arrays[i].dtype != old.dtype:
                 key = random.fold_in(step.key, jnp.uint32(_ROUNDING + i))
-                arrays[i] = _round(key, arrays[i], old.dtype, offset)
+                own = arrays[i], old.dtype, offset
+                arrays[i] = random.round_stochastically(key, *own)
         return treedef.unflatten(arrays)
 
     def update(x: jax.Array, state: Any, offset: Any) -> tuple[jax.Array, Any]:
@@ -386,31 +388,3 @@ def _in_parts(
     whole = jnp.asarray(leaf).reshape(num, *shape), state
     new, state = body(0, whole) if num == 1 else lax.fori_loop(0, num, body, whole)
     return new.reshape(leaf.shape), state
-
-
-def _round(key: jax.Array, x: jax.Array, dtype: Any, offset: Any = 0) -> jax.Array:
-    """Round x stochastically to bfloat16 or float16, so that E[rounded] = x.
-
-      rounded = ulp · ⌊x / ulp + v⌋,  v uniform on [0, 1), of bits offset + i of `key`
-
-    Values that `dtype` can represent, infinities and NaN are unchanged; finite values
-    are clipped to the largest number. x is read as float32.
-    """
-    if jnp.dtype(dtype).itemsize >= x.dtype.itemsize:
-        return x.astype(dtype)
-    x = x.astype(jnp.float32)
-    info = jnp.finfo(dtype)
-    words = lax.bitcast_convert_type(x, jnp.uint32)
-    exponent = lax.bitcast_convert_type(words & jnp.uint32(0x7F800000), jnp.float32)
-    # 2⁻¹⁰⁰ keeps the ulp a normal number of float32.
-    smallest = max(float(info.tiny), 2.0**-100)
-    ulp = jnp.maximum(exponent, smallest) * float(info.eps)
-    # x / ulp takes nmant + 1 of 24 bits; with `num_bits` more, x / ulp + v is exact.
-    num_bits = 22 - info.nmant
-    chance = random.bits(key, x.size, offset).reshape(x.shape) >> (32 - num_bits)
-    rounded = jnp.floor(x / ulp + chance.astype(jnp.float32) * 2.0**-num_bits) * ulp
-    largest = float(info.max)
-    rounded = jnp.clip(rounded, -largest, largest)
-    # Below 2⁻¹⁰⁰ this ulp is too coarse for values that can be stored.
-    is_stored = x.astype(dtype).astype(jnp.float32) == x
-    return jnp.where(is_stored | ~jnp.isfinite(x), x, rounded).astype(dtype)

@@ -10,6 +10,7 @@ import importlib
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from radazo import locks, random, validation
-from radazo.run import progress_bar, serialization
+from radazo.run import serialization
 
 _VERSIONS = {"format": 1, "key_contract": random.KEY_CONTRACT_VERSION}
 # What orbax and tensorstore raise when they cannot read or write a file.
@@ -101,12 +102,11 @@ def open_checkpoints(
     path = _make_folder(folder)
     with contextlib.ExitStack() as stack:
         _lock(path, stack)
-        signalled = stack.enter_context(progress_bar.deferred_signals(*signals))
+        signalled = stack.enter_context(_defer_signals(*signals))
         store = _Store(orbax, path, interval_seconds, max_to_keep, signalled)
         try:
-            yield Checkpoints(
-                path, store.restore, store.save, lambda: store.interrupted
-            )
+            methods = store.restore, store.save, lambda: store.interrupted
+            yield Checkpoints(path, *methods)
             store.finish()
         finally:
             # An error while closing must not replace one of the block.
@@ -115,10 +115,32 @@ def open_checkpoints(
 
 
 @contextlib.contextmanager
+def _defer_signals(*numbers: int) -> Iterator[Callable[[], bool]]:
+    """Record signals without acting on them, but raise a second Ctrl-C at once."""
+    received = []
+
+    def record(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in received:
+            signal.default_int_handler(number, frame)
+        received.append(number)
+
+    # Only the main thread handles signals.
+    main = threading.current_thread() is threading.main_thread()
+    with contextlib.ExitStack() as stack:
+        for number in numbers if main else ():
+            handler = signal.getsignal(number)
+            # Ignored signals stay ignored, as Ctrl-C in a background job.
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(number, record)
+                stack.callback(signal.signal, number, handler)
+        yield lambda: bool(received)
+
+
+@contextlib.contextmanager
 def open_or_null(api_name: str, checkpoints: Any) -> Iterator[Checkpoints]:
     """Open a folder, or pass `Checkpoints` on; None saves nothing."""
     if checkpoints is None:
-        with progress_bar.deferred_signals(signal.SIGINT) as signalled:
+        with _defer_signals(signal.SIGINT) as signalled:
             yield Checkpoints(
                 "", lambda tree: (0, tree), lambda *_, **__: None, signalled
             )

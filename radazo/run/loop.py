@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from radazo import core, partition, validation
-from radazo.journal import record
+from radazo.journal import replaying
 from radazo.optimizers import combinators, stepping
 
 MAX_STEPS_PER_CALL, SECONDS_PER_CALL = 1024, 0.2
@@ -36,7 +36,7 @@ class Setup(NamedTuple):
     value_fn: core.ValueFn
     optimizer: Any
     rest: partition.Static
-    box: record.Box
+    box: replaying.Box
     batches: Any
     stop: Callable[[jax.Array, core.Params], Any] | None
 
@@ -89,7 +89,7 @@ def recorded_steps(setup: Setup) -> Callable[..., Any]:
     @jax.jit
     def read(arrays: list[jax.Array], state: Any, batch: Any) -> Any:
         params, now = rest.join(arrays), setup.batch_of(state, batch)
-        entry = record.read_entry(optimizer, value_fn, params, state, batch=now)
+        entry = replaying.read_entry(optimizer, value_fn, params, state, batch=now)
         if stop is not None:
             value = entry.value.astype(jnp.result_type(float))
             entry = entry._replace(stopped=_answer(stop(value, params)))
@@ -99,7 +99,7 @@ def recorded_steps(setup: Setup) -> Callable[..., Any]:
         records = []
         while len(records) < num:
             entry = read(arrays, state, batch)
-            arrays, state = record.apply_entry(
+            arrays, state = replaying.apply_entry(
                 optimizer, rest, box, arrays, state, entry
             )
             found = combinators.find_estimator_state("minimize", state)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from radazo import core, partition, projections, replicas, validation
-from radazo.journal import file, record
+from radazo.journal import file, replaying
 from radazo.optimizers import combinators, stepping
 from radazo.run import checkpointing, loop, progress_bar
 
@@ -149,8 +149,7 @@ def start_run(
     callback: Callable[[MinimizeResult], Any] | None,
 ) -> "_Run":
     """Check the arguments of a run and return it before its first step."""
-    hint = "It is the number of steps."
-    validation.integer(api_name, "num_steps", num_steps, 0, hint)
+    validation.integer(api_name, "num_steps", num_steps, 0, "0 takes no step.")
     validation.check(api_name, callback=callback)
     box = projections.clipping(api_name, params, bounds)
     arrays, rest = partition.split(params)
@@ -167,7 +166,7 @@ class _Run:
 
     api_name: str
     rest: partition.Static
-    box: record.Box
+    box: replaying.Box
     bounds: Any
     callback: Callable[[MinimizeResult], Any] | None
     arrays: list[jax.Array]
@@ -195,7 +194,9 @@ class _Run:
             self.resume(opened)
             journals = contextlib.nullcontext()
             if journal is not None:
-                journals = file.open_journal(journal, *self.here(), bounds=self.bounds)
+                journals = file.open_journal(
+                    journal, *self.position(), bounds=self.bounds
+                )
             with (
                 journals as self.journal,
                 progress_bar.progress_bar(self.api_name, progress, num_steps) as bar,
@@ -215,7 +216,7 @@ class _Run:
                         break
                     bar(taken, self.history.values[self.done - 1])
                     if callback_every is None or self.done % callback_every == 0:
-                        self.call_back()
+                        self.run_callback()
                     self.save_if_due(opened)
             opened.save(self.done, self.tree(), now=True)
         return self.result()
@@ -232,7 +233,7 @@ class _Run:
             self.max_steps = max(1, min(fitting, 8 * num, loop.MAX_STEPS_PER_CALL))
         self.is_compiled = True
         records = jax.tree.map(lambda x: x[:taken], records)
-        self.note(self.done, records)
+        self.write_history(self.done, records)
         if self.journal is not None:
             # Sync before any checkpoint, which must not be ahead of the journal.
             self.journal.append(records.entry)
@@ -242,13 +243,13 @@ class _Run:
             self.status = "stopped"
         return int(taken)
 
-    def note(self, start: int, records: loop.Record) -> None:
+    def write_history(self, start: int, records: loop.Record) -> None:
         """Write the records of the steps from `start` on to the history."""
         end = start + len(records.values)
         self.history.values[start:end] = records.values
         self.history.num_values[start:end] = records.num_values
 
-    def call_back(self) -> None:
+    def run_callback(self) -> None:
         """Call the callback; only a returned True has an effect."""
         answer = None if self.callback is None else self.callback(self.result())
         if isinstance(answer, bool | np.bool_ | jax.Array) and answer:
@@ -266,7 +267,7 @@ class _Run:
         if np.any(interrupted) and self.status == "finished":
             self.status = "interrupted"
 
-    def here(self) -> tuple[core.Params, Any]:
+    def position(self) -> tuple[core.Params, Any]:
         return self.rest.join(self.arrays), self.state
 
     def result(self) -> MinimizeResult:
@@ -290,7 +291,7 @@ class _Run:
     def resume(self, opened: checkpointing.Checkpoints) -> None:
         """Restore the latest checkpoint, if any."""
         if opened.folder:
-            run = file.header_of(self.api_name, *self.here(), self.bounds)
+            run = file.header_of(self.api_name, *self.position(), self.bounds)
             self.identity = {
                 "key": str(run.key_data),
                 "optimizer": run.state.hex(),
@@ -310,7 +311,7 @@ class _Run:
             hint = "Start in another folder."
             validation.fail(self.api_name, "checkpoints", "hold this run", got, hint)
         self.arrays, self.state = partition.split(tree["params"])[0], tree["state"]
-        self.note(0, tree["history"])
+        self.write_history(0, tree["history"])
         self.done, self.status = done, "stopped" if tree["stopped"] else "finished"
 
 

@@ -1,35 +1,10 @@
-"""The progress bar of a run, and deferred signals."""
+"""The progress bar of a run."""
 
 import importlib
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager, suppress
 
 from radazo import validation
-
-
-@contextmanager
-def deferred_signals(*numbers: int) -> Iterator[Callable[[], bool]]:
-    """Record signals without acting on them, but raise a second Ctrl-C at once."""
-    received = []
-
-    def record(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in received:
-            signal.default_int_handler(number, frame)
-        received.append(number)
-
-    # Only the main thread handles signals.
-    main = threading.current_thread() is threading.main_thread()
-    with ExitStack() as stack:
-        for number in numbers if main else ():
-            handler = signal.getsignal(number)
-            # Ignored signals stay ignored, as Ctrl-C in a background job.
-            if handler not in (signal.SIG_IGN, None):
-                signal.signal(number, record)
-                stack.callback(signal.signal, number, handler)
-        yield lambda: bool(received)
 
 
 @contextmanager

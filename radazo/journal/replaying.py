@@ -1,7 +1,7 @@
-"""Take a step in two programs: one evaluates the function, one applies the readings.
+"""Take the steps of a journaled run, which are two programs, and replay them.
 
-A replay runs the second program alone. A step compiled together with a function could
-differ from it in the last bits.
+The first evaluates the function; the second applies the readings, and a replay runs it
+alone. A step compiled together with the function could differ in the last bits.
 """
 
 import functools
@@ -183,7 +183,7 @@ def replay(
     if end > journal.end:
         rule = f"be at most {journal.end}, where the journal ends"
         validation.fail(api_name, "count", rule, repr(end), _COUNT)
-    _check_readings(journal.header.num_directions, optimizer, rest, arrays, state)
+    _check_readings(journal.header.num_readings, optimizer, rest, arrays, state)
     entries = journal.between(run.first, journal.end)
     pending: list[jax.Array] = []
     num, fingerprints = end - run.first, entries.fingerprint
