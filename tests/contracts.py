@@ -101,7 +101,7 @@ ESTIMATORS = {name: Row(make) for name, make in PRESETS.items()} | {
         lambda k: k,
         at_params=False,
     ),
-    "exact": Row(
+    "forward mode": Row(
         with_options(radazo.sphere_estimator, difference=radazo.forward_mode),
         lambda k: k,
         moves=False,
@@ -167,7 +167,7 @@ KINDS = {
         "sphere",
         "orthogonal",
         "two-point",
-        "exact",
+        "forward mode",
         "each coordinate",
         "majority vote",
         "guided by momentum",

@@ -63,7 +63,7 @@ def estimators():
         "schedule": radazo.sphere_estimator(
             smoothing=optax.exponential_decay(0.1, 1, 0.5), **few
         ),
-        "votes": radazo.majority_vote_estimator(**few),
+        "majority vote": radazo.majority_vote_estimator(**few),
         "prior": radazo.prior_guided_estimator(**few),
         "history reuse": radazo.history_reuse_estimator(**few, num_past=2),
         "history reuse, chunks": radazo.history_reuse_estimator(

@@ -90,12 +90,12 @@ def params():
     }
 
 
-def drawn(law, tree, key=KEY):
+def drawn(sampler, tree, key=KEY):
     """Noise of all leaves but the first, from offsets that are integers."""
     place, noise = BOUNDARY, {"a": jnp.zeros(2)}
     for name in ("b", "c"):
         size = tree[name].size
-        part = law.part(key, size, jnp.float32, place)
+        part = sampler.part(key, size, jnp.float32, place)
         noise[name] = part.reshape(tree[name].shape)
         place += size
     return noise
@@ -103,9 +103,9 @@ def drawn(law, tree, key=KEY):
 
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
-    "law", [radazo.directions.gaussian, radazo.directions.rademacher]
+    "sampler", [radazo.directions.gaussian, radazo.directions.rademacher]
 )
-def test_a_function_is_walked_across_the_boundary(law):
+def test_a_function_is_walked_across_the_boundary(sampler):
     tokens = jnp.array([[3, 49, 7], [0, 20, 49]])
 
     def value_fn(p):
@@ -114,20 +114,20 @@ def test_a_function_is_walked_across_the_boundary(law):
         return jnp.sum(h @ p["c"].T)
 
     tree, layout = params(), pretended(params())
-    noise = perturbed.noise_along(law, KEY, layout, jnp.float32(0.1))
+    noise = perturbed.noise_along(sampler, KEY, layout, jnp.float32(0.1))
     found = jax.jit(lambda p: lazy.evaluate(value_fn, p, layout, noise))(tree)
-    moved = jax.tree.map(lambda x, u: x + 0.1 * u, tree, drawn(law, tree))
+    moved = jax.tree.map(lambda x, u: x + 0.1 * u, tree, drawn(sampler, tree))
     np.testing.assert_allclose(found, value_fn(moved), rtol=1e-5)
 
 
 @pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
-    "law", [radazo.directions.gaussian, radazo.directions.rademacher]
+    "sampler", [radazo.directions.gaussian, radazo.directions.rademacher]
 )
-def test_parameters_are_moved_across_the_boundary(law):
+def test_parameters_are_moved_across_the_boundary(sampler):
     tree, layout = params(), pretended(params())
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
-    gradient = _WeightedSum(law, keys, jnp.array([0.5, -2.0]))
+    gradient = _WeightedSum(sampler, keys, jnp.array([0.5, -2.0]))
     rule = _Rule(optax.sgd(0.1), None)
 
     def move(p, states):
@@ -135,26 +135,26 @@ def test_parameters_are_moved_across_the_boundary(law):
         return _move(rule, gradient, step, states, jnp.bool_(True))
 
     found, _ = jax.jit(move)(tree, _init(rule, tree, layout))
-    first, second = (drawn(law, tree, key) for key in keys)
+    first, second = (drawn(sampler, tree, key) for key in keys)
     for name in ("b", "c"):
         g = 0.5 * first[name] - 2.0 * second[name]
         np.testing.assert_allclose(found[name], tree[name] - 0.1 * g, rtol=1e-5)
 
 
 def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
-    """Of a law whose blocks are as long as their first offset is beyond 2³²."""
+    """Of a sampler whose blocks are as long as their first offset is beyond 2³²."""
 
     def part(key, size, dtype, offset):
         hi, _ = random._split_offset(offset)
         return jnp.asarray([hi], dtype)
 
     scale = lambda drawn: jnp.sqrt(jnp.sum(drawn**2))
-    law = radazo.directions.sphere._replace(part=part, scale=scale)
+    sampler = radazo.directions.sphere._replace(part=part, scale=scale)
     blocks = 2 * WORD // lazy.BLOCK
     layout = flat.Layout((True,), (2 * WORD,), 2 * WORD, jnp.float32)
     expected = np.sqrt(blocks / 2 + 2**2)  # hi is 1 for half of them, 2 for the rest.
     np.testing.assert_allclose(
-        perturbed.scale_of(law, KEY, layout), expected, rtol=1e-6
+        perturbed.scale_of(sampler, KEY, layout), expected, rtol=1e-6
     )
 
 

@@ -199,7 +199,7 @@ def cosines_squared(num_directions, num_steps):
     d, num = 400, 1000
     estimator = radazo.sphere_estimator(num_directions=num_directions, smoothing=0.5)
     a = np.zeros(d, np.float32)
-    a[0] = 1  # The law is that of any direction.
+    a[0] = 1  # The distribution is that of any direction.
     value_and_grad = radazo.value_and_grad(lambda x: x[0], estimator)
 
     def one(key):
