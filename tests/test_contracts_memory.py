@@ -125,11 +125,12 @@ def test_an_update_that_closes_over_a_tracer_leaks_none(kind):
 
 
 @pytest.mark.fast_cases(5)
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(jnp.float32, marks=pytest.mark.gate), jnp.bfloat16]
-)
-def test_hundreds_of_steps_of_learning_rate_zero_leave_every_bit(kind, dtype):
-    params = {"a": jnp.array([0.1, -3.0, 7e-3], dtype), "b": jnp.asarray(1 / 3, dtype)}
+def test_hundreds_of_steps_of_learning_rate_zero_leave_every_bit(kind):
+    params = {
+        "a": jnp.array([0.1, -3.0, 7e-3], jnp.bfloat16),
+        "b": jnp.asarray(1 / 3, jnp.bfloat16),
+        "c": jnp.array([0.1, -3.0, 7e-3]),
+    }
     optimizer = radazo.zo_sgd(0.0, kind.make(num_directions=2), key=0)
 
     @jax.jit
