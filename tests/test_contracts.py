@@ -203,7 +203,7 @@ def test_a_batch_of_scans_is_as_many_loops_of_one_program(kind):
 
 @pytest.mark.fast_cases(2)
 def test_the_size_of_a_chunk_changes_rounding_alone(kind):
-    """All directions in one batch; batches of unequal size are a matter of the seam."""
+    """In one batch; `test_estimators.py` has batches that do not divide K."""
     if not kind.chunks:
         pytest.skip("it takes its values one after the other")
     chunked = program(kind, chunk_size=NUM_DIRECTIONS)
