@@ -206,7 +206,7 @@ def arguments(make=sgd, params=PARAMS):
     [
         wrong(
             lambda: radazo.ask(*arguments(lambda: sgd(difference=radazo.forward_mode))),
-            "`ask(difference=",
+            "`finite_difference_estimator(difference=",
             "take values at known points",
             "radazo.forward",
         ),
@@ -215,7 +215,7 @@ def arguments(make=sgd, params=PARAMS):
                 *arguments(lambda: sgd(difference=radazo.forward_mode)),
                 np.zeros(4, np.float32),
             ),
-            "`ask(difference=",
+            "`finite_difference_estimator(difference=",
             "take values at known points",
         ),
         wrong(

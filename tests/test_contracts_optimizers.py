@@ -200,6 +200,7 @@ def test_an_injected_smoothing_in_the_type_of_half_parameters_descends():
     assert half_sum_of_squares(reached) < 0.2 * half_sum_of_squares(start())
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize(
     "dtype", [jnp.float16, jnp.bfloat16, jnp.float64], ids=lambda d: d.__name__
 )

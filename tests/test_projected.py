@@ -314,7 +314,7 @@ MISTAKES = {
         "projected(optimizer",
         "be an optax.GradientTransformation",
         "0.1.",
-        "Pass e.g. `optax.sgd(0.1)`",
+        "Pass a rule, e.g. `optax.sgd(learning_rate)`",
     ),
     "bounds for a projection": Mistake(
         lambda: make(sgd, (0, 1)),

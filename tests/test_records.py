@@ -12,7 +12,7 @@ from radazo.journal import file_format
 HEADER = file_format.JournalHeader(
     file_format.FORMAT,
     radazo.random.KEY_CONTRACT_VERSION,
-    num_directions=2,
+    num_readings=2,
     float_bytes=4,
     key_data=(7, 2**32 - 1),
     first=5,
@@ -23,13 +23,13 @@ HEADER = file_format.JournalHeader(
     writer="jax 0 on a test",
 )
 NUM = 4
-RECORD_BYTES = 15 + 4 * HEADER.num_directions
+RECORD_BYTES = 15 + 4 * HEADER.num_readings
 
 
 def entries(num=NUM, header=HEADER, seed=0):
     rng = np.random.default_rng(seed)
     kind = np.dtype(f"f{header.float_bytes}")
-    slopes = rng.normal(size=(num, header.num_directions)).astype(kind)
+    slopes = rng.normal(size=(num, header.num_readings)).astype(kind)
     slopes[rng.uniform(size=slopes.shape) < 0.2] = np.nan
     return file_format.JournalEntry(
         header.first + np.arange(num),
@@ -62,9 +62,9 @@ def first(num, given):
 
 
 @pytest.mark.parametrize("float_bytes", [4, 8])
-@pytest.mark.parametrize("num_directions", [1, 3, 1000])
-def test_what_is_written_is_read_back_bit_for_bit(num_directions, float_bytes):
-    header = HEADER._replace(num_directions=num_directions, float_bytes=float_bytes)
+@pytest.mark.parametrize("num_readings", [1, 3, 1000])
+def test_what_is_written_is_read_back_bit_for_bit(num_readings, float_bytes):
+    header = HEADER._replace(num_readings=num_readings, float_bytes=float_bytes)
     wanted = entries(header=header)
     found = parsed(written(header, wanted))
     assert found.header == header
@@ -73,7 +73,7 @@ def test_what_is_written_is_read_back_bit_for_bit(num_directions, float_bytes):
 
 
 def test_a_step_along_one_direction_takes_19_bytes():
-    header = HEADER._replace(num_directions=1)
+    header = HEADER._replace(num_readings=1)
     size = len(written(header, entries(1000, header)))
     assert size - file_format.HEADER_BYTES == 19_000
     assert file_format.HEADER_BYTES <= 200
@@ -167,8 +167,8 @@ def test_records_are_valid_only_where_they_were_written():
 
 
 MADE_UP = {
-    "no direction": {"num_directions": 0},
-    "too many directions": {"num_directions": 2**32 - 1},
+    "no direction": {"num_readings": 0},
+    "too many directions": {"num_readings": 2**32 - 1},
     "halves": {"float_bytes": 2},
     "a step that no state can count": {"first": 2**32 - 1},
     "a writer that is no text": {"writer": "\x07"},
@@ -183,7 +183,7 @@ def test_a_header_with_a_valid_crc_is_checked_too(change):
 
 
 def test_a_header_with_many_directions_takes_no_memory():
-    header = HEADER._replace(num_directions=2**24, float_bytes=8)
+    header = HEADER._replace(num_readings=2**24, float_bytes=8)
     found = parsed(file_format.encode_header(header) + b"few")
     assert (len(found.entries.count), found.num_trailing_bytes) == (0, 3)
 

@@ -373,7 +373,7 @@ def test_derivatives_are_not_evaluated_apart_from_the_step(tmp_path):
     """A journal keeps the readings of all three estimates, at known points."""
     estimator = svrg(False, half_sum_of_squares, difference=radazo.forward_mode)
     optimizer = radazo.with_estimator(estimator, optax.sgd(RATE), key=0)
-    with raises(ValueError, "ask(difference", "known points"):
+    with raises(ValueError, "(difference", "known points"):
         radazo.minimize(
             half_sum_of_squares,
             jnp.asarray(START),

@@ -71,6 +71,7 @@ def test_fold_in_of_a_python_integer_is_that_of_its_word():
     np.testing.assert_array_equal(ours, random.fold_in(words_of(3), jnp.uint32(17)))
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bits_are_those_of_jax(seed, size):
@@ -78,6 +79,7 @@ def test_bits_are_those_of_jax(seed, size):
     np.testing.assert_array_equal(random.bits(words_of(seed), size), theirs)
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_float32_normals_are_those_of_jax(seed, size):

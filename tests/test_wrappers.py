@@ -121,20 +121,8 @@ ROWS = {
 }
 
 
-# The others are transformations like any other.
-FAST = (
-    "MultiSteps",
-    "apply_if_finite",
-    "masked",
-    "partition",
-    "lookahead",
-    "sam",
-    "schedule_free",
-    "polyak_sgd",
-    "backtracking",
-    "reduce_on_plateau",
-    "inject_hyperparams",
-)
+# One of each kind; the others are transformations like any other.
+FAST = ("MultiSteps", "masked", "lookahead", "sam", "polyak_sgd", "backtracking")
 PARAMS = [pytest.param(x, marks=() if x in FAST else pytest.mark.gate) for x in ROWS]
 
 
