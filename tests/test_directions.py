@@ -215,7 +215,7 @@ def test_leaves_of_one_shape_do_not_share_noise(name):
             assert abs(np.mean(row * other)) < 5 * standard_error
 
 
-@pytest.mark.fast_cases(5)
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 def test_a_low_precision_leaf_gets_the_float32_draw_rounded(sampler, dtype):
     params = {"a": jnp.zeros(8), "b": jnp.zeros((3, 4), dtype)}
@@ -249,7 +249,7 @@ def test_what_is_not_perturbed_has_zeros_for_directions():
     assert_close(np.asarray(drawn["x"]), flat(0, 5, radazo.directions.gaussian, 2))
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_directions_are_the_same_under_jit_and_vmap(sampler):
     def rows(key):
         return sample_directions(key, jnp.zeros(33), sampler, num_directions=4)

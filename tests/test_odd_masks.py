@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import half_sum_of_squares
 
 import radazo
@@ -21,6 +22,7 @@ def test_a_mask_that_is_an_equinox_model_of_bools_is_a_tree():
     assert not np.any(updates.bias)
 
 
+@pytest.mark.gate
 def test_weight_decay_leaves_integers_alone():
     params = {"w": jnp.ones(3), "n": jnp.array([100, 200])}
     optimizer = radazo.radazo(0.1, key=0, weight_decay=0.5)

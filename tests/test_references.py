@@ -155,6 +155,7 @@ FAST = {1, 2, 4, 6, 9, 11, 12, 13}
         for i, case in enumerate(PAPER)
     ],
 )
+@pytest.mark.fast_cases(6)
 @pytest.mark.usefixtures("x64")
 def test_an_optimizer_is_the_paper_transcribed(
     make, rule, options, flags, weight_decay
