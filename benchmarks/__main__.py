@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
     try:
         module = importlib.import_module(f"benchmarks.{command}")
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("benchmarks", "radazo"):
+            raise  # No extra has it.
         extra = EXTRAS.get(command, "benchmarks")
         parser.error(f"{error}: run `pip install '.[{extra}]'`")
     module.main(argv[1:])

@@ -147,3 +147,23 @@ def test_help_lists_the_commands(capsys):
         __main__.main(["--help"])
     printed = capsys.readouterr().out
     assert all(command in printed for command in __main__.COMMANDS)
+
+
+def test_a_command_names_the_extra_that_is_missing_but_hides_no_fault(
+    monkeypatch, capsys
+):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(
+        __main__.importlib, "import_module", lambda _: missing("rich.x")
+    )
+    for command, extra in {"memory": "benchmarks", "finetune": "language"}.items():
+        with pytest.raises(SystemExit):
+            __main__.main([command])
+        printed = capsys.readouterr().err
+        assert f"'rich.x': run `pip install '.[{extra}]'`" in printed
+    own = "benchmarks.absent"
+    monkeypatch.setattr(__main__.importlib, "import_module", lambda _: missing(own))
+    with pytest.raises(ModuleNotFoundError, match=own):
+        __main__.main(["memory"])
