@@ -177,9 +177,12 @@ def test_what_the_readme_says_of_synthetic_functions():
     lines = synthetic_report.select(lines_of("synthetic"), dim=10_000)
     table = synthetic_report.summary_table(lines)
     rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    assert "to halve f (all but Ackley)" in README
     for column in (1, 2):
         found = sorted(float(x[column].split()[0]) for x in rows if x[column] != "–")
         assert len(found) == 5  # Ackley reaches half of its start with neither.
+        (without,) = (x[0] for x in rows if x[column] == "–")
+        assert without.strip("| ") == "ackley"
         assert f"{found[0]:.2f} to {found[-1]:.2f} times" in README
 
 
