@@ -8,6 +8,7 @@ Optimizers, each a complete `optax.GradientTransformationExtraArgs`
   radazo                          R-AdaZO: RMSProp of the momentum
   zo_sgd, zo_signsgd, zo_rmsprop, zo_adamm, meazo, zo_adamu, pars
   zo_psgd, projected_zo_adamm, projected      keep the parameters in a set
+  sign_search                     among the vertices of a box
   roll_back, in_place             return to good parameters; hold a model only once
 
 Ways to use an estimator in a training loop
@@ -90,6 +91,7 @@ from radazo.optimizers import (
     scale_by_radazo,
     scale_by_second_moment,
     scale_by_zo_adamm,
+    sign_search,
     value_and_grad,
     with_estimator,
     zo_adamm,
@@ -114,7 +116,8 @@ __all__ += ["skip_outliers", "sphere_estimator", "svrg_estimator"]
 __all__ += ["trajectory_estimator"]
 __all__ += ["estimate_gradient", "first_moment", "in_place", "meazo", "pars"]
 __all__ += ["projected", "projected_zo_adamm", "radazo", "roll_back", "scale_by_radazo"]
-__all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "value_and_grad"]
+__all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "sign_search"]
+__all__ += ["value_and_grad"]
 __all__ += ["with_estimator", "zo_adamm", "zo_adamu", "zo_psgd", "zo_rmsprop", "zo_sgd"]
 __all__ += ["zo_signsgd"]
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from radazo import core, partition, validation
@@ -51,7 +52,7 @@ def box(lower: Any, upper: Any) -> Projection:
       Liu et al., Zeroth-order online ADMM, 2018 (projected methods).
     """
     bounds, names = (lower, upper), ("lower", "upper")
-    if all(map(_is_scalar, bounds)):
+    if all(map(is_scalar, bounds)):
         sides("box", np.zeros(()), bounds, names)
 
     def project(params: core.Params, metric: core.Params | None = None) -> core.Params:
@@ -139,7 +140,7 @@ def clipping(
         return list  # The arrays as they are.
     pairs = sides(api_name, params, bounds, names)
 
-    def clip(x: jax.Array, pair: tuple[np.ndarray, np.ndarray]) -> jax.Array:
+    def clip(x: jax.Array, pair: tuple[Any, Any]) -> jax.Array:
         if not core.is_floating(x):
             return x
         return jnp.clip(x, *(jnp.asarray(y, x.dtype) for y in within(*pair, x.dtype)))
@@ -149,8 +150,11 @@ def clipping(
 
 def sides(
     api_name: str, params: core.Params, bounds: Any, names: Sequence[str] = _BOUNDS
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (lower, upper) for each array; messages refer to the arguments `names`."""
+) -> list[tuple[Any, Any]]:
+    """Return (lower, upper) for each array; messages refer to the arguments `names`.
+
+    They are NumPy arrays of float64, or as they are if traced.
+    """
     if not (isinstance(bounds, tuple | list) and len(bounds) == 2):
         rule, got = "be a pair (lower, upper)", f"{bounds!r}"[:200]
         hint = "Each is a number or a pytree like `params`; use inf for no bound."
@@ -158,13 +162,13 @@ def sides(
     arrays, rest = partition.split(params)
     shapes = [np.shape(x) for x in jax.tree.leaves(params)]
 
-    def side(name: str, bound: Any) -> list[np.ndarray]:
+    def side(name: str, bound: Any) -> list[Any]:
         leaves, treedef = jax.tree.flatten(bound)
         try:
-            full = [np.asarray(x, np.float64) for x in leaves]
+            full = [_known(x) for x in leaves]
         except (TypeError, ValueError):
             full = []
-        if full and _is_scalar(bound):
+        if full and is_scalar(bound):
             return full * len(arrays)
         fits = treedef == rest.treedef and len(full) == len(shapes)
         pairs = zip(full, shapes, strict=fits)
@@ -176,20 +180,34 @@ def sides(
         return rest.pick(full)
 
     pairs = [*zip(*map(side, names, bounds), strict=True)]
-    if not all(np.all(lower <= upper) for lower, upper in pairs):
+    known = [x for x in pairs if not is_traced(x)]
+    if not all(np.all(lower <= upper) for lower, upper in known):
         rule, hint = "have lower ≤ upper everywhere", "Pass (lower, upper) without NaN."
         validation.fail(api_name, names[1], rule, f"{bounds!r}"[:200], hint)
     return pairs
 
 
-def _is_scalar(bound: Any) -> bool:
+def is_scalar(bound: Any) -> bool:
+    """Return whether `bound` is a number, also as an array, and not a pytree."""
     return jax.tree_util.all_leaves([bound]) and np.ndim(bound) == 0
 
 
-def within(
-    lower: np.ndarray, upper: np.ndarray, dtype: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least and the largest number of type `dtype` in each interval."""
+def is_traced(bounds: Any) -> bool:
+    """Return whether one of `bounds` is traced, so that none can be compared."""
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(bounds))
+
+
+def _known(bound: Any) -> Any:
+    return bound if isinstance(bound, Tracer) else np.asarray(bound, np.float64)
+
+
+def within(lower: Any, upper: Any, dtype: Any) -> tuple[Any, Any]:
+    """Return the least and the largest number of type `dtype` in each interval.
+
+    Traced bounds are rounded to the nearest number.
+    """
+    if is_traced((lower, upper)):
+        return jnp.asarray(lower, dtype), jnp.asarray(upper, dtype)
     with np.errstate(over="ignore"):
         low, up = lower.astype(dtype), upper.astype(dtype)
     far = np.asarray(np.inf, dtype)
@@ -198,6 +216,23 @@ def within(
     # The nearest numbers if the interval has none of this type.
     holds = inner_low <= inner_up
     return np.where(holds, inner_low, low), np.where(holds, inner_up, up)
+
+
+def towards(leaf: jax.Array, end: jax.Array, sign: jax.Array) -> jax.Array:
+    """Return the update from `leaf` to `end`, rounded so as not to end beyond.
+
+    `sign` is 1 where numbers above `end` are beyond it, and -1 where those below are.
+    """
+    wide, form = core.wide(leaf.dtype), jnp.finfo(leaf.dtype)
+
+    def reduce(x: jax.Array) -> jax.Array:
+        return lax.reduce_precision(x, form.nexp, form.nmant)
+
+    x, limit, far = leaf.astype(wide), end.astype(wide), jnp.full((), jnp.inf, wide)
+    step = reduce(limit - x)
+    beyond = (reduce(x + step) - limit) * sign.astype(wide) > 0
+    step, back = (y.astype(leaf.dtype) for y in (step, jnp.where(sign > 0, -far, far)))
+    return jnp.where(beyond, jnp.nextafter(step, back), step)
 
 
 def _inward(y: jax.Array, dtype: Any) -> jax.Array:

@@ -12,7 +12,9 @@ import pytest
 from jax import lax
 from tqdm import tqdm
 
+import radazo
 from benchmarks import attack, attack_report, attack_runs, checkpoints, records
+from benchmarks.attack_methods import UNTUNED
 from benchmarks.methods import METHODS
 from benchmarks.problems import attack as problem
 from benchmarks.problems import digits, mnist, victims
@@ -157,6 +159,30 @@ def test_an_interrupted_batch_goes_on_as_if_it_had_not_been(
     assert len(calls) - before == len(expected.curve) - 3
 
 
+def test_a_search_counts_the_values_up_to_the_first_below_zero(victim):
+    indices, method = victim.right[:3], UNTUNED["sign_search"]
+    rows, _ = attack_runs.plan(victim, indices, [5], [0.0])
+    protocol = PROTOCOL._replace(start="zeros")
+    program = attack_runs.program(victim, method, protocol)
+    outcome = run(program, rows)
+    objective = problem.objective(victim.log_probs, PROTOCOL.bound)
+    for i, image in enumerate(victim.pixels(indices)):
+        inputs = {"weights": victim.weights, "image": image, "target": rows.targets[i]}
+        alone = radazo.minimize(
+            lambda theta, inputs=inputs: objective(theta, **inputs),
+            jnp.zeros(image.shape),
+            radazo.sign_search(-PROTOCOL.bound, PROTOCOL.bound),
+            protocol.steps,
+            stop=lambda value, theta: value < 0,
+        )
+        # It ends with the next evaluation, when the value is that of its parameters.
+        assert outcome.num_values[i] == outcome.steps[i] == alone.num_values[-1] - 1
+        np.testing.assert_array_equal(outcome.thetas[i], alone.params)
+        np.testing.assert_allclose(outcome.values[i], alone.values[-1], rtol=1e-4)
+    assert np.all(outcome.values < 0)
+    assert outcome.curve_at[0] == attack_runs.STEPS_PER_CALL - 1
+
+
 def test_throughput_does_not_stop_early(program, rows):
     with tqdm(disable=True) as bar:
         found = attack_runs.throughput(program, rows, [1, 4, 6], 30, bar)
@@ -180,6 +206,7 @@ def test_attack_end_to_end(quick, tmp_path, capsys):
         ("shared", "radazo"),
         ("shared", "zo_adamm_matched"),
         ("throughput", "radazo"),
+        ("untuned", "sign_search"),
     ]
     for line in lines[:2]:
         steps = np.array(line["numbers"]["steps"])
@@ -192,18 +219,24 @@ def test_attack_end_to_end(quick, tmp_path, capsys):
     rates = [line["numbers"]["rate"] for line in lines[:2]]
     np.testing.assert_allclose(rates, [0.01, 0.01 * np.sqrt(19)])
     assert lines[2]["settings"]["sizes"] == [1, 3, 6]
+    settings, numbers = lines[3]["settings"], lines[3]["numbers"]
+    assert (settings["start"], settings["max_values"]) == ("zeros", 60_000)
+    assert not {"smoothing", "num_directions", "learning_rate"} & {*settings}
+    assert lines[3]["seeds"] == [456], "its runs do not depend on a seed"
+    assert np.shape(numbers["function_values"]) == (3, 1)
+    assert np.max(numbers["value_at_end"]) < 0
     for name in ("attack_digits.png", "attack_digits_shared_radazo.png"):
         assert (tmp_path / name).stat().st_size > 10_000
     assert not list(tmp_path.glob("*.npz"))
 
     attack.main(options)
-    assert capsys.readouterr().out.count("finished before") == 3
+    assert capsys.readouterr().out.count("finished before") == 4
     assert lines_of(tmp_path / "attack.jsonl") == lines
 
 
 def test_tuning_sees_no_reported_image_and_no_reported_seed(quick, tmp_path, victim):
     options = ["--images", "0,1,2", "--seeds", "2", "--methods", "radazo"]
-    options += ["--tuned", "radazo", "--rates", "0.0001,0.02,0.05"]
+    options += ["--tuned", "radazo", "--rates", "0.0001,0.02,0.05", "--untuned", ""]
     attack.main([*options, "--tuning-images", "3", "--output", str(tmp_path)])
     shared, tuning, tuned = lines_of(tmp_path / "attack.jsonl")
     arms = [x["settings"]["arm"] for x in (shared, tuning, tuned)]
@@ -223,6 +256,7 @@ def test_tuning_sees_no_reported_image_and_no_reported_seed(quick, tmp_path, vic
 
 def test_attack_without_success_says_so(quick, tmp_path, capsys):
     options = ["--steps", "2", "--start", "zeros", "--methods", "radazo"]
+    options += ["--untuned", ""]
     attack.main([*options, "--images", "0", "--output", str(tmp_path)])
     assert "0 of 1" in capsys.readouterr().out
     (line,) = lines_of(tmp_path / "attack.jsonl")
@@ -264,6 +298,7 @@ def test_full_is_the_table_of_the_paper():
     rules = ["radazo", "zo_adamm", "zo_adamm_matched", "zo_rmsprop"]
     assert args.methods == rules
     assert args.tuned == ["radazo", "zo_adamm", "zo_sgd"]
+    assert args.untuned == ["sign_search"]
     assert (args.bound, args.num_directions, args.smoothing) == (0.2, 2, 0.5)
     assert (args.learning_rate, args.steps, args.start) == (0.01, 20000, "normal")
 

@@ -42,6 +42,7 @@ LINES = [
     made_line("radazo", 0.01, [[1, 1]] * 6),
     made_line("radazo", 0.01, STEPS),
     made_line("zo_sgd", 0.02, STEPS, "tuned", tuning_images=[7, 8, 9]),
+    made_line("sign_search", None, STEPS, "untuned", max_values=60_000),
     {
         "command": "attack",
         "seeds": [1],
@@ -71,6 +72,9 @@ def test_markdown_of_lines_made_by_hand():
     assert f"| zo_sgd | 0.02 | {row}" in text
     assert "6 images x 2 seeds, learning rate 0.01 for all" in text
     assert "rates tuned on 3 other images" in text
+    assert f"| sign_search | – | {row}" in text
+    title = "mnist, 6 images, no learning rate, from θ = 0, at most 60,000 function val"
+    assert title in text
     assert "brackets: 96.9%" in text
     assert "| 8 | 0.50 | 1.00 | 4.0 | 4.00 |" in text
     assert text.count("| radazo |") == 1, "the last line of equal settings"

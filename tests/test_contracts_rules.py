@@ -34,11 +34,13 @@ RULES = {
         lambda key: radazo.projected(radazo.radazo(0.03, ESTIMATOR, key=key), SET),
         5,
     ),
+    "sign_search": (lambda key: radazo.sign_search(-1.0, 1.2), 1),
     "roll_back": (
         lambda key: radazo.roll_back(radazo.radazo(0.03, ESTIMATOR, key=key)),
         5,
     ),
 }
+RANDOM = {name: rule for name, rule in RULES.items() if name != "sign_search"}
 
 
 @pytest.fixture(params=RULES.values(), ids=RULES.keys())
@@ -58,6 +60,7 @@ def test_it_descends_in_minimize_and_counts_its_values(rule):
     assert optax.tree.get(result.state, "num_values") == 40 * num_values
 
 
+@pytest.mark.parametrize("rule", RANDOM.values(), ids=RANDOM.keys())
 def test_a_key_is_a_run_and_another_key_another(rule):
     make, _ = rule
     step = compiled_step(rule)

@@ -129,10 +129,13 @@ def test_a_difference_of_ones_own_finds_its_values_by_their_index():
 
 
 @pytest.mark.gate
-def test_zo_adamu_and_pars_and_in_place_work_by_ask_and_tell_and_replay(tmp_path):
+def test_optimizers_with_an_estimator_of_their_own_work_by_ask_and_tell_and_replay(
+    tmp_path,
+):
     optimizers = {
         "zo_adamu": radazo.zo_adamu(0.02, 5, key=3, boundaries=(1, 3)),
         "pars": radazo.pars(20.0, key=3, num_directions=3),
+        "sign_search": radazo.sign_search(-1.0, {"a": 2.0, "b": jnp.ones(2)}),
         "in_place": radazo.in_place(optax.sgd(0.02), key=3, num_directions=2),
     }
     for name, optimizer in optimizers.items():

@@ -26,6 +26,7 @@ from radazo.optimizers.second_moments import (
     per_leaf,
     scalar,
 )
+from radazo.optimizers.sign_search import SignSearchState, sign_search
 from radazo.optimizers.stepping import InPlace
 from radazo.optimizers.transforms import (
     ScaleByRadazoState,
@@ -40,10 +41,12 @@ from radazo.optimizers.zo_adamu import ZoAdamuState, zo_adamu
 
 __all__ = ["Granularity", "InPlace", "ParsState", "PastSlopes", "RollBackState"]
 __all__ += ["RowsAndColumns", "ScaleByRadazoState", "ScaleBySecondMomentState"]
-__all__ += ["ScaleByZoAdammState", "WithEstimatorState", "ZoAdamuState"]
+__all__ += ["ScaleByZoAdammState", "SignSearchState", "WithEstimatorState"]
+__all__ += ["ZoAdamuState"]
 __all__ += ["estimate_gradient", "factored", "first_moment", "in_place", "meazo"]
 __all__ += ["pars", "per_coordinate", "per_leaf", "projected", "projected_zo_adamm"]
 __all__ += ["radazo", "roll_back", "scalar", "scale_by_radazo"]
-__all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "value_and_grad"]
+__all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "sign_search"]
+__all__ += ["value_and_grad"]
 __all__ += ["with_estimator", "zo_adamm", "zo_adamu", "zo_psgd", "zo_rmsprop", "zo_sgd"]
 __all__ += ["zo_signsgd"]

@@ -204,6 +204,15 @@ def attach(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def attach_search(
+    api_name: str, estimator: core.Estimator, key: core.Key
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer whose `estimator` returns negated moves of the parameters."""
+    # A link that also accepts integers and keeps their dtype.
+    negate = optax.stateless_with_tree_map(lambda gradient, _: jnp.negative(gradient))
+    return attach(api_name, estimator, negate, key)
+
+
 def init_state(words: jax.Array, estimator: Any, optimizer: Any) -> WithEstimatorState:
     """Return the state before the first step."""
     # Separate arrays and a copy of the key, so that donating the state does not delete

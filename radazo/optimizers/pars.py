@@ -132,11 +132,9 @@ def pars(
         return _move(smoothness, guesses, known, first, estimate)
 
     built = build.estimator(api_name, init, queries, estimate, settings)
-    return combinators.attach(api_name, built, _NEGATE, key)
+    return combinators.attach_search(api_name, built, key)
 
 
-# A link that also accepts integers and keeps their dtype.
-_NEGATE = optax.stateless_with_tree_map(lambda gradient, _: jnp.negative(gradient))
 _NO_GUESS = prior_guided.Prior(
     lambda memory, point: jnp.zeros_like(memory), lambda memory, point, gradient: memory
 )

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from radazo import core, projections, validation
 from radazo.optimizers import combinators, presets, transforms
@@ -158,16 +157,9 @@ def _towards(leaf: Any, inside: Any, update: Any) -> Any:
     """Return the update from `leaf` to `inside`, rounded so as not to overshoot."""
     if not core.is_floating(leaf):
         return update
-    wide, form = core.wide(leaf.dtype), jnp.finfo(leaf.dtype)
-
-    def reduce(x: jax.Array) -> jax.Array:
-        return lax.reduce_precision(x, form.nexp, form.nmant)
-
-    start, end = leaf.astype(wide), inside.astype(wide)
-    step = reduce(end - start)
-    beyond = (reduce(start + step) - end) * jnp.sign(end - start) > 0
-    step = step.astype(leaf.dtype)
-    return jnp.where(beyond, jnp.nextafter(step, jnp.zeros_like(step)), step)
+    wide = core.wide(leaf.dtype)
+    sign = jnp.sign(inside.astype(wide) - leaf.astype(wide))
+    return projections.towards(leaf, inside, sign)
 
 
 _HINT = "Pass a projection, e.g. `radazo.projections.box(-1.0, 1.0)`."
