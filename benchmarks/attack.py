@@ -13,9 +13,15 @@ The first takes about 15 s of processor time, the second a minute:
    zo_adamm               0.01   10 of 10          596             1,789
    zo_adamm (matched)   0.0436   10 of 10          143               430
 
+  digits, 10 images, no learning rate, from θ = 0, at most 60,000 function values
+
+   sign_search               –   10 of 10           12                12
+
 "iterations" is the smallest t ≥ 0 with f(θₜ) < 0, "function values" the number of
 values up to and including that one. All runs of a method form one batch, which
-finished runs leave.
+finished runs leave. Methods without a learning rate start at θ = 0, where every pixel
+counts, and not at θ ~ N(0, 1) as in the paper; `sign_search` then goes to a vertex of
+the box. They have as many function values as the others.
 
 `--full` attacks 21 images of MNIST with 3 seeds each, at the learning rate of the paper
 and at a tuned rate. Tuning uses other images and another seed. It chooses the rate with
@@ -37,6 +43,7 @@ from tqdm import tqdm
 from benchmarks import attack_report, records
 from benchmarks import attack_runs as runs
 from benchmarks import attack_tuning as tuning
+from benchmarks.attack_methods import LABELLED, UNTUNED
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.methods import CAVEAT, METHODS, chosen
 from benchmarks.problems import mnist
@@ -48,6 +55,7 @@ FULL = {
     "seeds": 3,
     "methods": "radazo,zo_adamm,zo_adamm_matched,zo_rmsprop",
     "tuned": "radazo,zo_adamm,zo_sgd",
+    "untuned": "sign_search",
     "throughput": 100,
 }
 CURVE_POINTS = 60
@@ -117,6 +125,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--learning-rate", type=float, default=0.01, help="shared by all methods")
     add("--methods", default="radazo,zo_adamm", help=f"of {', '.join(METHODS)}")
     add("--tuned", default="", help="methods to run at a tuned rate as well")
+    names = ", ".join(UNTUNED)
+    add(
+        "--untuned",
+        default="sign_search",
+        help=f"methods without a learning rate, from θ = 0, of {names}",
+    )
     rates = [float(f"{1e-3 * 10 ** (k / 6):.2g}") for k in range(14)]
     add("--rates", type=numbers(float), default=rates, help="learning rates to try")
     add("--tuning-images", type=int, default=5, help="number of other images")
@@ -133,6 +147,8 @@ def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.methods = chosen(parser, "--methods", args.methods, METHODS)
     tuned = args.tuned and chosen(parser, "--tuned", args.tuned, METHODS)
     args.tuned = tuned or []
+    untuned = args.untuned and chosen(parser, "--untuned", args.untuned, UNTUNED)
+    args.untuned = untuned or []
     args.bound = BOUNDS[args.dataset] if args.bound is None else args.bound
     least = min(args.steps, args.num_directions, args.epochs, args.seeds)
     if min(least, args.tuning_images, args.num_images or 1) < 1:
@@ -207,8 +223,9 @@ def pieces(work: Experiment) -> list[Callable[[], dict[str, Any]]]:
     args = work.args
     shared = [lambda name=name: attack_shared(work, name) for name in args.methods]
     measured = [lambda: measure_throughput(work, args.methods[0])]
+    untuned = [lambda name=name: attack_untuned(work, name) for name in args.untuned]
     tuned = [lambda name=name: attack_tuned(work, name) for name in args.tuned]
-    return [*shared, *(measured if args.throughput else []), *tuned]
+    return [*shared, *(measured if args.throughput else []), *untuned, *tuned]
 
 
 def lines_path(work: Experiment) -> Path:
@@ -220,6 +237,7 @@ def finished(
     seeds: list[int],
     settings: dict[str, Any],
     do: Callable[[Checkpoint], dict[str, Any]],
+    protocol: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the stored result line of a piece, or a new one from `do(checkpoint)`.
 
@@ -227,13 +245,13 @@ def finished(
     outcomes.
     """
     settings = {
-        **work.protocol._asdict(),
+        **(work.protocol._asdict() if protocol is None else protocol),
         "dataset": work.args.dataset,
         "victim": work.victim.name,
         "images": work.indices,
         **settings,
     }
-    name = f"{settings['arm']}, {METHODS[settings['method']].label}"
+    name = f"{settings['arm']}, {LABELLED[settings['method']].label}"
     work.bar.set_description(name)
     line = records.find(records.read(lines_path(work)), seeds, settings)
     if line is not None:
@@ -251,9 +269,22 @@ def finished(
 def program_of(work: Experiment, method: str) -> runs.Program:
     if method not in work.programs:
         work.programs[method] = runs.program(
-            work.victim, METHODS[method], work.protocol
+            work.victim, LABELLED[method], protocol_of(work, method)
         )
     return work.programs[method]
+
+
+def protocol_of(work: Experiment, method: str) -> runs.Protocol:
+    """Return the protocol, at equal function values and from θ = 0 without a rate."""
+    if method not in UNTUNED:
+        return work.protocol
+    steps = max_values(work.protocol) // UNTUNED[method].values_per_step
+    return work.protocol._replace(start="zeros", steps=steps)
+
+
+def max_values(protocol: runs.Protocol) -> int:
+    """Return the function values of all steps with a learning rate."""
+    return protocol.steps * (protocol.num_directions + 1)
 
 
 def outcome_of(
@@ -275,12 +306,12 @@ def outcome_of(
 
 
 def attack_at(
-    work: Experiment, arm: str, method: str, rate: float
+    work: Experiment, arm: str, method: str, rate: float | None, seeds: list[int]
 ) -> Callable[[Checkpoint], dict[str, Any]]:
-    """Return `do` for all reported runs of a method at one rate."""
+    """Return `do` for all reported runs of a method at one rate, or without."""
 
     def do(checkpoint: Checkpoint) -> dict[str, Any]:
-        rows, (_, *shape) = runs.plan(work.victim, work.indices, work.seeds, [rate])
+        rows, (_, *shape) = runs.plan(work.victim, work.indices, seeds, [rate or 0.0])
         outcome = outcome_of(work, method, rows, checkpoint)
         picture = f"attack_{work.args.dataset}_{arm}_{method}.png"
         attack_report.draw_pictures(
@@ -321,8 +352,20 @@ def curve(outcome: runs.Outcome) -> dict[str, np.ndarray]:
 def attack_shared(work: Experiment, method: str) -> dict[str, Any]:
     rate = work.args.learning_rate
     settings = {"arm": "shared", "method": method, "learning_rate": rate}
-    do = attack_at(work, "shared", method, rate * METHODS[method].factor)
+    do = attack_at(work, "shared", method, rate * METHODS[method].factor, work.seeds)
     return finished(work, work.seeds, settings, do)
+
+
+def attack_untuned(work: Experiment, method: str) -> dict[str, Any]:
+    seeds = work.seeds if UNTUNED[method].is_random else work.seeds[:1]
+    protocol = {
+        "bound": work.protocol.bound,
+        "start": "zeros",
+        "max_values": max_values(work.protocol),
+    }
+    settings = {"arm": "untuned", "method": method}
+    do = attack_at(work, "untuned", method, None, seeds)
+    return finished(work, seeds, settings, do, protocol)
 
 
 def attack_tuned(work: Experiment, method: str) -> dict[str, Any]:
@@ -341,7 +384,7 @@ def attack_tuned(work: Experiment, method: str) -> dict[str, Any]:
         "tuning_images": others,
         "tuning_seed": seed,
     }
-    do = attack_at(work, "tuned", method, line["numbers"]["rate"])
+    do = attack_at(work, "tuned", method, line["numbers"]["rate"], work.seeds)
     return finished(work, work.seeds, settings, do)
 
 

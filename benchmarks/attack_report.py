@@ -1,7 +1,7 @@
 """Tables and figures of `attack`, from its result lines; pictures from its outcomes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from benchmarks.attack_methods import LABELLED
 from benchmarks.attack_runs import Outcome
-from benchmarks.methods import METHODS
 from benchmarks.problems import attack as problem
 from benchmarks.statistics import median_interval, wilson_interval
 from benchmarks.victim import Victim
 
 SHOWN = 4
+ARMS = {"shared": "shared rate", "tuned": "tuned rate", "untuned": "no rate"}
 HEADER = (
     "method",
     "rate",
@@ -61,14 +62,18 @@ def number(x: float) -> str:
     return f"{x:,.0f}" if np.isfinite(x) else "∞"
 
 
-def grouped(lines: list[dict[str, Any]], arms: Sequence[str]) -> list[list[dict]]:
-    """Group lines that differ in their method only; keep the last of each method."""
+def grouped(lines: list[dict[str, Any]], arms: Collection[str]) -> list[list[dict]]:
+    """Group lines that differ in their method only; keep the last of each method.
+
+    Without a learning rate, they may differ in their seeds: some need only one.
+    """
     groups: dict[str, dict[str, dict]] = {}
     for line in lines:
         settings = dict(line["settings"])
         if line["command"] == "attack" and settings.get("arm") in arms:
             method = settings.pop("method")
-            group = groups.setdefault(json.dumps([settings, line["seeds"]]), {})
+            seeds = None if settings["arm"] == "untuned" else line["seeds"]
+            group = groups.setdefault(json.dumps([settings, seeds]), {})
             group.pop(method, None)  # Keep the order of the last lines.
             group[method] = line
     return [list(group.values()) for group in groups.values()]
@@ -95,14 +100,18 @@ def interval(x: np.ndarray) -> str:
 def heading(line: dict[str, Any]) -> str:
     settings = line["settings"]
     images, seeds = len(settings["images"]), len(line["seeds"])
-    runs = f"{images} image{'s' * (images > 1)} x {seeds} seed{'s' * (seeds > 1)}"
-    if settings["arm"] == "tuned":
-        rate = f"rates tuned on {len(settings['tuning_images'])} other images"
+    runs = f"{images} image{'s' * (images > 1)}"
+    if settings["arm"] == "untuned":
+        rate = f"no learning rate, from θ = 0, at most {settings['max_values']:,} "
+        rate += "function values"
     else:
-        rate = f"learning rate {settings['learning_rate']:g} for all"
-    title = (
-        f"{settings['dataset']}, {runs}, {rate}, at most {settings['steps']:,} steps"
-    )
+        runs += f" x {seeds} seed{'s' * (seeds > 1)}"
+        if settings["arm"] == "tuned":
+            rate = f"rates tuned on {len(settings['tuning_images'])} other images"
+        else:
+            rate = f"learning rate {settings['learning_rate']:g} for all"
+        rate += f", at most {settings['steps']:,} steps"
+    title = f"{settings['dataset']}, {runs}, {rate}"
     if images == 1:  # One image has no interval.
         return title
     return f"{title}; brackets: {median_interval(np.zeros(images)).level:.1%}"
@@ -113,7 +122,7 @@ def row(line: dict[str, Any]) -> Sequence[str]:
     images, runs = int(np.isfinite(steps).sum()), np.isfinite(counts(line, "steps"))
     low, high = wilson_interval(images, len(steps))
     return (
-        METHODS[line["settings"]["method"]].label,
+        LABELLED[line["settings"]["method"]].label,
         rate_of(line),
         f"{images} of {len(steps)}",
         f"{100 * low:.0f} – {high:.0%}",
@@ -125,8 +134,10 @@ def row(line: dict[str, Any]) -> Sequence[str]:
 
 
 def rate_of(line: dict[str, Any]) -> str:
-    """Return the rate, marked if it is the smallest or largest of those tried."""
+    """Return the rate, if any, marked if it is the least or largest of those tried."""
     rate, tried = line["numbers"]["rate"], line["settings"].get("rates", [])
+    if rate is None:
+        return "–"
     at_edge = bool(tried) and rate in (min(tried), max(tried))
     return f"{rate:.3g}{' (edge)' if at_edge else ''}"
 
@@ -156,11 +167,11 @@ def summaries(lines: list[dict[str, Any]]) -> list[Summary]:
     """Return a table for each group of lines."""
     found = [
         Summary(heading(group[0]), HEADER, [row(line) for line in group])
-        for group in grouped(lines, ("shared", "tuned"))
+        for group in grouped(lines, ARMS)
     ]
     for (line,) in grouped(lines, ("throughput",)):
         settings = line["settings"]
-        title = f"{settings['dataset']}, {METHODS[settings['method']].label}, "
+        title = f"{settings['dataset']}, {LABELLED[settings['method']].label}, "
         title += f"{settings['steps']} steps of each run without early stopping"
         found.append(Summary(title, TIMED, throughput_rows(line)))
     return found
@@ -193,19 +204,23 @@ def tables(lines: list[dict[str, Any]]) -> list[Table]:
 
 def draw(lines: list[dict[str, Any]], path: Path) -> Path:
     """Draw median and quartiles of f against function values, one panel per group."""
-    groups = grouped(lines, ("shared", "tuned"))
+    groups = grouped(lines, ARMS)
     figure = Figure(figsize=(5.6 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for panel, group in zip(panels, groups, strict=True):
         for line in group:
-            style, curve = METHODS[line["settings"]["method"]], line["numbers"]["curve"]
+            style, curve = (
+                LABELLED[line["settings"]["method"]],
+                line["numbers"]["curve"],
+            )
             x = curve["function_values"]
-            label = f"{style.label}, rate {line['numbers']['rate']:.3g}"
+            rate = line["numbers"]["rate"]
+            label = style.label if rate is None else f"{style.label}, rate {rate:.3g}"
             panel.plot(x, curve["median"], style.dash, color=style.color, label=label)
             band = curve["lower"], curve["upper"]
             panel.fill_between(x, *band, color=style.color, alpha=0.2, linewidth=0)
         settings = group[0]["settings"]
-        panel.set_title(f"{settings['dataset']}, {settings['arm']} rate")
+        panel.set_title(f"{settings['dataset']}, {ARMS[settings['arm']]}")
         panel.axhline(0, color="0.4", linewidth=0.8)
         panel.set_xlabel("function values")
         panel.set_ylabel("f(θ); below 0 is success")

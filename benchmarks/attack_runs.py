@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import radazo
 from benchmarks import methods
+from benchmarks.attack_methods import Untuned
 from benchmarks.checkpoints import Checkpoint
 from benchmarks.problems import attack as problem
 from benchmarks.victim import Victim
@@ -131,15 +132,21 @@ class Program(NamedTuple):
         each; a run ends where f < `below`.
       compile_seconds: By batch size.
       protocol: The settings of its runs.
+      values_per_step: Function values of a step.
+      values_before: Values of a step up to that of its θ; 0 if it is known before.
     """
 
     start: Callable[[Plan], Runs]
     advance: Callable[..., Runs]
     compile_seconds: dict[int, float]
     protocol: Protocol
+    values_per_step: int
+    values_before: int
 
 
-def program(victim: Victim, method: methods.Method, protocol: Protocol) -> Program:
+def program(
+    victim: Victim, method: methods.Method | Untuned, protocol: Protocol
+) -> Program:
     start, steps = _functions(victim.log_probs, method, protocol)
     compiled, compile_seconds = {}, {}
 
@@ -158,11 +165,16 @@ def program(victim: Victim, method: methods.Method, protocol: Protocol) -> Progr
         advance,
         compile_seconds,
         protocol,
+        *(
+            (method.values_per_step, method.values_before)
+            if isinstance(method, Untuned)
+            else (protocol.num_directions + 1, 1)
+        ),
     )
 
 
 def _functions(
-    log_probs: problem.LogProbs, method: methods.Method, protocol: Protocol
+    log_probs: problem.LogProbs, method: methods.Method | Untuned, protocol: Protocol
 ) -> tuple[Any, Any]:
     """Return `start(rows)` and `advance(runs, rows, weights, num, below)`, of runs."""
     # One direction at a time: the runs fill a batch, and with two batch axes (runs and
@@ -175,6 +187,8 @@ def _functions(
     value_fn = problem.objective(log_probs, protocol.bound)
 
     def optimizer(rate: Any, key: Any) -> optax.GradientTransformationExtraArgs:
+        if isinstance(method, Untuned):
+            return method.optimizer(protocol.bound, key)
         return methods.optimizer(method, rate, estimator, key)
 
     def start_one(row: Plan) -> Runs:
@@ -196,7 +210,7 @@ def _functions(
             image=row.images,
             target=row.targets,
         )
-        # Forward differences: the value of the step is f(θ) before the update.
+        # The value of the step is f(θ) before the update.
         value = jnp.where(run.done, run.value, state.last_value)
         done = run.done | (value < below)
         moved = (optax.apply_updates(run.theta, updates), state)
@@ -258,7 +272,7 @@ def run(
         if checkpoint is not None:
             checkpoint.keep((runs, taken, seconds, curve))
     compiled = sum(program.compile_seconds.values()) - compiled
-    return _outcome(program.protocol, runs, curve, float(seconds), compiled)
+    return _outcome(program, runs, curve, float(seconds), compiled)
 
 
 def batch_of(done: np.ndarray, compact: bool) -> np.ndarray:
@@ -276,20 +290,22 @@ def steps_of(runs: Runs) -> np.ndarray:
 
 
 def _outcome(
-    protocol: Protocol,
+    program: Program,
     runs: Runs,
     curve: np.ndarray,
     run_seconds: float,
     compile_seconds: float,
 ) -> Outcome:
-    taken = np.minimum((np.arange(len(curve)) + 1) * STEPS_PER_CALL, protocol.steps)
+    calls, per_step = np.arange(len(curve)) + 1, program.values_per_step
+    taken = np.minimum(calls * STEPS_PER_CALL, program.protocol.steps)
+    before = program.values_before
     return Outcome(
         thetas=runs.theta,
         steps=steps_of(runs),
-        # The state is at the point with the value below 0, which adds one value.
-        num_values=np.where(runs.done, runs.state.num_values + 1, np.inf),
+        # The state is at the point with the value below 0.
+        num_values=np.where(runs.done, runs.state.num_values + before, np.inf),
         values=runs.value,
-        curve_at=(taken - 1) * (protocol.num_directions + 1) + 1,
+        curve_at=(taken - 1) * per_step + before,
         curve=curve,
         run_seconds=run_seconds,
         compile_seconds=compile_seconds,
