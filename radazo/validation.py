@@ -71,6 +71,7 @@ def _number(
         fail(api_name, argument, rule, repr(value), hint)
 
 
+finite = partial(_number, rule="be finite", holds=lambda x: True)
 positive = partial(_number, rule="be finite and greater than 0", holds=lambda x: x > 0)
 non_negative = partial(_number, rule="be finite and at least 0", holds=lambda x: x >= 0)
 share = partial(_number, rule="be in [0, 1]", holds=lambda x: 0 <= x <= 1)

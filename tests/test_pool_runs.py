@@ -172,7 +172,8 @@ def test_a_callback_sees_each_step_and_may_end_the_run():
         result = pool.minimize(START, optimizer(5), 9, callback=callback)
     assert [x.num_steps for x in seen] == [1, 2, 3, 4]
     assert (result.num_steps, result.status) == (4, "stopped")
-    same(result._replace(status="finished"), seen[-1])
+    ended = {"status": "finished", "message": "The run goes on."}
+    same(result._replace(**ended), seen[-1])
     same((seen[1].params, seen[1].state), by_hand(optimizer(5), 2))
 
 

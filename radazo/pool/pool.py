@@ -24,7 +24,7 @@ import optax
 from radazo import core, partition, validation
 from radazo.optimizers import combinators
 from radazo.pool import executors, worker
-from radazo.run import ask_tell, loop, progress_bar
+from radazo.run import ask_tell, limits, loop, progress_bar
 from radazo.run.minimize import MinimizeResult, start_run
 
 _API_NAME = executors.API_NAME
@@ -275,20 +275,20 @@ class _Pool:
     ) -> MinimizeResult:
         """Implement `EvaluationPool.minimize`."""
         validation.transformation(_MINIMIZE, optimizer, complete=True)
-        run = start_run(
-            _MINIMIZE, params, optimizer, num_steps, state, bounds, callback
-        )
+        validation.integer(_MINIMIZE, "num_steps", num_steps, 0, "0 takes no step.")
+        given = limits.Limits(num_steps)
+        run = start_run(_MINIMIZE, params, optimizer, given, state, bounds, callback)
 
-        def step(arrays: list[Any], state: Any, *_: Any) -> Any:
+        def step(position: loop.Position, *_: Any) -> Any:
             """Take a step of `loop.compiled_steps` with values of the pool, or none."""
-            params = run.rest.join(arrays)
+            params, state = run.rest.join(position.arrays), position.state
             queries = ask_tell.ask(optimizer, params, state)
             num, values = len(queries.ids), {}
             if self.num_left >= num:
                 points = ((id_, queries.point(id_)) for id_ in queries.ids)
                 values = dict(self._run(points, queries.function))
             if len(values) < num:
-                return arrays, state, loop.Record(np.zeros(0), np.zeros(0)), 0, False
+                return position, loop.Record(np.zeros(0), np.zeros(0)), 0, False
             stats = self.stats()
             if not stats.values:
                 rule = "return a value in the first step"
@@ -298,7 +298,8 @@ class _Pool:
             params, state = ask_tell.tell(optimizer, params, state, values)
             counters = combinators.find_estimator_state(_MINIMIZE, state)
             new = loop.Record(counters.last_value[None], counters.num_values[None])
-            return run.box(partition.split(params)[0]), state, new, 1, False
+            moved = run.box(partition.split(params)[0])
+            return loop.Position(moved, state), new, 1, False
 
         return run.take_steps(step, checkpoints)
 
