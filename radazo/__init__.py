@@ -22,6 +22,7 @@ Estimators, which turn function values into a gradient estimate
 
   finite_difference_estimator     and its presets sphere_, gaussian_, rademacher_,
                                   coordinate_ and orthogonal_estimator
+  hadamard_estimator              nearly orthogonal directions, in sweeps across steps
   majority_vote_estimator, prior_guided_estimator, history_reuse_estimator,
   history_mean_estimator, trajectory_estimator, interpolation_estimator, svrg_estimator
   skip_outliers, clip_outliers    guard an estimator against outlying values
@@ -66,6 +67,7 @@ from radazo.estimators import (
     estimate,
     finite_difference_estimator,
     gaussian_estimator,
+    hadamard_estimator,
     history_mean_estimator,
     history_reuse_estimator,
     interpolation_estimator,
@@ -110,7 +112,8 @@ __all__ += ["Estimator", "MinimizeResult", "ask", "calibrate", "minimize", "tell
 __all__ += ["central", "clip_outliers", "coordinate_estimator", "estimate"]
 __all__ += ["finite_difference_estimator", "forward", "forward_mode"]
 __all__ += ["gaussian_estimator", "history_mean_estimator", "history_reuse_estimator"]
-__all__ += ["interpolation_estimator", "majority_vote_estimator", "one_point"]
+__all__ += ["hadamard_estimator", "interpolation_estimator", "majority_vote_estimator"]
+__all__ += ["one_point"]
 __all__ += ["orthogonal_estimator", "prior_guided_estimator", "rademacher_estimator"]
 __all__ += ["skip_outliers", "sphere_estimator", "svrg_estimator"]
 __all__ += ["trajectory_estimator"]

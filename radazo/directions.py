@@ -14,12 +14,27 @@ from jax import lax
 
 from radazo import core, flat, naming, random, validation
 
-__all__ = ["DirectionSampler", "basis", "coordinate", "gaussian", "orthogonal"]
-__all__ += ["rademacher", "sample_directions", "sampler_from", "sphere"]
+__all__ = ["DirectionSampler", "basis", "coordinate", "gaussian", "hadamard"]
+__all__ += ["orthogonal", "rademacher", "sample_directions", "sampler_from", "sphere"]
+
+
+_STEPS = 2  # Words of a basis before its signs.
+# Words whose bit 31 − i is bit 0, 1, ... of i.
+_ODD = (0x55555555, 0x33333333, 0x0F0F0F0F, 0x00FF00FF, 0x0000FFFF)
 
 
 def _only_whole(*arguments: Any) -> Any:
     del arguments
+
+
+def _folded(key: jax.Array, k: jax.Array, dim: int) -> jax.Array:
+    del dim
+    return random.fold_in(key, k)
+
+
+def _one(num_directions: int, dim: int) -> int:
+    del num_directions, dim
+    return 1
 
 
 class DirectionSampler(NamedTuple):
@@ -29,21 +44,27 @@ class DirectionSampler(NamedTuple):
       prepare: `prepare(key_data, num_directions, dim, dtype) -> prepared`, once a step.
       draw: `draw(prepared, k, dim, dtype) -> (dim,) array`, direction k up to `scale`.
       factor: `factor(dim) -> float`, the inverse of E[uᵢ²].
-      scale: `scale(drawn) -> scalar`, ratio of direction to drawn array; None for 1.
+      scale: `scale(drawn, dim) -> scalar`, ratio of direction to drawn array, of which
+        only the norm is used; None for 1.
       independent: Whether the directions of a step are independent of each other.
-      part: `part(key_data, size, dtype, offset) -> (size,) array`, elements offset, ...
-        of the array drawn with key fold_in(step key, k), if parts can be drawn.
-      at: `at(key_data, indices, dtype) -> like indices`, the elements at these indices,
+      part: `part(own, size, dtype, offset) -> (size,) array`, elements offset, ... of
+        the array drawn with key `own` of the direction, if parts can be drawn.
+      at: `at(own, indices, dtype) -> like indices`, the elements at these indices,
         uint32 or a `random.Offset` of arrays.
+      own_key: `own_key(key_data, k, dim) -> own`, uint32 array, direction k's own key.
+      num_steps: `num_steps(num_directions, dim) -> int`, how many consecutive steps can
+        share the key of the first: step s of these takes directions s · K, ... of it.
     """
 
     prepare: Callable[[jax.Array, int, int, Any], Any]
     draw: Callable[[Any, jax.Array, int, Any], jax.Array]
     factor: Callable[[int], float]
-    scale: Callable[[jax.Array], jax.Array] | None = None
+    scale: Callable[[jax.Array, int], jax.Array] | None = None
     independent: bool = True
     part: Callable[[jax.Array, int, Any, Any], jax.Array] = _only_whole
     at: Callable[[jax.Array, jax.Array, Any], jax.Array] = _only_whole
+    own_key: Callable[[jax.Array, jax.Array, int], jax.Array] = _folded
+    num_steps: Callable[[int, int], int] = _one
 
     __repr__ = naming.constant_repr
 
@@ -53,7 +74,8 @@ def _step_key(key: jax.Array, *sizes: Any) -> jax.Array:
     return key
 
 
-def _inverse_norm(drawn: jax.Array) -> jax.Array:
+def _inverse_norm(drawn: jax.Array, dim: int) -> jax.Array:
+    del dim
     return lax.rsqrt(jnp.sum(jnp.square(drawn)))
 
 
@@ -115,6 +137,104 @@ def orthonormal_rows(
     return jnp.where(jnp.diag(r)[None, :] < 0, -q, q).T
 
 
+class Bases(NamedTuple):
+    """Bases of nearly orthogonal vectors of signs. With P the power of two from d on:
+
+      vector j of a basis = signs ∘ h(row)[:d],   row = (a · j + b) mod P,   0 <= j < P
+      h(row)ᵢ = (−1)^(number of ones in i AND row)      a row of Hadamard's matrix
+
+    Basis n, of vectors n · P, ... of a key, is drawn from fold_in(key, n): the first
+    two words are a, of which bit 0 is set, and b; the others hold the random signs.
+
+    Attributes:
+      words: (num_bases, num_words) uint32.
+    """
+
+    words: jax.Array
+
+    def row(self, k: jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
+        """Return the basis of vector k and its row in it."""
+        basis, j = jnp.divmod(k, jnp.uint32(size_of_basis(dim)))
+        return basis, _row(self.words[basis], j, dim)
+
+    def signs(self, basis: jax.Array, first: Any, num: int) -> jax.Array:
+        """Return `num` words of the random signs of a basis."""
+        start = jnp.uint32(_STEPS) + first
+        return lax.dynamic_slice(self.words, (basis, start), (1, num))[0]
+
+
+def size_of_basis(dim: int) -> int:
+    """Return P, the power of two from d on, at least 2 and at most 2³⁰."""
+    return 1 << min(max(dim - 1, 1).bit_length(), 30)
+
+
+def _row(words: jax.Array, j: jax.Array, dim: int) -> jax.Array:
+    row = (words[0] | jnp.uint32(1)) * j + words[1]
+    return row & jnp.uint32(size_of_basis(dim) - 1)
+
+
+def _row_words(row: jax.Array, places: jax.Array) -> jax.Array:
+    """Return the words at these places of h(row), packed as random signs are."""
+    low = jnp.zeros_like(row)
+    for bit, pattern in enumerate(_ODD):
+        low = low ^ (((row >> jnp.uint32(bit)) & jnp.uint32(1)) * jnp.uint32(pattern))
+    odd = lax.population_count(places & (row >> jnp.uint32(5))) & jnp.uint32(1)
+    return low ^ (jnp.uint32(0) - odd)
+
+
+def _bases(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Bases:
+    del dtype
+
+    def basis(number: jax.Array) -> jax.Array:
+        own, size = random.fold_in(key, number), dim + 32 * _STEPS
+        return random.pack_signs(lambda i, num: random.bits(own, num, i), size)
+
+    num_bases = -(-num_directions // size_of_basis(dim))
+    if num_bases == 1:
+        return Bases(basis(jnp.uint32(0))[None])
+    return Bases(lax.map(basis, jnp.arange(num_bases, dtype=jnp.uint32)))
+
+
+def _draw_signs(bases: Bases, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
+    basis, row = bases.row(k, dim)
+
+    def words(first: jax.Array, num: int) -> jax.Array:
+        places = first + lax.iota(jnp.uint32, num)
+        return bases.signs(basis, first, num) ^ _row_words(row, places)
+
+    return random.unpack_signs(random.pack_signs(words, dim), dim, dtype)
+
+
+def _own_key_of_signs(key: jax.Array, k: jax.Array, dim: int) -> jax.Array:
+    """Return the key of the basis of vector k, two words, and the row."""
+    basis, j = jnp.divmod(k, jnp.uint32(size_of_basis(dim)))
+    own = random.fold_in(key, basis)
+    return jnp.append(own, _row(random.bits(own, _STEPS), j, dim))
+
+
+def _part_of_signs(own: jax.Array, size: int, dtype: Any, offset: Any) -> jax.Array:
+    def words(first: jax.Array, num: int) -> jax.Array:
+        return _words_at(own, first + lax.iota(jnp.uint32, num))
+
+    packed = random.pack_signs(words, size, offset)
+    return random.unpack_signs(packed, size, dtype, offset)
+
+
+def _signs_at(own: jax.Array, indices: Any, dtype: Any) -> jax.Array:
+    places, before = random.word_and_bit(indices)
+    return random.sign(_words_at(own, places) << before, dtype)
+
+
+def _words_at(own: jax.Array, places: jax.Array) -> jax.Array:
+    counts = places + jnp.uint32(_STEPS)
+    hi, lo = random.threefry(own[:2], jnp.zeros_like(counts), counts)
+    return hi ^ lo ^ _row_words(own[2], places)
+
+
+def _steps_of_a_basis(num_directions: int, dim: int) -> int:
+    return max(size_of_basis(dim) // num_directions, 1)
+
+
 def _elementwise(
     part: Any, at: Any, factor: Callable[[int], float], scale: Any = None
 ) -> DirectionSampler:
@@ -134,6 +254,19 @@ sphere = _elementwise(random.normal, random.normal_at, float, _inverse_norm)
 
 rademacher = _elementwise(random.signs, random.signs_at, lambda dim: 1.0)
 """Independent signs, one random bit each: ‖u‖ = √d."""
+
+hadamard = DirectionSampler(
+    _bases,
+    _draw_signs,
+    float,
+    lambda drawn, dim: jnp.asarray(max(dim, 1) ** -0.5, drawn.dtype),
+    independent=False,
+    part=_part_of_signs,
+    at=_signs_at,
+    own_key=_own_key_of_signs,
+    num_steps=_steps_of_a_basis,
+)
+"""Nearly orthogonal signs, without replacement from a random basis: ‖u‖ = 1."""
 
 coordinate = DirectionSampler(_indices, _draw_coordinate, float)
 """Unit vectors along coordinates drawn with replacement: ‖u‖ = 1."""
@@ -217,7 +350,8 @@ def check_parts(api_name: str, sampler: DirectionSampler) -> None:
     if _only_whole in (sampler.part, sampler.at):
         rule = "have a `part` and an `at`"
         got = "a sampler that draws directions as a whole"
-        hint = "Pass `gaussian`, `sphere` or `rademacher` of `radazo.directions`."
+        hint = "Pass `gaussian`, `sphere`, `rademacher` or `hadamard` of "
+        hint += "`radazo.directions`."
         validation.fail(api_name, "sampler", rule, got, hint)
 
 
@@ -226,7 +360,7 @@ def direction(
 ) -> jax.Array:
     """Return direction k, (dim,), scaled."""
     drawn = sampler.draw(prepared, k, dim, dtype)
-    return drawn if sampler.scale is None else sampler.scale(drawn) * drawn
+    return drawn if sampler.scale is None else sampler.scale(drawn, dim) * drawn
 
 
 def sample_directions(

@@ -16,6 +16,7 @@ drawn from its offset: an int, a traced uint32 or, beyond their range, an `Offse
 are equal on all backends; the last place of normal numbers depends on erf⁻¹.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -177,33 +178,52 @@ def _normal(hi: jax.Array, lo: jax.Array, dtype: Any) -> jax.Array:
 
 def signs(key: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
     """Return (size,) random signs in float32 or float64, elements offset, ... ."""
-    first, before = _word_and_bit(offset)
+
+    def words(first: jax.Array, num: int) -> jax.Array:
+        return bits(key, num, first)
+
+    return unpack_signs(pack_signs(words, size, offset), size, dtype, offset)
+
+
+def pack_signs(
+    words: Callable[[jax.Array, int], jax.Array], size: int, offset: Any = 0
+) -> jax.Array:
+    """Return the words that hold the signs offset, ..., and a few more.
+
+    `words(first, num) -> (num,) uint32` returns words first, ... of all signs.
+    """
+    first, before = word_and_bit(offset)
     known = isinstance(offset, int)
     num_words = -(-(size + (before if known else 31)) // 32)
     part = -(-num_words // _SIGN_PARTS)
     start = jnp.uint32(first)
 
     # A loop: XLA would fuse a word into its 32 elements and compute it 32 times.
-    words = lax.map(
-        lambda i: bits(key, part, start + i * jnp.uint32(part)),
+    return lax.map(
+        lambda i: words(start + i * jnp.uint32(part), part),
         jnp.arange(_SIGN_PARTS, dtype=jnp.uint32),
     ).reshape(-1)
-    raw = _sign(words[:, None] << lax.iota(jnp.uint32, 32)[None, :], dtype)
+
+
+def unpack_signs(words: jax.Array, size: int, dtype: Any, offset: Any = 0) -> jax.Array:
+    """Return (size,) signs offset, ... from the words that `pack_signs` returns."""
+    _, before = word_and_bit(offset)
+    raw = sign(words[:, None] << lax.iota(jnp.uint32, 32)[None, :], dtype)
     # The barrier keeps XLA from moving the reshape into a sum, which is slow on CPU.
     flat = lax.optimization_barrier(raw.reshape(-1))
-    if known:
+    if isinstance(offset, int):
         return flat[before : before + size]
     return lax.dynamic_slice(flat, (before,), (size,))
 
 
 def signs_at(key: jax.Array, indices: Any, dtype: Any) -> jax.Array:
     """Return elements of `signs` at `indices`, uint32 or an `Offset` of arrays."""
-    places, before = _word_and_bit(indices)
+    places, before = word_and_bit(indices)
     hi, lo = threefry(key, jnp.zeros_like(places), places)
-    return _sign((hi ^ lo) << before, dtype)
+    return sign((hi ^ lo) << before, dtype)
 
 
-def _word_and_bit(index: Any) -> tuple[Any, Any]:
+def word_and_bit(index: Any) -> tuple[Any, Any]:
     """Return the word that holds the sign of element `index` < 2³⁷, and its bit."""
     if isinstance(index, int):
         return divmod(index, 32)
@@ -212,7 +232,7 @@ def _word_and_bit(index: Any) -> tuple[Any, Any]:
     return first, lo & jnp.uint32(31)
 
 
-def _sign(words: jax.Array, dtype: Any) -> jax.Array:
+def sign(words: jax.Array, dtype: Any) -> jax.Array:
     """Return −1 where the top bit of a word is set, else 1."""
     dtype = jnp.dtype(dtype)
     top = words & jnp.uint32(1 << 31)

@@ -119,6 +119,7 @@ ESTIMATORS = {name: Row(make) for name, make in PRESETS.items()} | {
             ),
         )
     ),
+    "hadamard": Row(radazo.hadamard_estimator, memoryless=False),
     "majority vote": Row(radazo.majority_vote_estimator, linear=False),
     **{
         f"guided by {name}": Row(
@@ -169,6 +170,7 @@ KINDS = {
         "two-point",
         "forward mode",
         "each coordinate",
+        "hadamard",
         "majority vote",
         "guided by momentum",
         "values of past steps",

@@ -58,6 +58,9 @@ def estimators():
         "coordinate": radazo.coordinate_estimator(**few),
         "each coordinate": radazo.coordinate_estimator(num_directions=None),
         "orthogonal": radazo.orthogonal_estimator(**few),
+        # Two steps a sweep of 8 directions, and sweeps of one step on two bases.
+        "hadamard": radazo.hadamard_estimator(**few),
+        "hadamard, two bases": radazo.hadamard_estimator(num_directions=12),
         "one point": radazo.sphere_estimator(difference=radazo.one_point, **few),
         "forward mode": radazo.sphere_estimator(difference=radazo.forward_mode, **few),
         "schedule": radazo.sphere_estimator(
@@ -136,6 +139,13 @@ def in_place():
             num_directions=3,
             sampler=radazo.directions.sphere,
             difference=radazo.forward,
+            b1=0.5,
+        ),
+        "in_place, hadamard": radazo.in_place(
+            optax.sgd(0.02),
+            key=3,
+            num_directions=3,
+            sampler=radazo.directions.hadamard,
             b1=0.5,
         ),
     }

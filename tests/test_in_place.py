@@ -98,6 +98,7 @@ SAMPLERS = {
     "gaussian": (radazo.directions.gaussian, radazo.gaussian_estimator),
     "sphere": (radazo.directions.sphere, radazo.sphere_estimator),
     "rademacher": (radazo.directions.rademacher, radazo.rademacher_estimator),
+    "hadamard": (radazo.directions.hadamard, radazo.hadamard_estimator),
 }
 
 
@@ -125,7 +126,7 @@ def half_of_the_time_a_number(params):
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("sampler", ["sphere", "rademacher"])
+@pytest.mark.parametrize("sampler", ["sphere", "rademacher", "hadamard"])
 def test_directions_of_any_sampler_that_are_dropped_leave_the_mean_of_the_others(
     sampler,
 ):
@@ -157,6 +158,8 @@ def test_directions_of_any_sampler_that_are_dropped_leave_the_mean_of_the_others
         ("gaussian", radazo.one_point),
         ("sphere", radazo.central),
         ("rademacher", radazo.central),
+        ("hadamard", radazo.central),
+        ("hadamard", radazo.forward),
     ],
 )
 def test_slopes_are_those_of_the_estimator(sampler, difference):

@@ -146,8 +146,9 @@ def compiled(work):
         radazo.directions.gaussian,
         radazo.directions.sphere,
         radazo.directions.rademacher,
+        radazo.directions.hadamard,
     ],
-    ids=["gaussian", "sphere", "rademacher"],
+    ids=["gaussian", "sphere", "rademacher", "hadamard"],
 )
 def test_values_along_a_direction_are_those_of_the_moved_point(sampler):
     params = opt.random(TINY, jax.random.key(0))

@@ -197,6 +197,7 @@ def test_directions_may_be_shared_over_two_axes_at_once():
 SAMPLERS = {
     "gaussian": radazo.directions.gaussian,
     "rademacher": radazo.directions.rademacher,
+    "hadamard": radazo.directions.hadamard,
     "own": radazo.directions.sampler_from(
         lambda key, dim: jax.random.normal(key, (dim,))
     ),

@@ -10,7 +10,14 @@ import pytest
 import radazo
 
 CONSTANTS = {
-    "directions": ["sphere", "gaussian", "rademacher", "coordinate", "basis"],
+    "directions": [
+        "sphere",
+        "gaussian",
+        "rademacher",
+        "hadamard",
+        "coordinate",
+        "basis",
+    ],
     "differences": ["forward", "central", "one_point", "forward_mode"],
     "optimizers": ["per_coordinate", "factored", "per_leaf", "scalar"],
     "estimators": ["matern", "rbf", "last_estimate", "last_step"],

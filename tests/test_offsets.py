@@ -15,9 +15,11 @@ from radazo import core, flat, random
 from radazo.evaluate import lazy, perturbed
 from radazo.optimizers.in_place import _init, _move, _Rule, _WeightedSum
 
-KEY = jnp.array([7, 11], jnp.uint32)
+KEY = jnp.array([7, 11, 13], jnp.uint32)  # The third word is a row, for `hadamard`.
 WORD = 2**32
 BOUNDARY = WORD - 100  # Parts that begin here end beyond 2³².
+HADAMARD = radazo.directions.hadamard
+SAMPLERS = [radazo.directions.gaussian, radazo.directions.rademacher, HADAMARD]
 
 
 def number(offset):
@@ -53,7 +55,7 @@ def test_offsets_below_one_word_stay_in_one():
     assert isinstance(random.advance(BOUNDARY, jnp.uint32(0), 3, 500), random.Offset)
 
 
-@pytest.mark.parametrize("draw", [random.normal, random.signs])
+@pytest.mark.parametrize("draw", [random.normal, random.signs, HADAMARD.part])
 @pytest.mark.parametrize("offset", [0, 5, BOUNDARY, WORD - 1, WORD + 77, 2**36 + 3])
 def test_elements_from_two_words_are_those_from_the_integer(draw, offset):
     expected = draw(KEY, 300, jnp.float32, offset)
@@ -65,7 +67,11 @@ def test_elements_from_two_words_are_those_from_the_integer(draw, offset):
 
 @pytest.mark.parametrize(
     ("at", "draw"),
-    [(random.normal_at, random.normal), (random.signs_at, random.signs)],
+    [
+        (random.normal_at, random.normal),
+        (random.signs_at, random.signs),
+        (HADAMARD.at, HADAMARD.part),
+    ],
 )
 def test_elements_at_indices_of_two_words_are_those_of_the_row(at, draw):
     lo = (jnp.arange(300, dtype=jnp.uint32) + jnp.uint32(BOUNDARY)).reshape(3, 100)
@@ -102,9 +108,7 @@ def drawn(sampler, tree, key=KEY):
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize(
-    "sampler", [radazo.directions.gaussian, radazo.directions.rademacher]
-)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_function_is_walked_across_the_boundary(sampler):
     tokens = jnp.array([[3, 49, 7], [0, 20, 49]])
 
@@ -121,9 +125,7 @@ def test_a_function_is_walked_across_the_boundary(sampler):
 
 
 @pytest.mark.fast_cases(1)
-@pytest.mark.parametrize(
-    "sampler", [radazo.directions.gaussian, radazo.directions.rademacher]
-)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_parameters_are_moved_across_the_boundary(sampler):
     tree, layout = params(), pretended(params())
     keys = jnp.stack([KEY, KEY + jnp.uint32(1)])
@@ -148,7 +150,7 @@ def test_a_norm_is_taken_over_blocks_beyond_the_boundary():
         hi, _ = random._split_offset(offset)
         return jnp.asarray([hi], dtype)
 
-    scale = lambda drawn: jnp.sqrt(jnp.sum(drawn**2))
+    scale = lambda drawn, dim: jnp.sqrt(jnp.sum(drawn**2))
     sampler = radazo.directions.sphere._replace(part=part, scale=scale)
     blocks = 2 * WORD // lazy.BLOCK
     layout = flat.Layout((True,), (2 * WORD,), 2 * WORD, jnp.float32)

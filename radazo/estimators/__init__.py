@@ -23,6 +23,7 @@ from radazo.estimators.finite_difference import (
     sphere_estimator,
 )
 from radazo.estimators.gaussian_process import Kernel, matern, rbf
+from radazo.estimators.hadamard import HadamardState, hadamard_estimator
 from radazo.estimators.history import (
     HistoryState,
     history_mean_estimator,
@@ -44,12 +45,13 @@ from radazo.estimators.svrg import SvrgState, svrg_estimator
 from radazo.estimators.trajectory import TrajectoryState, trajectory_estimator
 
 __all__ = ["Estimate", "EstimateInfo", "Estimator", "EstimatorState", "Evaluate"]
-__all__ += ["HistoryState", "InterpolationState", "Kernel", "OutlierState", "Prior"]
+__all__ += ["HadamardState", "HistoryState", "InterpolationState", "Kernel"]
+__all__ += ["OutlierState", "Prior"]
 __all__ += ["PriorGuidedState", "Queries", "Readings", "Step", "SvrgState"]
 __all__ += ["TrajectoryState"]
 __all__ += ["clip_outliers", "coordinate_estimator", "estimate"]
 __all__ += ["finite_difference_estimator", "gaussian_estimator"]
-__all__ += ["history_mean_estimator", "history_reuse_estimator"]
+__all__ += ["hadamard_estimator", "history_mean_estimator", "history_reuse_estimator"]
 __all__ += ["interpolation_estimator", "last_estimate", "last_step"]
 __all__ += ["majority_vote_estimator", "matern", "momentum_prior"]
 __all__ += ["orthogonal_estimator", "prior_guided_estimator", "rademacher_estimator"]

@@ -257,7 +257,7 @@ def _weighted_sum(
 
         def draw(k: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
             drawn, scale = sampler.draw(prepared, k, dim, dtype), sampler.scale
-            return (weight if scale is None else weight * scale(drawn)), drawn
+            return (weight if scale is None else weight * scale(drawn, dim)), drawn
 
         def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> Any:
             if chunk_size == 1:

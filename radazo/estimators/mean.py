@@ -166,11 +166,29 @@ def _evaluate_and_add(
     step: core.Step, options: Options, draw: _Draw, function: core.Function, *_: Any
 ) -> core.Readings:
     """Evaluate along each direction at `step.params` and add it, in one pass."""
-    layout, difference = step.layout, options.difference
-    base, base_aux = function(step.params) if difference.at_params else (None, None)
+    along, read = line_evaluator(step, options, function)
 
     def one(drawn: jax.Array, k: jax.Array, opaque_index: jax.Array) -> Any:
         del k
+        scale, seen = along(drawn, opaque_index)
+        return options.weigh(seen[0], scale, drawn), seen
+
+    fused, seen = _sum(draw, one, step.layout, options)
+    return read(*seen)._replace(fused=fused)
+
+
+def line_evaluator(
+    step: core.Step, options: Options, function: core.Function
+) -> tuple[Callable[..., Any], Callable[..., core.Readings]]:
+    """Evaluate f(x) if it is needed, and return how to evaluate and to read the rest.
+
+    scale, seen = along(drawn, opaque_index)        along one direction
+    readings = read(*seen)                          of all directions, stacked
+    """
+    layout, difference = step.layout, options.difference
+    base, base_aux = function(step.params) if difference.at_params else (None, None)
+
+    def along(drawn: jax.Array, opaque_index: jax.Array) -> tuple[jax.Array, Any]:
         scale = _scale(options.sampler, drawn)
 
         def line(distance: jax.Array) -> core.Params:
@@ -182,15 +200,15 @@ def _evaluate_and_add(
         )
         slope, valid = valid_slope(slope, options, layout)
         # If f(x) is evaluated, its aux is that of the step; the others are discarded.
-        aux = aux if base is None else None
-        return options.weigh(slope, scale, drawn), (slope, valid, value, aux)
+        return scale, (slope, valid, value, aux if base is None else None)
 
-    fused, (slopes, valid, values, aux) = _sum(draw, one, layout, options)
-    if base is None:
-        value, aux = mean_of_valid(values, valid), jax.tree.map(lambda x: x[0], aux)
-    else:
-        value, aux = jnp.sum(base), base_aux
-    return core.Readings(value, slopes, valid, aux, fused)
+    def read(slopes: Any, valid: Any, values: Any, aux: Any) -> core.Readings:
+        if base is not None:
+            return core.Readings(jnp.sum(base), slopes, valid, base_aux)
+        value = mean_of_valid(values, valid)
+        return core.Readings(value, slopes, valid, jax.tree.map(lambda x: x[0], aux))
+
+    return along, read
 
 
 def make_info(
@@ -255,7 +273,7 @@ def _scale(sampler: directions.DirectionSampler, drawn: jax.Array) -> jax.Array:
     """Return the factor from a drawn vector to a direction."""
     if sampler.scale is None:
         return jnp.ones((), drawn.dtype)
-    return sampler.scale(drawn)
+    return sampler.scale(drawn, drawn.size)
 
 
 def valid_slope(slope: jax.Array, options: Options, layout: flat.Layout) -> _Pair:

@@ -26,7 +26,7 @@ def perturbed_value_fn(
 
     Args:
       value_fn: `value_fn(params, *args, **kwargs)`, with any output.
-      sampler: `gaussian`, `sphere` or `rademacher`, which can draw parts.
+      sampler: `gaussian`, `sphere`, `rademacher` or `hadamard`, which can draw parts.
       mask: As in `finite_difference_estimator`.
     Returns:
       `f(key, params, distance, *args, **kwargs)`, which returns `value_fn(params +
@@ -52,7 +52,8 @@ def perturbed_value_fn(
         key: core.Key, params: core.Params, distance: Any, *args: Any, **kwargs: Any
     ) -> Any:
         layout = flat.layout(api_name, params, mask, in_parts=True)
-        own = random.fold_in(random.key_data(api_name, key), 0)
+        words = random.key_data(api_name, key)
+        own = sampler.own_key(words, jnp.uint32(0), layout.dim)
         scale = scale_of(sampler, own, layout)
         distance = jnp.asarray(distance, layout.dtype) * scale
         noise = noise_along(sampler, own, layout, distance)
@@ -91,4 +92,4 @@ def scale_of(
 
     norms = lax.map(norm, jnp.arange(num, dtype=jnp.uint32))
     # The vector of block norms has the norm of all elements.
-    return sampler.scale(jnp.append(norms, norm(num, rest)))
+    return sampler.scale(jnp.append(norms, norm(num, rest)), layout.dim)

@@ -79,9 +79,10 @@ def in_place(
     Args:
       optimizer: Any `optax.GradientTransformation`, its learning rate included.
       key: Typed key or integer seed of the run.
-      sampler: `gaussian`, `sphere` or `rademacher`, which can be drawn in parts.
+      sampler: `gaussian`, `sphere`, `rademacher` or `hadamard`, drawn in parts.
       num_directions: K, at least 1.
-      smoothing: As in `finite_difference_estimator`; ‖u‖ is √d except for `sphere`.
+      smoothing: As in `finite_difference_estimator`; ‖u‖ is √d, but 1 for
+        `sphere` and `hadamard`.
       difference: `forward`, `central`, `one_point` or `forward_mode`.
       b1: Decay rate of a first moment that is redrawn instead of stored, in [0, 1).
       num_steps: Steps in the first moment; None for the least with b1^num_steps ≤ 0.01.
@@ -147,20 +148,21 @@ def in_place(
         call = f"{api_name}(...).step"
         if evaluate is None or value_fn is not None:
             validation.check(call, value_fn=value_fn)
-        value_fn = value_fn or build.evaluated_elsewhere(call)
-        bound = functools.partial(value_fn, **extra)
+        bound = functools.partial(value_fn or build.evaluated_elsewhere(call), **extra)
         layout = flat.layout(api_name, params, mask, in_parts=True)
         function = differences.evaluation(api_name, bound, terms=terms, has_aux=False)
         distance = build.smoothing_at(smoothing, state.count, layout)
         own = random.fold_in(state.key_data, state.count)
         here = core.Step(own, layout, params, distance, terms)
+        keys = _own_keys(state.key_data, state.count[None], options, layout)
         if evaluate is None:
-            readings, scales = _evaluate(function, here, options)
+            readings, scales = _evaluate(function, here, options, keys)
         else:
-            readings = evaluate(function, here, _queries(here, options))
-            scales = lax.map(lambda k: _scale(here, options, k), _ks(num_directions))
+            readings = evaluate(function, here, _queries(here, options, keys))
+            scales = lax.map(lambda own: _scale(here, options, own), keys)
         past, info = _remember(state, options, here, readings, scales)
-        moment, any_kept = _mean(state.key_data, past, sampler, b1), jnp.any(info.kept)
+        any_kept = jnp.any(info.kept)
+        moment = _mean(state.key_data, past, options, layout, b1)
         params, states = _move(rule, moment, here, state.optimizer, any_kept)
         state = state._replace(estimator=past, optimizer=states)
         state = combinators.update_counters(state, readings.value, info, any_kept)
@@ -169,24 +171,37 @@ def in_place(
     return stepping.InPlace(init, step)
 
 
-def _ks(num_directions: int) -> jax.Array:
-    return jnp.arange(num_directions, dtype=jnp.uint32)
+def _own_keys(
+    key: jax.Array, counts: jax.Array, options: mean.Options, layout: flat.Layout
+) -> jax.Array:
+    """Return the own key of each direction of the steps with these counts, as rows."""
+    sampler, num_directions = options.sampler, options.resolve(layout)
+    num_steps = sampler.num_steps(num_directions, layout.dim)
+
+    def own_key(count: jax.Array, k: jax.Array) -> jax.Array:
+        place = count % num_steps
+        step_key = random.fold_in(key, count - place)
+        k = k + place.astype(jnp.uint32) * jnp.uint32(num_directions)
+        return sampler.own_key(step_key, k, layout.dim)
+
+    ks = jnp.tile(jnp.arange(num_directions, dtype=jnp.uint32), counts.size)
+    return jax.vmap(own_key)(jnp.repeat(counts, num_directions), ks)
 
 
-def _scale(step: core.Step, options: mean.Options, k: jax.Array) -> jax.Array:
-    return perturbed.scale_of(options.sampler, random.fold_in(step.key, k), step.layout)
+def _scale(step: core.Step, options: mean.Options, own: jax.Array) -> jax.Array:
+    return perturbed.scale_of(options.sampler, own, step.layout)
 
 
 def _evaluate(
-    function: core.Function, step: core.Step, options: mean.Options
+    function: core.Function, step: core.Step, options: mean.Options, keys: jax.Array
 ) -> tuple[core.Readings, jax.Array]:
     """Evaluate in place; return the readings and the scale of each direction."""
     sampler, layout, params = options.sampler, step.layout, step.params
     difference = options.difference
     base = function(params)[0] if difference.at_params else None
 
-    def one(k: jax.Array) -> tuple[Any, jax.Array]:
-        own, scale = random.fold_in(step.key, k), _scale(step, options, k)
+    def one(own: jax.Array) -> tuple[Any, jax.Array]:
+        scale = _scale(step, options, own)
         warn = functools.partial(_warn_of_a_whole_leaf, params)
 
         def along(distance: jax.Array) -> tuple[jax.Array, Any]:
@@ -199,23 +214,22 @@ def _evaluate(
         slope, valid = mean.valid_slope(slope, options, layout)
         return (slope, valid, value), scale
 
-    (slopes, valid, values), scales = lax.map(one, _ks(options.resolve(layout)))
+    (slopes, valid, values), scales = lax.map(one, keys)
     value = mean.mean_of_valid(values, valid) if base is None else jnp.sum(base)
     return core.Readings(value, slopes, valid), scales
 
 
-def _queries(step: core.Step, options: mean.Options) -> core.Queries:
+def _queries(step: core.Step, options: mean.Options, keys: jax.Array) -> core.Queries:
     """Return the queries of a step, for values that are evaluated elsewhere."""
     sampler, layout = options.sampler, step.layout
 
     def draw(k: jax.Array) -> jax.Array:
-        own = random.fold_in(step.key, k)
-        drawn = sampler.part(own, layout.dim, layout.dtype, 0)
-        return drawn * _scale(step, options, k)
+        drawn = sampler.part(keys[k], layout.dim, layout.dtype, 0)
+        return drawn * _scale(step, options, keys[k])
 
     scaled = options._replace(sampler=sampler._replace(scale=None))
     return mean.queries(step, scaled, draw)._replace(
-        evaluate=lambda function, step, _: _evaluate(function, step, options)[0],
+        evaluate=lambda function, step, _: _evaluate(function, step, options, keys)[0],
         fused=None,
     )
 
@@ -256,7 +270,7 @@ class _WeightedSum(NamedTuple):
     """A weighted sum of directions of one or more steps."""
 
     sampler: directions.DirectionSampler  # It has a `part`.
-    keys: jax.Array  # (num_directions, 2) uint32, the key data of each direction.
+    keys: jax.Array  # The own key of each direction, as rows.
     weights: jax.Array  # (num_directions,)
 
     def part(self, offset: Any, size: int) -> jax.Array:
@@ -276,17 +290,18 @@ class _WeightedSum(NamedTuple):
 
 
 def _mean(
-    key: jax.Array, past: PastSlopes, sampler: directions.DirectionSampler, b1: Any
+    key: jax.Array,
+    past: PastSlopes,
+    options: mean.Options,
+    layout: flat.Layout,
+    b1: Any,
 ) -> _WeightedSum:
     """Return the first moment of the remembered estimates as a `_WeightedSum`."""
     ages = jnp.arange(past.counts.size, dtype=past.weights.dtype)
     decays = (1 - b1) * jnp.asarray(b1, past.weights.dtype) ** ages
-    num_steps, num_directions = past.weights.shape
-    counts = jnp.repeat(past.counts, num_directions)
-    ks = jnp.tile(_ks(num_directions), num_steps)
-    fold_in = jax.vmap(lambda count, k: random.fold_in(random.fold_in(key, count), k))
     weights = (decays[:, None] * past.weights).ravel()
-    return _WeightedSum(sampler, fold_in(counts, ks), weights)
+    keys = _own_keys(key, past.counts, options, layout)
+    return _WeightedSum(options.sampler, keys, weights)
 
 
 class _Rule(NamedTuple):
