@@ -72,13 +72,13 @@ def hadamard_estimator(
     Example:
       >>> estimator = hadamard_estimator(num_directions=2)
       >>> estimate = jax.jit(radazo.estimate, static_argnums=(0, 2))
-      >>> fn, x = lambda x: x[0] - 2 * x[1] + 4 * x[2], jnp.zeros(4)
+      >>> fn, x = lambda x: x @ jnp.array([1.0, -2.0, 4.0, 3.0]), jnp.zeros(4)
       >>> state, total = estimator.init(x), jnp.zeros(4)
       >>> for key in range(2):  # A sweep of 4 directions is exact on linear functions.
       ...     _, gradient, state, _ = estimate(estimator, key, fn, x, state)
       ...     total += gradient
       >>> print(jnp.round(total / 2, 2))
-      [ 1. -2.  4.  0.]
+      [ 1. -2.  4.  3.]
     References:
       Spall, 1992, as `rademacher_estimator`, for random signs. Bhatnagar et al.,
       Two-timescale simultaneous perturbation stochastic approximation using
