@@ -1,7 +1,7 @@
 """Tables and figures of `attack`, from its result lines; pictures from its outcomes."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from benchmarks.statistics import median_interval, wilson_interval
 from benchmarks.victim import Victim
 
 SHOWN = 4
-ARMS = {"shared": "shared rate", "tuned": "tuned rate", "untuned": "no rate"}
+ARMS = ("shared", "tuned", "untuned")
 HEADER = (
     "method",
     "rate",
@@ -62,7 +62,7 @@ def number(x: float) -> str:
     return f"{x:,.0f}" if np.isfinite(x) else "∞"
 
 
-def grouped(lines: list[dict[str, Any]], arms: Collection[str]) -> list[list[dict]]:
+def grouped(lines: list[dict[str, Any]], arms: Sequence[str]) -> list[list[dict]]:
     """Group lines that differ in their method only; keep the last of each method.
 
     Without a learning rate, they may differ in their seeds: some need only one.
@@ -203,8 +203,15 @@ def tables(lines: list[dict[str, Any]]) -> list[Table]:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> Path:
-    """Draw median and quartiles of f against function values, one panel per group."""
-    groups = grouped(lines, ARMS)
+    """Draw median and quartiles of f against function values, one panel per group.
+
+    Methods without a learning rate are drawn beside those with the shared one.
+    """
+    groups = grouped(lines, ("shared", "tuned"))
+    for group in groups:
+        if group[0]["settings"]["arm"] == "shared":
+            for others in grouped(lines, ["untuned"]):
+                group.extend(others if _alike(others[0], group[0]) else [])
     figure = Figure(figsize=(5.6 * len(groups), 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for panel, group in zip(panels, groups, strict=True):
@@ -216,17 +223,26 @@ def draw(lines: list[dict[str, Any]], path: Path) -> Path:
             x = curve["function_values"]
             rate = line["numbers"]["rate"]
             label = style.label if rate is None else f"{style.label}, rate {rate:.3g}"
-            panel.plot(x, curve["median"], style.dash, color=style.color, label=label)
+            marker = "." if len(x) == 1 else None
+            options = {"color": style.color, "label": label, "marker": marker}
+            panel.plot(x, curve["median"], style.dash, **options)
             band = curve["lower"], curve["upper"]
             panel.fill_between(x, *band, color=style.color, alpha=0.2, linewidth=0)
         settings = group[0]["settings"]
-        panel.set_title(f"{settings['dataset']}, {ARMS[settings['arm']]}")
+        panel.set_title(f"{settings['dataset']}, {settings['arm']} rate")
         panel.axhline(0, color="0.4", linewidth=0.8)
         panel.set_xlabel("function values")
         panel.set_ylabel("f(θ); below 0 is success")
         panel.legend(loc="upper right", fontsize="small")
     figure.savefig(path, dpi=150)
     return path
+
+
+def _alike(line: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether two lines attack the same images within the same bound."""
+    names = "dataset", "images", "bound"
+    pair = line["settings"], other["settings"]
+    return all(pair[0].get(name) == pair[1].get(name) for name in names)
 
 
 def draw_pictures(

@@ -259,7 +259,7 @@ def test_what_the_readme_says_of_fine_tuning():
 
 def attack_lines(arm):
     """Of the experiment in full, by method."""
-    lines = (x for x in lines_of("attack") if len(x["seeds"]) == 3)
+    lines = (x for x in lines_of("attack") if len(x["settings"]["images"]) >= 21)
     return {x["settings"]["method"]: x for x in lines if x["settings"]["arm"] == arm}
 
 
@@ -301,6 +301,13 @@ def test_what_the_readme_says_of_the_attack():
     assert fooled("shared", "zo_adamm_matched") == pair[0]
     (tuned,) = {fooled("tuned", method) for method in ("radazo", "zo_adamm")}
     assert f"tuned, {tuned} each" in README
+    (search,) = attack_lines("untuned").values()
+    median = np.median(attack_report.to_success(search, "function_values"))
+    assert fooled("untuned", "sign_search") >= 16
+    assert median <= 700
+    said = f"`sign_search`, with nothing to tune, {fooled('untuned', 'sign_search')} "
+    said += f"(median {median:,.0f} values, `radazo` {found['radazo']:,.0f})"
+    assert said in README
 
 
 def test_what_the_readme_says_of_speed():
