@@ -169,14 +169,20 @@ def test_ask_and_tell_a_journal_and_a_resumed_run_are_minimize(tmp_path):
     assert_same_run((more.params, more.state), (whole.params, whole.state))
 
 
-def test_a_run_stops_at_the_parameters_of_the_value():
+def test_a_run_ends_at_the_parameters_of_the_value_or_by_itself():
     signs = jnp.resize(jnp.array([1.0, -1.0]), DIM)
     value_fn = lambda params: flatten(params) @ signs
-    options = {"stop": lambda value, params: value < -4}
-    optimizer = radazo.sign_search(LOWER, UPPER)
-    result = radazo.minimize(value_fn, START, optimizer, 40, **options)
-    assert result.status == "stopped"
-    assert value_fn(result.params) == result.values[-1] < -4 <= result.values[-2]
+    minimize = functools.partial(
+        radazo.minimize, value_fn, START, radazo.sign_search(LOWER, UPPER)
+    )
+    for options in ({"target": -4.0}, {"stop": lambda value, params: value <= -4}):
+        result = minimize(**options)
+        assert result.status in ("target", "stopped")
+        assert value_fn(result.params) == result.values[-1] <= -4 < result.values[-2]
+    result = minimize()
+    assert result.status == "converged"
+    lowest = np.where(signs > 0, LOWER, UPPER)
+    np.testing.assert_array_equal(flatten(result.params), lowest)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
