@@ -185,14 +185,14 @@ def _row_words(row: jax.Array, places: jax.Array) -> jax.Array:
 def _bases(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Bases:
     del dtype
 
-    def basis(number: jax.Array) -> jax.Array:
+    def words(number: jax.Array) -> jax.Array:
         own, size = random.fold_in(key, number), dim + 32 * _STEPS
         return random.pack_signs(lambda i, num: random.bits(own, num, i), size)
 
     num_bases = -(-num_directions // size_of_basis(dim))
     if num_bases == 1:
-        return Bases(basis(jnp.uint32(0))[None])
-    return Bases(lax.map(basis, jnp.arange(num_bases, dtype=jnp.uint32)))
+        return Bases(words(jnp.uint32(0))[None])
+    return Bases(lax.map(words, jnp.arange(num_bases, dtype=jnp.uint32)))
 
 
 def _draw_signs(bases: Bases, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
