@@ -1,6 +1,7 @@
 """Samplers of the directions of a step.
 
-Direction k is drawn from fold_in(step key, k), independently of which others are drawn.
+Direction k is drawn from fold_in(step key, k), independently of which others are drawn;
+`hadamard` from fold_in(step key, k div P), see `Bases`.
 """
 
 import functools
@@ -157,6 +158,12 @@ class Bases(NamedTuple):
         basis, j = jnp.divmod(k, jnp.uint32(size_of_basis(dim)))
         return basis, _row(self.words[basis], j, dim)
 
+    def packed(self, k: jax.Array, dim: int, first: Any, num: int) -> jax.Array:
+        """Return words first, ... of vector k."""
+        basis, row = self.row(k, dim)
+        places = first + lax.iota(jnp.uint32, num)
+        return self.signs(basis, first, num) ^ _row_words(row, places)
+
     def signs(self, basis: jax.Array, first: Any, num: int) -> jax.Array:
         """Return `num` words of the random signs of a basis."""
         start = jnp.uint32(_STEPS) + first
@@ -186,7 +193,7 @@ def _bases(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Bases:
     del dtype
 
     def words(number: jax.Array) -> jax.Array:
-        own, size = random.fold_in(key, number), dim + 32 * _STEPS
+        own, size = random.fold_in(key, number), dim + 32 * (_STEPS + 1)
         return random.pack_signs(lambda i, num: random.bits(own, num, i), size)
 
     num_bases = -(-num_directions // size_of_basis(dim))
@@ -196,13 +203,8 @@ def _bases(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Bases:
 
 
 def _draw_signs(bases: Bases, k: jax.Array, dim: int, dtype: Any) -> jax.Array:
-    basis, row = bases.row(k, dim)
-
-    def words(first: jax.Array, num: int) -> jax.Array:
-        places = first + lax.iota(jnp.uint32, num)
-        return bases.signs(basis, first, num) ^ _row_words(row, places)
-
-    return random.unpack_signs(random.pack_signs(words, dim), dim, dtype)
+    words = random.pack_signs(lambda *part: bases.packed(k, dim, *part), dim)
+    return random.unpack_signs(words, dim, dtype)
 
 
 def _own_key_of_signs(key: jax.Array, k: jax.Array, dim: int) -> jax.Array:
@@ -266,7 +268,10 @@ hadamard = DirectionSampler(
     own_key=_own_key_of_signs,
     num_steps=_steps_of_a_basis,
 )
-"""Nearly orthogonal signs, without replacement from a random basis: ‖u‖ = 1."""
+"""Nearly orthogonal signs, without replacement from a random basis: ‖u‖ = 1.
+
+`hadamard_estimator` and `in_place` take a basis in sweeps across steps; other
+estimators begin with a new one in each step."""
 
 coordinate = DirectionSampler(_indices, _draw_coordinate, float)
 """Unit vectors along coordinates drawn with replacement: ‖u‖ = 1."""

@@ -111,7 +111,9 @@ def test_steps_under_jit_trace_the_function_once_whatever_the_schedule():
 
 
 @pytest.mark.fast_cases(2)
-@pytest.mark.parametrize("name", ["sphere", "gaussian", "rademacher", "coordinate"])
+@pytest.mark.parametrize(
+    "name", ["sphere", "gaussian", "rademacher", "hadamard", "coordinate"]
+)
 def test_one_direction_at_a_time_holds_no_copies_of_all(name, difference):
     dim = 100_000
     make = getattr(radazo, f"{name}_estimator")

@@ -115,6 +115,42 @@ def test_a_sweep_that_was_interrupted_goes_on():
     np.testing.assert_array_equal(rest.params, whole.params)
 
 
+def test_a_sweep_goes_on_from_a_checkpoint(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    f = lambda x: jnp.sum((x - 1) ** 2)
+    estimator = radazo.hadamard_estimator(num_directions=3)
+    optimizer = radazo.zo_sgd(0.05, estimator, key=0)
+    whole = radazo.minimize(f, jnp.zeros(20), optimizer, 13)
+    options = {"checkpoints": tmp_path}
+    radazo.minimize(f, jnp.zeros(20), optimizer, 6, **options)
+    rest = radazo.minimize(f, jnp.zeros(20), optimizer, 13, **options)
+    np.testing.assert_array_equal(rest.params, whole.params)
+
+
+def quadratic(x):
+    return jnp.sum(x**2) / 2
+
+
+def rosenbrock(x):
+    return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+
+@pytest.mark.parametrize("f", [quadratic, rosenbrock])
+def test_a_step_holds_at_most_two_copies_of_the_parameters(f):
+    dim = 100_000
+    estimator = radazo.hadamard_estimator(num_directions=50)
+    optimizer = radazo.zo_sgd(0.1, estimator, key=0)
+
+    def step(x, state):
+        updates, state = optimizer.update(None, state, x, value_fn=f)
+        return x + updates, state
+
+    x = jax.ShapeDtypeStruct((dim,), jnp.float32)
+    state = jax.eval_shape(optimizer.init, x)
+    memory = jax.jit(step).lower(x, state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 2 * 4 * dim
+
+
 def test_a_quadratic_falls_further_in_a_sweep_than_along_independent_signs():
     start = jax.random.normal(jax.random.key(1), (64,))
     ends = {}

@@ -1,13 +1,8 @@
 """Estimate along sweeps of nearly orthogonal sign directions, across steps.
 
-A sweep takes its directions from one basis, without replacement. With P the power of
-two from d on, direction j of a sweep is
-
-  uⱼ = s ∘ h(rowⱼ)[:d] / √d        s random signs of the sweep
-  rowⱼ = (a · j + b) mod P         a odd and b random
-  h(row)ᵢ = (−1)^(number of ones in i AND row)        a row of Hadamard's matrix
-
-With i = (high bits, low bits), h is the outer product of two short vectors of signs.
+A sweep takes its directions from one basis of `directions.hadamard`, without
+replacement. Within a step they differ only in their rows of Hadamard's matrix: the
+random signs are drawn once, and the gradient is one small matrix product.
 """
 
 import functools
@@ -50,31 +45,44 @@ def hadamard_estimator(
 
       g = (d / K) · Σₖ slopeₖ · uₖ        slopeₖ as in `finite_difference_estimator`
 
-    A step takes the next K directions of a sweep, of which each is a vector of random
-    signs of length 1: E[u uᵀ] = I / d, and g is unbiased on linear functions. The
-    directions of a sweep are orthogonal if d is a power of two; otherwise their inner
-    products have the mean square (P − d) / (d (P − 1)). After P / K steps f has been
-    compared along a whole basis, where independent directions miss a share of 1 / e.
+    Consecutive steps take the next K directions of a sweep. With P the power of two
+    from d on, direction j of a sweep is a random sign vector of length 1:
+
+      uⱼ = signs ∘ h(row)[:d] / √d        row = (a · j + b) mod P, a odd and b random
+      h(row)ᵢ = (−1)^(number of ones in i AND row)      a row of Hadamard's matrix
+
+    Signs, a and b are drawn anew for each sweep, from the key of its first step.
+    E[u uᵀ] = I / d: each g is unbiased on linear functions.
+
+    The directions of a sweep are orthogonal if d is a power of two. Otherwise their
+    inner products have the mean square (P − d) / (d (P − 1)) < 1 / d, that of
+    independent signs. For any d, Σⱼ uⱼ uⱼᵀ = (P / d) I over all P directions: if K
+    divides P, the mean of g over a sweep is exact on linear functions.
+
+    A sweep has ⌊P / K⌋ steps and leaves out the last P mod K directions. If K > P, it
+    is one step along ⌈K / P⌉ bases. P is at most 2³⁰.
 
     Args:
-      num_directions: K, at least 1. A sweep has ⌊P / K⌋ steps, at least one.
+      num_directions: K, at least 1.
       smoothing, difference, chunk_size, terms, mask, sharding: As in
-        `finite_difference_estimator`.
+        `finite_difference_estimator`; ‖u‖ = 1.
     Returns:
       An `Estimator`, which is not memoryless: its state, a `HadamardState`, is the
       position in the sweep. `info.squared_norm` is NaN.
     Raises:
-      As `finite_difference_estimator`.
+      TypeError, ValueError: As `finite_difference_estimator`, and if `num_directions`
+        is None.
     Cost:
-      Function values as `finite_difference_estimator`. One random bit per parameter
-      and step, whatever K is. One copy of the parameters during a step for the signs,
-      and one to three for each direction of a batch.
+      K + 1 function values (`forward`), 2K (`central`) or K (`one_point`, and
+      `forward_mode`, each with a derivative) per step. One random bit per parameter
+      and step, whatever K is. Besides the gradient, one copy of the parameters, or one
+      to three for each direction of a batch if `chunk_size` > 1. The state holds none.
     Example:
       >>> estimator = hadamard_estimator(num_directions=2)
       >>> estimate = jax.jit(radazo.estimate, static_argnums=(0, 2))
       >>> fn, x = lambda x: x @ jnp.array([1.0, -2.0, 4.0, 3.0]), jnp.zeros(4)
       >>> state, total = estimator.init(x), jnp.zeros(4)
-      >>> for key in range(2):  # A sweep of 4 directions is exact on linear functions.
+      >>> for key in range(2):  # A sweep of 4 directions, exact on a linear function.
       ...     _, gradient, state, _ = estimate(estimator, key, fn, x, state)
       ...     total += gradient
       >>> print(jnp.round(total / 2, 2))
@@ -126,6 +134,13 @@ class _Sweep(NamedTuple):
         size = self.layout.dim, self.layout.dtype
         return _SAMPLER.draw(self.bases, self.first + k, *size)
 
+    def packed(self, k: jax.Array) -> jax.Array:
+        """Return the words that hold the signs of direction k."""
+        dim, start = self.layout.dim, jnp.uint32(0)
+        # With one word too many, XLA on CPU slices and stores the signs: fused into the
+        # function, they would slow down its sums.
+        return self.bases.packed(self.first + k, dim, start, -(-dim // 32) + 1)
+
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """Return Σ weight · direction, (d,), by one small matrix product per basis."""
         dim, num_bases = self.layout.dim, self.bases.words.shape[0]
@@ -153,13 +168,12 @@ def _sum_of_rows(rows: jax.Array, weights: jax.Array, dim: int) -> jax.Array:
     """Return Σ weight · h(row)[:d]; h is an outer product, of high and of low bits."""
     num_low = (max(dim - 1, 1).bit_length() + 1) // 2
 
-    def signs(index: jax.Array, rows: jax.Array) -> jax.Array:
-        odd = lax.population_count(index[:, None] & rows[None, :])
+    def signs(size: int, rows: jax.Array) -> jax.Array:
+        odd = lax.population_count(lax.iota(jnp.uint32, size)[:, None] & rows[None, :])
         return random.sign(odd << jnp.uint32(31), weights.dtype)
 
-    high = lax.iota(jnp.uint32, -(-dim >> num_low) or 1)
-    left = signs(high, rows >> jnp.uint32(num_low)) * weights[None, :]
-    right = signs(lax.iota(jnp.uint32, 1 << num_low), rows)
+    high = signs(-(-dim >> num_low) or 1, rows >> jnp.uint32(num_low))
+    left, right = high * weights[None, :], signs(1 << num_low, rows)
     product = jnp.dot(left, right.T, precision=lax.Precision.HIGHEST)
     return product.reshape(-1)[:dim]
 
@@ -185,7 +199,16 @@ def _evaluate(
     along, read = mean.line_evaluator(step, options, function)
     number = options.resolve(step.layout)
     at_once = min(options.chunk_size, number)
-    batch_size = at_once if at_once > 1 else None
     ks = jnp.arange(number, dtype=jnp.uint32)
-    seen = lax.map(lambda k: along(sweep.draw(k), k)[1], ks, batch_size=batch_size)
-    return read(*seen)
+
+    def in_batch(k: jax.Array) -> Any:
+        return along(sweep.draw(k), k)[1]
+
+    def one(words: jax.Array, k: jax.Array) -> Any:
+        drawn = random.unpack_signs(words, step.layout.dim, step.layout.dtype)
+        return sweep.packed(k + jnp.uint32(1)), along(drawn, k)[1]
+
+    if at_once > 1:
+        return read(*lax.map(in_batch, ks, batch_size=at_once))
+    # A carry is stored: XLA would fuse a word into its 32 elements, as in `pack_signs`.
+    return read(*lax.scan(one, sweep.packed(jnp.uint32(0)), ks)[1])
