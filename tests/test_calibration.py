@@ -13,7 +13,7 @@ from radazo import directions, random
 from radazo.calibration import line_probes
 
 START = jax.random.normal(jax.random.key(1), (100,), jnp.float32)
-PLAIN = 55  # Function values, where no distance is added or left out.
+PLAIN = 56  # Function values, where no distance is added or left out.
 
 
 @jax.jit
@@ -226,6 +226,107 @@ def test_longer_runs_get_lower_rates():
     assert long.learning_rate_zo_sgd == short.learning_rate_zo_sgd
 
 
+def test_the_plain_rate_is_below_the_limit_of_stability_if_one_direction_is_steep(x64):
+    """Of f = λ/2 (a·x)², where x shrinks if rate · λ · E[(Σ(a·u)²)²] d²/K² < 2."""
+    dim, steep = 40, 1e3
+    a = np.random.default_rng(0).normal(size=dim)
+    a = jnp.asarray(a / np.linalg.norm(a))
+    value_fn = jax.jit(lambda x: steep / 2 * jnp.square(a @ x))
+    limit = 2 / steep / (1 + 2 * (dim - 1) / (dim + 2) / 10)
+    params = jax.random.normal(jax.random.key(3), (dim,), jnp.float64)
+    found = [calibrated(value_fn, params, key) for key in range(100)]
+    rates = np.array([x.learning_rate_zo_sgd for x in found])
+    # Of six directions none may be near the steep one.
+    assert np.mean(rates < limit) > 0.9
+    assert np.median(rates) > limit / 20
+
+
+def quartic(x):
+    return jnp.sum(x**4 - 16 * x**2 + 5 * x) / 2
+
+
+def zakharov(x):
+    s = 0.5 * jnp.sum(jnp.arange(1, x.size + 1, dtype=x.dtype) * x)
+    return jnp.sum(x**2) + s**2 + s**4
+
+
+SCALES = 10.0 ** np.linspace(0, 6, 40)
+
+
+@pytest.mark.fast_cases(2)
+@pytest.mark.parametrize(
+    "value_fn",
+    [
+        zakharov,
+        quartic,
+        lambda x: jnp.sum(SCALES * x**2),
+        lambda x: jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2),
+        lambda x: 10 * x.size + jnp.sum(x**2 - 10 * jnp.cos(2 * jnp.pi * x)),
+        lambda x: jnp.sum(jnp.floor(x + 0.5) ** 2),
+    ],
+    ids=["zakharov", "quartic", "ill-conditioned", "rosenbrock", "rastrigin", "stairs"],
+)
+def test_zo_sgd_at_its_rate_ends_below_the_start(value_fn):
+    num, steps = 8, 600
+    starts = jax.random.uniform(jax.random.key(0), (num, 40), jnp.float32, -4, 4)
+    one = jax.jit(value_fn)
+    found = [calibrated(one, x, key) for key, x in enumerate(starts)]
+    norms = np.linalg.norm(starts, axis=1)
+    assert all(x.distance < norm for x, norm in zip(found, norms, strict=True))
+    if value_fn is quartic:  # Its slopes grow with the distance.
+        assert all(x.distance < norm / 10 for x, norm in zip(found, norms, strict=True))
+
+    @jax.jit
+    @jax.vmap
+    def ends(x, smoothing, rate, key):
+        estimator = radazo.sphere_estimator(smoothing=smoothing)
+        optimizer = radazo.zo_sgd(rate, estimator, key=key)
+
+        def step(carry, _):
+            x, state = carry
+            updates, state = optimizer.update(None, state, x, value_fn=value_fn)
+            return (x + updates, state), None
+
+        carry, _ = jax.lax.scan(step, (x, optimizer.init(x)), length=steps)
+        return value_fn(x), value_fn(carry[0])
+
+    rates = jnp.array([x.learning_rate_zo_sgd for x in found])
+    smoothing = jnp.array([x.smoothing for x in found])
+    before, after = ends(
+        starts, smoothing, rates, jax.random.split(jax.random.key(1), num)
+    )
+    assert np.all(after < before)
+
+
+def rising(first, last):
+    """The quadratic, but infinite in the calls `first` to `last`."""
+    calls = []
+
+    def value_fn(x):
+        calls.append(1)
+        return math.inf if first <= len(calls) <= last else float(quadratic(x))
+
+    return value_fn
+
+
+def test_a_step_after_which_f_rises_is_shortened():
+    plain, two = calibrated(), calibrated(rising(PLAIN, PLAIN + 1))
+    assert two.num_values == PLAIN + 2
+    for name in ("learning_rate", "learning_rate_zo_adamm", "learning_rate_zo_sgd"):
+        np.testing.assert_allclose(getattr(two, name), getattr(plain, name) / 16, 1e-5)
+    assert two.smoothing == plain.smoothing
+
+
+def test_it_warns_of_what_is_not_to_be_relied_on():
+    with pytest.warns(UserWarning, match="found no step along an estimate that lowers"):
+        none = calibrated(rising(PLAIN, PLAIN + 3))
+    assert none.num_values == PLAIN + 3
+    np.testing.assert_allclose(none.learning_rate, calibrated().learning_rate, 1e-5)
+    with pytest.warns(UserWarning, match="further than the norm of `params`, 0.0"):
+        found = calibrated(staircase, 0.005 * START)
+    assert found.distance > np.linalg.norm(0.005 * START)
+
+
 @pytest.mark.gate
 def test_asked_again_during_a_run_it_goes_on_where_the_first_rate_stays():
     first = calibrated()
@@ -246,7 +347,7 @@ def test_printed_it_says_what_was_chosen_and_why():
     assert f"{found.learning_rate_zo_sgd:.3g} for zo_sgd" in text
     assert f"moved by {found.reach:.3g}" in text
     assert "10 directions in 100 dimensions" in text
-    assert f"from 55 function values near {found.value:.6g}" in text
+    assert f"from 56 function values near {found.value:.6g}" in text
     assert all(isinstance(x, int | float) for x in found)
 
 

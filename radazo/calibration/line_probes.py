@@ -112,20 +112,33 @@ def value_along(
     words: jax.Array,
 ) -> ValueAt:
     """Return `value_at`, which calls `value_fn` along directions of the key `words`."""
+    value_at_sum = value_along_all(api_name, value_fn, params, layout, words)
+    return lambda k, distance: value_at_sum({k: distance})
 
+
+def value_along_all(
+    api_name: str,
+    value_fn: core.ValueFn,
+    params: core.Params,
+    layout: flat.Layout,
+    words: jax.Array,
+) -> Callable[[dict[int, float]], Any]:
+    """Return f of {k: tₖ} at x + Σₖ tₖ · direction k of the unit sphere."""
     leaves, treedef = jax.tree.flatten(params)
     # Other leaves are not passed through JIT, which would make arrays of them.
     own = [leaf if on else 0 for leaf, on in zip(leaves, layout.active, strict=True)]
 
-    def value_at(k: int, distance: float) -> Any:
-        t = jnp.asarray(distance, layout.dtype)
-        new = _perturb(layout, words, own, jnp.uint32(k), t)
+    def value_at_sum(distances: dict[int, float]) -> Any:
+        new = own
+        for k, distance in distances.items():
+            t = jnp.asarray(distance, layout.dtype)
+            new = _perturb(layout, words, new, jnp.uint32(k), t)
         triples = zip(new, leaves, layout.active, strict=True)
         point = treedef.unflatten(x if on else old for x, old, on in triples)
         with validation.traceable(api_name):
             return _number(api_name, value_fn(point))
 
-    return value_at
+    return value_at_sum
 
 
 @functools.partial(jax.jit, static_argnums=0)
