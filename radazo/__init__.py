@@ -5,6 +5,7 @@
 
 Optimizers, each a complete `optax.GradientTransformationExtraArgs`
 
+  zo_auto                         without a learning rate; the default of `minimize`
   radazo                          R-AdaZO: RMSProp of the momentum
   zo_sgd, zo_signsgd, zo_rmsprop, zo_adamm, meazo, zo_adamu, pars
   zo_psgd, projected_zo_adamm, projected      keep the parameters in a set
@@ -17,6 +18,7 @@ Ways to use an estimator in a training loop
   with_estimator                  around any `optax` optimizer
   estimate_gradient               the first link of an `optax.chain`
   scale_by_radazo, scale_by_zo_adamm, scale_by_second_moment, first_moment
+  scale_by_parabola               a learning rate from the values of f
 
 Estimators, which turn function values into a gradient estimate
 
@@ -90,6 +92,7 @@ from radazo.optimizers import (
     projected_zo_adamm,
     radazo,
     roll_back,
+    scale_by_parabola,
     scale_by_radazo,
     scale_by_second_moment,
     scale_by_zo_adamm,
@@ -98,6 +101,7 @@ from radazo.optimizers import (
     with_estimator,
     zo_adamm,
     zo_adamu,
+    zo_auto,
     zo_psgd,
     zo_rmsprop,
     zo_sgd,
@@ -119,9 +123,22 @@ __all__ += ["skip_outliers", "sphere_estimator", "svrg_estimator"]
 __all__ += ["trajectory_estimator"]
 __all__ += ["estimate_gradient", "first_moment", "in_place", "meazo", "pars"]
 __all__ += ["projected", "projected_zo_adamm", "radazo", "roll_back", "scale_by_radazo"]
-__all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "sign_search"]
+__all__ += [
+    "scale_by_parabola",
+    "scale_by_second_moment",
+    "scale_by_zo_adamm",
+    "sign_search",
+]
 __all__ += ["value_and_grad"]
-__all__ += ["with_estimator", "zo_adamm", "zo_adamu", "zo_psgd", "zo_rmsprop", "zo_sgd"]
+__all__ += [
+    "with_estimator",
+    "zo_adamm",
+    "zo_adamu",
+    "zo_auto",
+    "zo_psgd",
+    "zo_rmsprop",
+    "zo_sgd",
+]
 __all__ += ["zo_signsgd"]
 
 __version__ = "0.1.0"

@@ -89,6 +89,17 @@ def perturb(
     return _map_parts(add, layout, params, direction, opaque_index)
 
 
+def replace(
+    layout: Layout, params: core.Params, flat: jax.Array, opaque_index: jax.Array
+) -> core.Params:
+    """Return `params` with the perturbed leaves of a flat vector, as of `ravel`."""
+
+    def take(leaf: Any, part: jax.Array | None) -> Any:
+        return leaf if part is None else part.astype(leaf.dtype)
+
+    return _map_parts(take, layout, params, flat, opaque_index)
+
+
 def ravel(layout: Layout, params: core.Params) -> jax.Array:
     """Return the perturbed leaves of `params` as one flat vector, (dim,)."""
     parts = [

@@ -21,7 +21,7 @@ def steps_of(dim, num_directions, num_steps, seed=5):
     def drawn(state, count):
         words = jnp.stack([jnp.uint32(seed), count.astype(jnp.uint32)])
         step = core.Step(words, layout, params, jnp.float32(0.1))
-        sweep = hadamard._sweep(step, state, num_directions)
+        sweep = hadamard.sweep_of(step, state, num_directions)
         ks = jnp.arange(num_directions, dtype=jnp.uint32)
         state = hadamard.HadamardState(count + 1, sweep.key)
         weights = jnp.cos(1 + ks.astype(jnp.float32))

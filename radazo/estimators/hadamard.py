@@ -103,7 +103,7 @@ def hadamard_estimator(
         return HadamardState(jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32))
 
     def queries(step: core.Step, state: HadamardState) -> core.Queries:
-        sweep = _sweep(step, state, num_directions)
+        sweep = sweep_of(step, state, num_directions)
         found = mean.queries(step, options, sweep.draw)
         fused = functools.partial(_evaluate, step, options, sweep)
         return found._replace(fused=found.fused and fused, shared=sweep)
@@ -121,7 +121,10 @@ def hadamard_estimator(
     return build.estimator(api_name, init, queries, estimate, settings)
 
 
-class _Sweep(NamedTuple):
+size_of_sweep = directions.size_of_basis
+
+
+class Sweep(NamedTuple):
     """The directions of one step."""
 
     key: jax.Array
@@ -140,6 +143,11 @@ class _Sweep(NamedTuple):
         # With one word too many, XLA on CPU slices and stores the signs: fused into the
         # function, they would slow down its sums.
         return self.bases.packed(self.first + k, dim, start, -(-dim // 32) + 1)
+
+    @property
+    def scale(self) -> jax.Array:
+        """The length of a direction relative to that of its signs."""
+        return jnp.asarray(max(self.layout.dim, 1) ** -0.5, self.layout.dtype)
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """Return Σ weight · direction, (d,), by one small matrix product per basis."""
@@ -178,20 +186,20 @@ def _sum_of_rows(rows: jax.Array, weights: jax.Array, dim: int) -> jax.Array:
     return product.reshape(-1)[:dim]
 
 
-def _sweep(step: core.Step, state: HadamardState, num_directions: int) -> _Sweep:
+def sweep_of(step: core.Step, state: Any, num_directions: int) -> Sweep:
     """Return the directions of the step that follows `state`."""
     dim, dtype = step.layout.dim, step.layout.dtype
     place = state.count % _SAMPLER.num_steps(num_directions, dim)
     key = jnp.where(place == 0, step.key, state.sweep_key)
     bases = _SAMPLER.prepare(key, num_directions, dim, dtype)
     first = place.astype(jnp.uint32) * jnp.uint32(num_directions)
-    return _Sweep(key, bases, first, step.layout)
+    return Sweep(key, bases, first, step.layout)
 
 
 def _evaluate(
     step: core.Step,
     options: mean.Options,
-    sweep: _Sweep,
+    sweep: Sweep,
     function: core.Function,
     *_: Any,
 ) -> core.Readings:

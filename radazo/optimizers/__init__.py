@@ -7,6 +7,7 @@ from radazo.optimizers.combinators import (
     with_estimator,
 )
 from radazo.optimizers.in_place import PastSlopes, in_place
+from radazo.optimizers.parabola import ScaleByParabolaState, scale_by_parabola
 from radazo.optimizers.pars import ParsState, pars
 from radazo.optimizers.presets import (
     meazo,
@@ -38,15 +39,29 @@ from radazo.optimizers.transforms import (
     scale_by_zo_adamm,
 )
 from radazo.optimizers.zo_adamu import ZoAdamuState, zo_adamu
+from radazo.optimizers.zo_auto import ZoAutoState, zo_auto
 
 __all__ = ["Granularity", "InPlace", "ParsState", "PastSlopes", "RollBackState"]
-__all__ += ["RowsAndColumns", "ScaleByRadazoState", "ScaleBySecondMomentState"]
+__all__ += [
+    "RowsAndColumns",
+    "ScaleByParabolaState",
+    "ScaleByRadazoState",
+    "ScaleBySecondMomentState",
+]
 __all__ += ["ScaleByZoAdammState", "SignSearchState", "WithEstimatorState"]
-__all__ += ["ZoAdamuState"]
+__all__ += ["ZoAdamuState", "ZoAutoState"]
 __all__ += ["estimate_gradient", "factored", "first_moment", "in_place", "meazo"]
 __all__ += ["pars", "per_coordinate", "per_leaf", "projected", "projected_zo_adamm"]
-__all__ += ["radazo", "roll_back", "scalar", "scale_by_radazo"]
+__all__ += ["radazo", "roll_back", "scalar", "scale_by_parabola", "scale_by_radazo"]
 __all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "sign_search"]
 __all__ += ["value_and_grad"]
-__all__ += ["with_estimator", "zo_adamm", "zo_adamu", "zo_psgd", "zo_rmsprop", "zo_sgd"]
+__all__ += [
+    "with_estimator",
+    "zo_adamm",
+    "zo_adamu",
+    "zo_auto",
+    "zo_psgd",
+    "zo_rmsprop",
+    "zo_sgd",
+]
 __all__ += ["zo_signsgd"]
