@@ -14,8 +14,9 @@ is finished. The same command, started again, continues with the missing pieces.
 """
 
 import argparse
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,19 +191,33 @@ def numbers_of(
     piece: Piece, program: runs.Program, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Tune on the tuning seeds, then run on the reported ones."""
+    given = TASKS[piece.task].rates[piece.rule], tuning_seeds_of(piece.task, args)
+    run = functools.partial(program.run, piece.rule)
+    numbers = tuned(run, *given, seeds_of(piece.task, args))
+    return numbers | {"compile_seconds": program.compile_seconds}
+
+
+def tuned(
+    run: Callable[[int, float], runs.Run],
+    first: float,
+    tuning_seeds: list[int],
+    seeds: list[int],
+) -> dict[str, Any]:
+    """Return the numbers of `run(seed, rate)` at the best rate of a walk from `first`.
+
+    Without tuning seeds the rate is `first`.
+    """
     started, used = time.perf_counter(), time.process_time()
 
-    tuning_seeds = tuning_seeds_of(piece.task, args)
-
     def score(rate: float) -> Score:
-        return scored([program.run(piece.rule, seed, rate) for seed in tuning_seeds])
+        return scored([run(seed, rate) for seed in tuning_seeds])
 
-    tried = tune(score, TASKS[piece.task].rates[piece.rule], PARTS)
+    tried = tune(score, first, PARTS) if tuning_seeds else {first: (np.inf, np.inf)}
     rate = best(tried)
-    done = [program.run(piece.rule, seed, rate) for seed in seeds_of(piece.task, args)]
+    done = [run(seed, rate) for seed in seeds]
     return {
         "rate": rate,
-        "at_edge": rate in (min(tried), max(tried)),
+        "at_edge": len(tried) > 1 and rate in (min(tried), max(tried)),
         "rates_tried": sorted(tried),
         "values_tried": [tried[rate][0] for rate in sorted(tried)],
         "value_at_start": [run.values[0] for run in done],
@@ -211,7 +226,6 @@ def numbers_of(
         "curve": [records.rounded(run.values) for run in done],
         "run_seconds": time.perf_counter() - started,
         "processor_seconds": time.process_time() - used,
-        "compile_seconds": program.compile_seconds,
     }
 
 

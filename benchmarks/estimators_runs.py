@@ -40,11 +40,11 @@ class Program(NamedTuple):
     """The compiled run of one estimator on one problem.
 
     Attributes:
-      run: `run(rule, seed, rate) -> Run`.
+      run: `run(rule, seed, rate) -> Run`, or as `compile_runs` says.
       compile_seconds: Wall time.
     """
 
-    run: Callable[[str, int, float], Run]
+    run: Callable[..., Run]
     compile_seconds: float
 
 
@@ -58,27 +58,61 @@ def program(
     problem: Problem, estimator: radazo.Estimator, dtype: str, budget: int
 ) -> Program:
     """Compile once for all rules, seeds and rates."""
-    at = jnp.asarray(marks(budget))
 
-    def run(x: Any, data: Any, seed: Any, chosen: Any, rate: Any) -> Any:
+    def optimizer(given: Any, key: jax.Array) -> Any:
+        chosen, rate = given
         rule = optax.chain(one_of(chosen), optax.scale_by_learning_rate(rate))
-        key = jax.random.split(jax.random.key(seed))[1]
-        optimizer = radazo.with_estimator(estimator, rule, key)
-        return _curve(problem.value_fn, optimizer, x, data, at)
+        return radazo.with_estimator(estimator, rule, key)
 
-    def arguments(rule: str, seed: int, rate: float) -> tuple[Any, ...]:
-        x, data = problem.start(seed)
-        x, data = x.astype(dtype), jax.tree.map(jnp.asarray, data)
-        index = jnp.int32(RULES.index(rule))
-        return x, data, jnp.int32(seed), index, jnp.asarray(rate, dtype)
+    def given(rule: str, rate: float) -> Any:
+        return jnp.int32(RULES.index(rule)), jnp.asarray(rate, dtype)
+
+    with jax.enable_x64(dtype == "float64"):
+        first = given(RULES[0], 0.0)
+    compiled = compile_runs(problem, optimizer, first, dtype, marks(budget))
 
     def called(rule: str, seed: int, rate: float) -> Run:
         with jax.enable_x64(dtype == "float64"):
-            return Run(*map(np.asarray, compiled(*arguments(rule, seed, rate))))
+            chosen = given(rule, rate)
+        return compiled.run(seed, chosen)
+
+    return compiled._replace(run=called)
+
+
+def compile_runs(
+    problem: Problem,
+    optimizer: Callable[[Any, jax.Array], Any],
+    given: Any,
+    dtype: str,
+    at: np.ndarray,
+) -> Program:
+    """Compile the run of an optimizer: a `Program` with `run(seed, given) -> Run`.
+
+    Args:
+      problem, dtype: As in `Task`.
+      optimizer: `optimizer(given, key)`, a complete optimizer.
+      given: What differs between runs, for instance a learning rate.
+      at: Counts of function values at which to record f; the run ends at the last.
+    """
+    counts = jnp.asarray(at)
+
+    def run(x: Any, data: Any, seed: Any, given: Any) -> Any:
+        key = jax.random.key(seed)
+        made = optimizer(given, jax.random.split(key)[1])
+        return _curve(problem, made, x, data, counts, jax.random.fold_in(key, 1))
+
+    def arguments(seed: int, given: Any) -> tuple[Any, ...]:
+        x, data = problem.start(seed)
+        x, data = x.astype(dtype), jax.tree.map(jnp.asarray, data)
+        return x, data, jnp.int32(seed), given
+
+    def called(seed: int, given: Any) -> Run:
+        with jax.enable_x64(dtype == "float64"):
+            return Run(*map(np.asarray, compiled(*arguments(seed, given))))
 
     started = time.perf_counter()
     with jax.enable_x64(dtype == "float64"):
-        compiled = jax.jit(run).lower(*arguments(RULES[0], 0, 0.0)).compile()
+        compiled = jax.jit(run).lower(*arguments(0, given)).compile()
     return Program(called, time.perf_counter() - started)
 
 
@@ -100,12 +134,19 @@ def one_of(chosen: jax.Array) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _curve(value_fn: Any, optimizer: Any, x: Any, data: Any, at: jax.Array) -> Any:
+def _curve(
+    problem: Problem, optimizer: Any, x: Any, data: Any, at: jax.Array, key: jax.Array
+) -> Any:
     """Return f at the start and at each mark, and the function values used by then."""
+    value_fn, sampled = problem.value_fn, problem.sampled
+    seen_fn = value_fn if sampled is None else sampled.value_fn
 
     def step(carry: Any) -> Any:
         x, state = carry
-        updates, state = optimizer.update(None, state, x, value_fn=value_fn, **data)
+        drawn = data
+        if sampled is not None:
+            drawn = sampled.draw(jax.random.fold_in(key, state.count))
+        updates, state = optimizer.update(None, state, x, value_fn=seen_fn, **drawn)
         return optax.apply_updates(x, updates), state
 
     def advance(carry: Any, mark: jax.Array) -> Any:

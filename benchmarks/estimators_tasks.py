@@ -17,6 +17,18 @@ from benchmarks.problems.synthetic import PROBLEMS
 from benchmarks.victim import BOUNDS, trained
 
 
+class Sampled(NamedTuple):
+    """f as an optimizer sees it: with noise, or of a batch.
+
+    Attributes:
+      value_fn: `value_fn(x, **drawn) -> scalar`.
+      draw: `draw(key) -> drawn`, the same for all evaluations of a step.
+    """
+
+    value_fn: Callable[..., jax.Array]
+    draw: Callable[[jax.Array], dict[str, Any]]
+
+
 class Problem(NamedTuple):
     """A function to minimize, and the starts of its runs.
 
@@ -24,11 +36,13 @@ class Problem(NamedTuple):
       value_fn: `value_fn(x, **data) -> scalar`, of a flat vector.
       start: `start(seed) -> (x, data)`: the start of a run, and the data of its f.
       batches: If f is a mean over data.
+      sampled: If an optimizer does not see `value_fn` itself.
     """
 
     value_fn: Callable[..., jax.Array]
     start: Callable[[int], tuple[jax.Array, dict[str, Any]]]
     batches: Batches | None = None
+    sampled: Sampled | None = None
 
 
 class Task(NamedTuple):
@@ -70,13 +84,13 @@ def start_key(seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed))[0]
 
 
-def _normal(seed: int, dim: int, scale: float = 1.0) -> jax.Array:
+def normal(seed: int, dim: int, scale: float = 1.0) -> jax.Array:
     # Single precision for every task, because double precision draws other starts.
     return scale * jax.random.normal(start_key(seed), (dim,), jnp.float32)
 
 
 def _synthetic(name: str, dim: int) -> Problem:
-    return Problem(PROBLEMS[name].value_fn, lambda seed: (_normal(seed, dim), {}))
+    return Problem(PROBLEMS[name].value_fn, lambda seed: (normal(seed, dim), {}))
 
 
 def _attack() -> Problem:
@@ -95,7 +109,7 @@ def _attack() -> Problem:
         index = right[seed % len(right)]
         target = jnp.int32((data.test_labels[index] + 1) % 10)
         image = victims.pixels(data.test_images[index])
-        return _normal(seed, image.size), {"image": image, "target": target}
+        return normal(seed, image.size), {"image": image, "target": target}
 
     return Problem(value_fn, start)
 
@@ -120,7 +134,7 @@ def _learning(
 
 def _logistic() -> Problem:
     return _learning(
-        learning.cross_entropy, lambda seed: _normal(seed, learning.DIM_LINEAR, 0.1)
+        learning.cross_entropy, lambda seed: normal(seed, learning.DIM_LINEAR, 0.1)
     )
 
 
@@ -135,7 +149,7 @@ def _pendulum() -> Problem:
     return Problem(pendulum.cost(), lambda seed: (pendulum.start(start_key(seed)), {}))
 
 
-def _rates(normalized: float, plain: float) -> dict[str, float]:
+def first_rates(normalized: float, plain: float) -> dict[str, float]:
     return {"radazo": normalized / 4, "zo_adamm": normalized, "zo_sgd": plain}
 
 
@@ -144,7 +158,7 @@ TASKS = {
         "Rosenbrock, d = 100",
         lambda: _synthetic("rosenbrock", 100),
         *(100, 10, 1e-3, 5_000, 20, 6),
-        _rates(5e-2, 1e-4),
+        first_rates(5e-2, 1e-4),
         dtype="float64",
         batched=False,
     ),
@@ -152,33 +166,33 @@ TASKS = {
         "Levy, d = 10,000",
         lambda: _synthetic("levy", 10_000),
         *(10_000, 10, 5e-2, 11_000, 5, 2),
-        _rates(2e-2, 6e-4),
+        first_rates(2e-2, 6e-4),
         batched=False,
     ),
     "attack": Task(
         "attack on digits, d = 64",
         _attack,
         *(64, 2, 4.0, 5_000, 20, 6),
-        _rates(5e-2, 1e-1),
+        first_rates(5e-2, 1e-1),
         scale="linear",
     ),
     "logistic": Task(
         "logistic regression, d = 650",
         _logistic,
         *(learning.DIM_LINEAR, 10, 5e-2, 5_000, 5, 2),
-        _rates(5e-2, 3e-1),
+        first_rates(5e-2, 3e-1),
     ),
     "f1": Task(
         "1 − F1 of a network, d = 610",
         _f1,
         *(learning.DIM_NETWORK, 10, 1.0, 5_000, 10, 4),
-        _rates(5e-2, 3e-1),
+        first_rates(5e-2, 3e-1),
     ),
     "pendulum": Task(
         "pendulum, d = 41",
         _pendulum,
         *(pendulum.DIM, 10, 1.0, 4_000, 10, 3),
-        _rates(1e-1, 1e-1),
+        first_rates(1e-1, 1e-1),
         scale="linear",
     ),
 }

@@ -1,0 +1,189 @@
+"""`untuned` at toy sizes, and its functions against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import estimators_runs as runs
+from benchmarks import records, untuned, untuned_runs
+from benchmarks.problems import classics
+from benchmarks.untuned_tasks import GROUPS, LOW, TASKS
+
+pytestmark = pytest.mark.gate
+
+TOY = TASKS["noise_1"]._replace(budget=60, seeds=2, tuning_seeds=1)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    monkeypatch.setitem(TASKS, "noise_1", TOY)
+    monkeypatch.setitem(GROUPS["noise"], "noise_1", TOY)
+
+
+def command(folder, *more):
+    untuned.main([*more, "--output", str(folder)])
+    return records.read(folder / "untuned.jsonl")
+
+
+def of_rule(lines, estimator, rule):
+    (line,) = (
+        line
+        for line in lines
+        if (line["settings"]["estimator"], line["settings"]["rule"])
+        == (estimator, rule)
+    )
+    return line
+
+
+def test_end_to_end_and_again(tmp_path, capsys, monkeypatch, toy):
+    given = ("--groups", "noise", "--tasks", "noise_1")
+    lines = command(tmp_path, *given, "--methods", "sphere,hadamard")
+    assert len(lines) == 6
+    for line in lines:
+        settings, numbers = line["settings"], line["numbers"]
+        assert not {*line["seeds"]} & {*settings["tuning_seeds"]}
+        assert settings["smoothing"] == 1.68
+        assert numbers["counts"][0][-1] == 66
+        np.testing.assert_allclose(numbers["curve"][0][0], 500, rtol=0.2)
+    starts = {tuple(line["numbers"]["value_at_start"]) for line in lines}
+    assert len(starts) == 1, "all start from the same points"
+    assert "noise of 1" in capsys.readouterr().out
+    monkeypatch.setattr(untuned, "measured", None)
+    assert command(tmp_path, *given, "--methods", "sphere,hadamard") == lines
+
+
+def test_committed_results_are_copied(tmp_path, monkeypatch):
+    known = {
+        name: records.read(untuned_runs.COMMITTED / f"{name}.jsonl")
+        for name in ("synthetic", "estimators")
+    }
+    found = {
+        copied["rule"]: copied
+        for copied in untuned_runs.copies("levy_10000", TASKS["levy_10000"], known)
+    }
+    assert {*runs.RULES, "zo_adamm, cosine", "meazo"} <= {*found}
+    numbers = found["zo_sgd"]["numbers"]
+    assert numbers["counts"][0][-1] == 55_000
+    assert numbers["source"]["command"] == "synthetic"
+    assert np.median(numbers["value_at_end"]) == pytest.approx(671.2, abs=0.1)
+    assert untuned_runs.rate_of("levy_10000", "zo_sgd", known) == numbers["rate"]
+    assert untuned_runs.rate_of("levy_1000", "zo_sgd", known) is None
+    found = list(untuned_runs.copies("f1", TASKS["f1"], known))
+    assert [copied["rule"] for copied in found] == [*runs.RULES]
+    assert all(len(copied["numbers"]["counts"]) == 10 for copied in found)
+    assert not list(untuned_runs.copies("levy_1000", TASKS["levy_1000"], known))
+
+
+def test_each_evaluation_has_its_own_noise():
+    problem = TASKS["noise_10"].build()
+
+    @jax.jit
+    def noise(x):
+        seen = jax.lax.map(lambda _: problem.sampled.value_fn(x), jnp.arange(400))
+        return seen - problem.value_fn(x)
+
+    found = []
+    for _ in range(2):
+        x, data = problem.start(3)
+        assert data == {}
+        found.append(np.asarray(noise(x)))
+    np.testing.assert_array_equal(found[0], found[1])  # A run starts its generator.
+    assert len(set(found[0])) == 400
+    assert abs(found[0].mean()) < 4 * 10 / 400**0.5
+    assert abs(found[0].std() / 10 - 1) < 4 / (2 * 400) ** 0.5
+
+
+def test_a_batch_is_that_of_its_step():
+    problem = TASKS["logistic_batches"].build()
+    x, data = problem.start(3)
+    seen = jax.jit(problem.sampled.value_fn)
+    drawn = [problem.sampled.draw(jax.random.key(i)) for i in range(40)]
+    values = np.array([seen(x, **given) for given in drawn])
+    assert seen(x, **drawn[0]) == values[0]
+    assert len(set(values)) == 40
+    error = values.std(ddof=1) / 40**0.5
+    assert abs(values.mean() - problem.value_fn(x, **data)) < 4 * error
+
+
+def by_numpy(x, dim):
+    """The functions of few parameters, from their formulas in float64."""
+    generator = np.random.default_rng(0)
+    shift = generator.uniform(-2, 2, dim)
+    z = x - shift
+    rotated = np.linalg.qr(generator.standard_normal((dim, dim)))[0] @ z
+    i, powers = np.arange(1, dim + 1), np.arange(dim) / (dim - 1)
+    w = np.sum(i * z) / 2
+    return {
+        "ackley": 20 * (1 - np.exp(-0.2 * np.sqrt(np.mean(z**2))))
+        + np.e
+        - np.exp(np.mean(np.cos(2 * np.pi * z))),
+        "griewank": 1 + np.sum(z**2) / 10 - np.prod(np.cos(20 * z / np.sqrt(i))),
+        "zakharov": np.sum(z**2) + w**2 + w**4,
+        "styblinski_tang": np.sum(z**4 - 16 * z**2 + 5 * z) / 2 + 39.166165704 * dim,
+        "ellipsoid": np.sum(1e6**powers * rotated**2),
+        "rotated_rastrigin": np.sum(rotated**2 + 10 - 10 * np.cos(2 * np.pi * rotated)),
+        "step": np.sum(np.floor(np.abs(z) + 0.5) ** 2),
+        "plateau": np.floor(np.sum(100**powers * rotated**2)),
+        "rosenbrock": np.sum(100 * (z[1:] + 1 - (z[:-1] + 1) ** 2) ** 2 + z[:-1] ** 2),
+        "sphere": np.sum(z**2),
+    }
+
+
+def test_functions_are_their_formulas(x64):
+    dim = 12
+    x = np.random.default_rng(5).uniform(-4, 4, dim)
+    functions, expected = classics.functions(dim), by_numpy(x, dim)
+    assert {*functions} == {*expected} == {task.function for task in LOW.values()}
+    shift = np.random.default_rng(0).uniform(-2, 2, dim)
+
+    @jax.jit
+    def values(x):
+        return {name: function(x) for name, function in functions.items()}
+
+    found, lowest = values(jnp.asarray(x)), values(jnp.asarray(shift))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-8, err_msg=name)
+        if name != "styblinski_tang":
+            np.testing.assert_allclose(lowest[name], 0, atol=1e-8, err_msg=name)
+    lowest = values(jnp.asarray(shift - 2.903534))
+    np.testing.assert_allclose(lowest["styblinski_tang"], 0, atol=1e-4)
+    x = jnp.asarray(np.random.default_rng(5).standard_normal(40))
+    curvatures = 10.0 ** (4 * np.arange(40) / 39 - 2)
+    np.testing.assert_allclose(
+        classics.ill_conditioned(x), np.sum(curvatures * np.square(x)) / 2
+    )
+    curvatures = np.where(np.isin(np.arange(40), [0, 20]), 100.0, 1.0)
+    np.testing.assert_allclose(
+        classics.sparse(x), np.sum(curvatures * np.square(x)) / 2
+    )
+
+
+@pytest.mark.parametrize("name", ["sphere_added", "step"])
+def test_out_of_the_box(tmp_path, name):
+    given = ("--groups", "low", "--tasks", name, "--budget", "0.05")
+    lines = command(tmp_path, *given, "--methods", "sphere")
+    once, five = of_rule(lines, "", "radazo"), of_rule(lines, "", "zo_adamm_5")
+    assert once["numbers"]["value_at_start"] == five["numbers"]["value_at_start"]
+    assert np.shape(five["numbers"]["value_after_rounds"]) == (3, 6)
+    for line in (once, five):
+        assert line["settings"]["budget"] == 1000
+        counts = np.array(line["numbers"]["num_values"])
+        rounds = {"radazo": 1, "zo_adamm_5": 5}[line["settings"]["rule"]]
+        assert np.all((counts > 1000 - 11 * rounds) & (counts <= 1000))
+        assert np.all(
+            np.array(line["numbers"]["value_at_end"])
+            < np.array(line["numbers"]["value_at_start"])
+        )
+
+
+def test_options_are_checked(capsys):
+    for options, message in (
+        (("--groups", "levy"), "'levy' is none of synthetic"),
+        (("--tasks", "sphere"), "'sphere' is none of quadratic_100"),
+        (("--methods", "meazo"), "'meazo' is none of sphere"),
+        (("--budget", "0"), "--budget must be above 0"),
+    ):
+        with pytest.raises(SystemExit):
+            untuned.main(list(options))
+        assert message in capsys.readouterr().err
