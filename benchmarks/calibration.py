@@ -2,6 +2,8 @@
 
   python -m benchmarks calibration            about ten minutes on one core
   python -m benchmarks calibration --quick    toy sizes, half a minute, no results
+  python -m benchmarks calibration --grid benchmarks/results/calibration.jsonl
+                                              with the tuned settings of these lines
 
 A task is one of four functions of the paper, or the attack on the bundled digits, with
 an update rule. On tuning seeds, all pairs of a smoothing and a learning rate run. The
@@ -16,6 +18,7 @@ so its number of steps is not known beforehand.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +87,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, default=10, help="reported runs on a function")
     add("--images", type=int, default=30, help="reported attacks, a seed each")
     add("--tuning-seeds", type=int, default=8, help=f"from {TUNING_SEED} on")
+    add("--grid", type=Path, help="lines of which the grids are not run again")
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
@@ -96,6 +100,8 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("--seeds and --images must be 1 to 400")
     if not 0 <= args.seed <= args.seed + 400 <= TUNING_SEED:
         parser.error(f"--seed must be 0 to {TUNING_SEED - 400}; others are for tuning")
+    if args.grid and not args.grid.is_file():
+        parser.error(f"--grid must be a file of lines of this command: {args.grid}")
     return args
 
 
@@ -104,6 +110,7 @@ def main(argv: list[str]) -> None:
     console = records.console()
     path = args.output / "calibration.jsonl"
     known, lines = records.read(path), []
+    grids = records.read(args.grid) if args.grid else []
     work = [(name, rule) for name in args.tasks for rule in args.rules]
     for name, rule in tqdm(work, unit="task", disable=None, leave=False):
         task = task_of(name, args)
@@ -112,7 +119,10 @@ def main(argv: list[str]) -> None:
         given = settings(name, rule, task, args)
         line = records.find(known, seeds, given)
         if line is None:
-            found = numbers(task, rule, seeds, given)
+            grid = records.find(grids, seeds, given)
+            if args.grid and grid is None:
+                sys.exit(f"{args.grid} has no line of {name}, {rule} with this setup")
+            found = numbers(task, rule, seeds, given, grid)
             line = records.append(path, "calibration", seeds, given, found)
         lines.append(line)
     console.print(calibration_report.table(lines))
@@ -176,18 +186,24 @@ def settings(
 
 
 def numbers(
-    task: Task, rule: str, seeds: list[int], given: dict[str, Any]
+    task: Task,
+    rule: str,
+    seeds: list[int],
+    given: dict[str, Any],
+    grid: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the numbers of the tuning seeds, then of the reported ones."""
+    """Return the numbers of the tuning seeds, then of the reported ones.
+
+    The former are those of the line `grid`, if one is given.
+    """
     started = time.perf_counter()
     with jax.enable_x64(task.dtype == "float64"):
         run = program(task, rule)
-        smoothings, rates = grid_of(task, rule)
-        tried = np.array([run(s, smoothings, rates) for s in given["tuning_seeds"]])
-        level = level_of(task, tried)
-        counts = np.array([values_to(task, curves, level) for curves in tried])
-        best = best_of(counts, tried)
-        tuned = np.array([run(s, smoothings[[best]], rates[[best]])[0] for s in seeds])
+        tuned = (
+            tuned_settings(task, rule, given, run) if grid is None else of_line(grid)
+        )
+        pair = np.array([tuned["smoothing"]]), np.array([tuned["rate"]])
+        best = np.array([run(seed, *pair)[0] for seed in seeds])
         calibrations = [calibrated(task, seed) for seed in seeds]
         chosen_rates = [getattr(c, FIELDS[rule]) for c in calibrations]
         mine = np.array(
@@ -196,19 +212,40 @@ def numbers(
                 for seed, c, rate in zip(seeds, calibrations, chosen_rates, strict=True)
             ]
         )
+    return tuned | {
+        "values_tuned": values_to(task, best, tuned["level"]),
+        "values_calibrated": values_to(task, mine, tuned["level"]),
+        "values_to_calibrate": [c.num_values for c in calibrations],
+        "smoothing_calibrated": [c.smoothing for c in calibrations],
+        "rate_calibrated": chosen_rates,
+        "run_seconds": time.perf_counter() - started,
+    }
+
+
+def tuned_settings(
+    task: Task, rule: str, given: dict[str, Any], run: Callable[..., np.ndarray]
+) -> dict[str, Any]:
+    """Run all settings on the tuning seeds, and return the level and the best one."""
+    smoothings, rates = grid_of(task, rule)
+    tried = np.array([run(s, smoothings, rates) for s in given["tuning_seeds"]])
+    level = level_of(task, tried)
+    counts = np.array([values_to(task, curves, level) for curves in tried])
+    best = best_of(counts, tried)
     return {
         "level": level,
         "smoothing": smoothings[best],
         "rate": rates[best],
         "at_edge": bool(rates[best] in (rates[0], rates[-1])),
         "tuning_values": np.median(counts, axis=0),
-        "values_tuned": values_to(task, tuned, level),
-        "values_calibrated": values_to(task, mine, level),
-        "values_to_calibrate": [c.num_values for c in calibrations],
-        "smoothing_calibrated": [c.smoothing for c in calibrations],
-        "rate_calibrated": chosen_rates,
-        "run_seconds": time.perf_counter() - started,
     }
+
+
+def of_line(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a line that its grid gave, and the commit of the grid."""
+    numbers = line["numbers"]
+    names = "level", "smoothing", "rate", "at_edge", "tuning_values"
+    made_at = numbers.get("grid_commit", line["commit"])
+    return {name: numbers[name] for name in names} | {"grid_commit": made_at}
 
 
 def program(task: Task, rule: str) -> Callable[..., np.ndarray]:

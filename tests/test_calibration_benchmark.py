@@ -55,6 +55,24 @@ def test_what_is_finished_is_not_run_again(made, monkeypatch):
     assert (folder / "calibration.jsonl").read_text() == before
 
 
+def test_the_grid_of_a_line_need_not_run_again(made, tmp_path, monkeypatch, capsys):
+    folder, lines = made
+    monkeypatch.setattr(calibration, "tuned_settings", None)
+    grid = ["--grid", str(folder / "calibration.jsonl"), "--tasks", "quadratic"]
+    calibration.main([*QUICK, *grid, "--output", str(tmp_path)])
+    (again,) = records.read(tmp_path / "calibration.jsonl")
+    first = lines["quadratic"]
+    of_other_runs = {"grid_commit": first["commit"]}
+    of_other_runs["run_seconds"] = again["numbers"]["run_seconds"]
+    assert again["numbers"] == first["numbers"] | of_other_runs
+    assert again["settings"] == first["settings"]
+    with pytest.raises(SystemExit, match="no line of quadratic, radazo"):
+        calibration.main([*QUICK, *grid, "--dim", "9", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        calibration.arguments(["--grid", str(tmp_path / "none")])
+    assert "--grid must be a file" in capsys.readouterr().err
+
+
 def test_a_run_of_the_grid_is_the_run_of_the_optimizer():
     toy, seed, rate = task("levy", dim=6, steps=15), 3, 0.01
     with jax.enable_x64(True):
