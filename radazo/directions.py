@@ -194,7 +194,10 @@ def _bases(key: jax.Array, num_directions: int, dim: int, dtype: Any) -> Bases:
 
     def words(number: jax.Array) -> jax.Array:
         own, size = random.fold_in(key, number), dim + 32 * (_STEPS + 1)
-        return random.pack_signs(lambda i, num: random.bits(own, num, i), size)
+        drawn = random.pack_signs(lambda i, num: random.bits(own, num, i), size)
+        # A slice that ends beyond the last word would be shifted: `pack_signs` may ask
+        # for as many words more as stand before the signs.
+        return jnp.pad(drawn, (0, _STEPS))
 
     num_bases = -(-num_directions // size_of_basis(dim))
     if num_bases == 1:

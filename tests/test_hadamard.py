@@ -65,7 +65,11 @@ def test_inner_products_have_the_mean_square_that_is_documented():
     np.testing.assert_allclose(np.sum(off**2) / (16 * 15), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("dim", "num_directions"), [(6, 10), (100, 7), (1, 3)])
+@pytest.mark.parametrize(
+    ("dim", "num_directions"),
+    # Words of signs are drawn in parts, which d fills in different ways.
+    [(6, 10), (100, 7), (1, 3), *((32 * n - 16, 2) for n in range(311, 315))],
+)
 def test_the_matrix_product_is_the_sum_over_directions(dim, num_directions):
     us, _, sums = steps_of(dim, num_directions, 3)
     weights = np.cos(1.0 + np.arange(num_directions))
