@@ -126,4 +126,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
         "(the range with fewer than 6 seeds). ∞: the level is not reached by the last "
         "step.\n"
     )
+    earlier = {line["numbers"].get("grid_commit") for line in lines} - {None}
+    if earlier:
+        told += f"The grids ran at an earlier commit: {', '.join(sorted(earlier))}.\n"
     return "\n".join([told, *head, *body, f"\n{verdict(lines)}\n"])

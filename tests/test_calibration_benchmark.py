@@ -148,6 +148,9 @@ def test_the_report_says_what_holds_and_where_it_does_not():
     assert row.endswith("| 2, 1 of 3 |")
     assert "the calibration: levy with radazo (1.100)." in text
     assert "Above: cubic with radazo (3.000)." in text
+    assert "earlier commit" not in text
+    of_others = made_line("levy", [1, 2, 3], [1, 2, 3], grid_commit="abc")
+    assert "earlier commit: abc." in calibration_report.markdown([BAD, of_others])
 
 
 @pytest.mark.parametrize(

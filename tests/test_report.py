@@ -227,15 +227,19 @@ def test_what_the_readme_says_of_calibration():
     within = sum(x <= calibration_report.WANTED for x in found)
     cases = f"in {within} of {len(found)} cases"
     assert f"{cases} at most {calibration_report.WANTED} times the values" in README
-    assert max(found) < 2.5
+    named = [(x["settings"]["task"], x["settings"]["rule"]) for x in lines]
+    far = {name for name, x in zip(named, found, strict=True) if x > 2.7}
+    assert far == {("rosenbrock", "zo_sgd")}
+    assert "its rate is too low for Rosenbrock with `zo_sgd`" in README
     calls = [n for x in lines for n in x["numbers"]["values_to_calibrate"]]
     assert 43 <= min(calls) <= max(calls) <= 79
+    assert f"its own {np.median(calls):.0f} included" in README
     tuned, mine = (
         [n for x in lines for n in x["numbers"][name] if n is not None]
         for name in ("values_tuned", "values_calibrated")
     )
     runs = sum(len(x["seeds"]) for x in lines)
-    assert (len(mine), len(tuned), runs) == (121, 134, 140)
+    assert (len(mine), len(tuned), runs) == (110, 134, 140)
 
 
 def test_what_the_readme_says_of_fine_tuning():
