@@ -17,7 +17,7 @@ COMMANDS = {
     "memory": "memory of a fine-tuning step by mode, without running it",
     "calibration": "settings of `radazo.calibrate` against the best of a grid",
     "journal": "speed of a replay from a journal",
-    "untuned": "tuned rules with directions drawn anew and in sweeps",
+    "untuned": "`zo_auto`, for which nothing is tuned, against tuned rules",
     "peers": "radazo against evosax, EvoTorch, pycma, nevergrad and others",
 }
 

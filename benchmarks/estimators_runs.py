@@ -85,6 +85,7 @@ def compile_runs(
     given: Any,
     dtype: str,
     at: np.ndarray,
+    point: Callable[[Any, Any], Any] = lambda x, state: x,
 ) -> Program:
     """Compile the run of an optimizer: a `Program` with `run(seed, given) -> Run`.
 
@@ -93,13 +94,15 @@ def compile_runs(
       optimizer: `optimizer(given, key)`, a complete optimizer.
       given: What differs between runs, for instance a learning rate.
       at: Counts of function values at which to record f; the run ends at the last.
+      point: `point(x, state)`, where to record f.
     """
     counts = jnp.asarray(at)
 
     def run(x: Any, data: Any, seed: Any, given: Any) -> Any:
         key = jax.random.key(seed)
         made = optimizer(given, jax.random.split(key)[1])
-        return _curve(problem, made, x, data, counts, jax.random.fold_in(key, 1))
+        keys = jax.random.fold_in(key, 1)
+        return _curve(problem, made, x, data, counts, keys, point)
 
     def arguments(seed: int, given: Any) -> tuple[Any, ...]:
         x, data = problem.start(seed)
@@ -135,7 +138,13 @@ def one_of(chosen: jax.Array) -> optax.GradientTransformation:
 
 
 def _curve(
-    problem: Problem, optimizer: Any, x: Any, data: Any, at: jax.Array, key: jax.Array
+    problem: Problem,
+    optimizer: Any,
+    x: Any,
+    data: Any,
+    at: jax.Array,
+    key: jax.Array,
+    point: Callable[[Any, Any], Any],
 ) -> Any:
     """Return f at the start and at each mark, and the function values used by then."""
     value_fn, sampled = problem.value_fn, problem.sampled
@@ -158,7 +167,7 @@ def _curve(
             return sound & (state.num_values < mark) & (state.count < mark)
 
         run = lax.while_loop(unfinished, step, run)
-        value = value_fn(run[0], **data)
+        value = value_fn(point(*run), **data)
         sound = sound & (value <= first + 10 * jnp.abs(first))
         return (run, sound), (value, run[1].num_values)
 

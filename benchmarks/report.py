@@ -28,6 +28,7 @@ from benchmarks import (
     speed,
     synthetic_figures,
     synthetic_report,
+    untuned_report,
 )
 
 Lines = list[dict[str, Any]]
@@ -80,6 +81,13 @@ SECTIONS = (
         "Black-box attack (table 1)",
         attack_report.markdown,
         lambda lines, folder: [attack_report.draw(lines, folder / "attack.png")],
+    ),
+    Section(
+        "untuned",
+        ("", " --sensitivity"),
+        "Nothing tuned, against tuned rules",
+        untuned_report.markdown,
+        untuned_report.draw,
     ),
     Section(
         "estimators",

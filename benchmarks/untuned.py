@@ -1,8 +1,9 @@
-"""Tune rules with directions drawn anew and in sweeps, and calibrate others.
+"""Compare `zo_auto`, for which nothing is tuned, with tuned rules.
 
-  python -m benchmarks untuned                  all groups: half an hour
+  python -m benchmarks untuned                  all groups: an hour
+  python -m benchmarks untuned --sensitivity    constants of `zo_auto`, times ½ and 2
 
-A run ends at a number of function values. The learning rate
+A run ends at a number of function values. `zo_auto` is run as it is. The learning rate
 of each rule on `sphere_estimator` and `hadamard_estimator` is tuned on other seeds, by
 the walk of `estimators`; K and the smoothing distance are those of the task. Runs of a
 seed share their start. Where the results of `synthetic` and `estimators` have the tuned
@@ -20,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import records, untuned_low, untuned_report, untuned_runs
+from benchmarks import untuned_sensitivity as sensitivity
 from benchmarks.estimators import TUNING_SEED
 from benchmarks.estimators_tasks import Problem, Task
 from benchmarks.methods import chosen
@@ -32,7 +34,7 @@ SEED = 456
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks untuned",
-        description="Compare tuned and calibrated rules at equal values.",
+        description="Compare zo_auto, untuned, with tuned rules at equal values.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, everything = parser.add_argument, (*GROUPS, "low")
@@ -40,6 +42,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--tasks", default="", help="of the groups; all if empty")
     add("--methods", default=",".join(NAMES), help="separated by commas")
     add("--budget", type=float, default=1.0, help="share of the budget of each task")
+    add("--sensitivity", action="store_true", help="vary the constants of zo_auto")
     add("--output", type=Path, default=Path("benchmarks/output"), help="folder")
     args = parser.parse_args(argv)
     args.groups = chosen(parser, "--groups", args.groups, everything)
@@ -67,11 +70,16 @@ def main(argv: list[str]) -> None:
         console.print("No line was finished.")
         return
     console.print(untuned_report.markdown(lines), markup=False)
+    for figure in untuned_report.draw(lines, args.output):
+        console.print(f"Figure: {figure}")
     console.print(f"Result lines: {path}")
 
 
 def work(args: argparse.Namespace, path: Path, bar: tqdm) -> Iterator[dict[str, Any]]:
     """Yield the lines that the arguments ask for, stored or new."""
+    if args.sensitivity:
+        yield from sensitivity.lines(args.budget, path, bar)
+        return
     names = ("synthetic", "estimators")
     known = {name: records.read(COMMITTED / f"{name}.jsonl") for name in names}
     for group in args.groups:
@@ -126,11 +134,14 @@ def measured(
     for piece, given in missing:
         bar.set_description(str(piece))
         budget, name = given["budget"], piece.estimator
-        if name not in programs:
-            made = untuned_runs.tuned_program(name, task, problem, budget)
-            programs[name] = made
-        walk = given["first_rate"], given["tuning_seeds"]
-        numbers = untuned_runs.tuned_numbers(piece, programs[name], *walk, seeds)
+        if untuned_runs.is_tuned(piece):
+            if name not in programs:
+                made = untuned_runs.tuned_program(name, task, problem, budget)
+                programs[name] = made
+            walk = given["first_rate"], given["tuning_seeds"]
+            numbers = untuned_runs.tuned_numbers(piece, programs[name], *walk, seeds)
+        else:
+            numbers = untuned_runs.untuned_numbers(piece, task, problem, budget, seeds)
         yield piece, given, numbers
 
 
@@ -166,7 +177,9 @@ def of_low_task(
     stored, seeds = records.read(path), list(range(SEED, SEED + LOW_SEEDS))
     budget = max(1, round(args.budget * LOW_BUDGET))
     for method in untuned_low.NAMES:
-        if "sphere" not in args.methods:
+        if method == "zo_auto" and method not in args.methods:
+            continue
+        if method != "zo_auto" and "sphere" not in args.methods:
             continue
         given = {"task": name, "estimator": "", "rule": method, "dim": LOW_DIM}
         given |= {"dtype": untuned_low.DTYPE, "budget": budget}

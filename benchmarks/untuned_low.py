@@ -1,5 +1,6 @@
-"""Out of the box: calibrated rules on functions of few parameters.
+"""Out of the box: `zo_auto` and calibrated rules on functions of few parameters.
 
+  zo_auto       as it is
   radazo        at the smoothing and rate of one `calibrate` at the start
   zo_adamm_5    five rounds of equal budget, each with its `calibrate` and a new state
 
@@ -18,11 +19,11 @@ import optax
 from jax import lax
 
 import radazo
-from benchmarks import methods
+from benchmarks import estimators_runs, methods, untuned_runs
 from benchmarks.estimators_tasks import Problem
 
 CALIBRATED = {"radazo": ("radazo", 1), "zo_adamm_5": ("zo_adamm", 5)}
-NAMES = tuple(CALIBRATED)
+NAMES = ("zo_auto", *CALIBRATED)
 FIELDS = {"radazo": "learning_rate", "zo_adamm": "learning_rate_zo_adamm"}
 NUM_DIRECTIONS, DTYPE = 10, "float32"
 
@@ -32,8 +33,24 @@ def numbers(
 ) -> dict[str, Any]:
     """Return the numbers of the runs of a method."""
     started = time.perf_counter()
-    found = _calibrated(problem, *CALIBRATED[name], budget, seeds)
+    if name == "zo_auto":
+        found = _untuned(problem, budget, seeds)
+    else:
+        found = _calibrated(problem, *CALIBRATED[name], budget, seeds)
     return found | {"run_seconds": time.perf_counter() - started}
+
+
+def _untuned(problem: Problem, budget: int, seeds: list[int]) -> dict[str, Any]:
+    at, given = estimators_runs.marks(budget), jnp.int32(0)
+    program = estimators_runs.compile_runs(
+        problem,
+        lambda _, key: radazo.zo_auto(key=key),
+        *(given, DTYPE, at),
+        untuned_runs.best_point,
+    )
+    done = [program.run(seed, given) for seed in seeds]
+    found = untuned_runs.measured(done, len(at))
+    return found | {"num_values": [run.counts[-1] for run in done]}
 
 
 def _calibrated(

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks import estimators_runs as runs
-from benchmarks import records, untuned, untuned_runs
+from benchmarks import (
+    records,
+    untuned,
+    untuned_report,
+    untuned_runs,
+    untuned_sensitivity,
+)
 from benchmarks.problems import classics
 from benchmarks.untuned_tasks import GROUPS, LOW, TASKS
 
@@ -38,9 +44,20 @@ def of_rule(lines, estimator, rule):
 
 def test_end_to_end_and_again(tmp_path, capsys, monkeypatch, toy):
     given = ("--groups", "noise", "--tasks", "noise_1")
-    lines = command(tmp_path, *given, "--methods", "sphere,hadamard")
-    assert len(lines) == 6
+    lines = command(tmp_path, *given)
+    assert len(lines) == 9
+    auto = of_rule(lines, "", "zo_auto")
+    assert "smoothing" not in auto["settings"]
+    for line in (auto, of_rule(lines, "hadamard", "parabola")):
+        (counts, *_), (curve, *_) = line["numbers"]["counts"], line["numbers"]["curve"]
+        assert counts[-1] >= 75, "beyond the budget"
+        end = next(i for i, count in enumerate(counts) if count >= 60)
+        assert curve[end] == pytest.approx(line["numbers"]["value_at_end"][0], rel=1e-3)
     for line in lines:
+        if not untuned_runs.is_tuned(
+            untuned_runs.Piece("", "", line["settings"]["rule"])
+        ):
+            continue
         settings, numbers = line["settings"], line["numbers"]
         assert not {*line["seeds"]} & {*settings["tuning_seeds"]}
         assert settings["smoothing"] == 1.68
@@ -49,8 +66,9 @@ def test_end_to_end_and_again(tmp_path, capsys, monkeypatch, toy):
     starts = {tuple(line["numbers"]["value_at_start"]) for line in lines}
     assert len(starts) == 1, "all start from the same points"
     assert "noise of 1" in capsys.readouterr().out
+    assert (tmp_path / "untuned.png").stat().st_size > 10_000
     monkeypatch.setattr(untuned, "measured", None)
-    assert command(tmp_path, *given, "--methods", "sphere,hadamard") == lines
+    assert command(tmp_path, *given) == lines
 
 
 def test_committed_results_are_copied(tmp_path, monkeypatch):
@@ -104,6 +122,79 @@ def test_a_batch_is_that_of_its_step():
     assert len(set(values)) == 40
     error = values.std(ddof=1) / 40**0.5
     assert abs(values.mean() - problem.value_fn(x, **data)) < 4 * error
+
+
+def line_of(task, estimator, rule, curves, counts=(0, 10, 20, 30), budget=30):
+    end = list(counts).index(budget)
+    return {
+        "command": "untuned",
+        "seeds": [1, 2, 3],
+        "settings": {
+            "task": task,
+            "estimator": estimator,
+            "rule": rule,
+            "budget": budget,
+        },
+        "numbers": {
+            "rate": 0.1,
+            "value_at_start": [curve[0] for curve in curves],
+            "value_at_end": [curve[end] for curve in curves],
+            "counts": [list(counts)] * len(curves),
+            "curve": curves,
+        },
+    }
+
+
+def test_the_report_of_lines_made_by_hand():
+    slow, fast = [8.0, 6.0, 4.0, 2.0], [8.0, 4.0, 2.0, 1.0]
+    beyond = (0, 10, 20, 30, 36)
+    lines = [
+        line_of("sparse", "sphere", "zo_sgd", [slow] * 3),
+        line_of("sparse", "sphere", "radazo", [[8.0, 7.0, 6.0, 5.0]] * 3),
+        line_of("sparse", "hadamard", "zo_adamm", [fast] * 3),
+        # The level of `slow` after 20, 25 and 36 values, that of `fast` never twice.
+        line_of(
+            "sparse",
+            "",
+            "zo_auto",
+            [[8.0, 4.0, 2.0, 1.0, 1.0], [8.0, 4.0, 3.0, 1.5, 1.2], [8.0, 7, 6, 4, 2]],
+            beyond,
+        ),
+    ]
+    text = untuned_report.markdown(lines)
+    (row,) = (x for x in text.splitlines() if "| zo_sgd | 2 (2 – 2) |" in x)
+    cells = [cell.strip() for cell in row.split("|")][1:-1]
+    assert cells[3:] == [
+        *("zo_adamm", "1 (1 – 1)", "1.5 (1 – 4)"),
+        *("0.89 (0.67 – 1.20)", "> 1.25 (1.00 – > 1.25)"),
+    ]
+    assert "anew, `zo_auto` takes fewer function values on 1 of 1 tasks, and" in text
+    assert "sweeps, `zo_auto` takes fewer function values on 0 of 1 tasks, and" in text
+    assert "More: Quadratic, one steep coordinate in 20, d = 1,000 (> 1.25)." in text
+    noise = [
+        line_of("noise_1", "hadamard", "zo_sgd", [slow] * 3),
+        line_of("noise_1", "", "zo_auto", [fast] * 3),
+    ]
+    text = untuned_report.markdown(noise)
+    assert "tuned in sweeps: Quadratic, d = 1,000, noise of 1 0.50." in text
+
+
+def low_line(rule, ends):
+    line = line_of("step", "", rule, [[8.0, end] for end in ends], (0, 30))
+    return line | {"numbers": line["numbers"] | {"num_values": [30] * len(ends)}}
+
+
+def test_the_report_says_where_others_end_lower_and_where_f_rose():
+    others = [low_line("radazo", [4.0] * 3), low_line("zo_adamm_5", [3.0] * 3)]
+    text = untuned_report.markdown([*others, low_line("zo_auto", [2.0, 3.0, 9.0])])
+    assert "| step | 8 | 3 (2 – 9) | 4 (4 – 4) | 3 (3 – 3) |" in text
+    assert (
+        "its start in a run on: step; above the lower of both others on: none" in text
+    )
+    text = untuned_report.markdown([*others, low_line("zo_auto", [2.0, 3.1, 4.0])])
+    assert (
+        "its start in a run on: none; above the lower of both others on: step" in text
+    )
 
 
 def by_numpy(x, dim):
@@ -162,8 +253,11 @@ def test_functions_are_their_formulas(x64):
 @pytest.mark.parametrize("name", ["sphere_added", "step"])
 def test_out_of_the_box(tmp_path, name):
     given = ("--groups", "low", "--tasks", name, "--budget", "0.05")
-    lines = command(tmp_path, *given, "--methods", "sphere")
+    lines = command(tmp_path, *given)
     once, five = of_rule(lines, "", "radazo"), of_rule(lines, "", "zo_adamm_5")
+    auto = of_rule(lines, "", "zo_auto")
+    assert auto["numbers"]["value_at_start"] == once["numbers"]["value_at_start"]
+    assert all(1000 <= count < 1000 + 24 for count in auto["numbers"]["num_values"])
     assert once["numbers"]["value_at_start"] == five["numbers"]["value_at_start"]
     assert np.shape(five["numbers"]["value_after_rounds"]) == (3, 6)
     for line in (once, five):
@@ -175,6 +269,35 @@ def test_out_of_the_box(tmp_path, name):
             np.array(line["numbers"]["value_at_end"])
             < np.array(line["numbers"]["value_at_start"])
         )
+
+
+def test_a_constant_is_halved_and_doubled(tmp_path, monkeypatch):
+    """The bounds of a step with noise change the run; so does the length of a window.
+
+    Without any change the run is that of `zo_auto` as it is.
+    """
+    names = ("_RISE", "_WINDOW_STEPS", "GROWTH", "_DECAYS")
+    known = untuned_sensitivity.constants()
+    assert {*untuned_sensitivity.modules()} == {*known}
+    assert untuned_sensitivity.changed("_RISE", 2.0, 0.5) == 1.0
+    assert untuned_sensitivity.changed("_WINDOW_STEPS", 30, 2.0) == 60
+    assert untuned_sensitivity.changed("GROWTH", 1.44, 0.5) == pytest.approx(1.2)
+    found = untuned_sensitivity.changed("_DECAYS", (0.9, 0.95), 2.0)
+    assert found == pytest.approx((0.8, 0.9))
+    monkeypatch.setattr(untuned_sensitivity, "NAMES", ("step",))
+    monkeypatch.setattr(untuned_sensitivity, "SEEDS", (456,))
+    kept = {name: known[name] for name in names}
+    monkeypatch.setattr(untuned_sensitivity, "constants", lambda: kept)
+    (line,) = command(tmp_path, "--sensitivity", "--budget", "0.1")
+    numbers = line["numbers"]
+    ends = {(x["constant"], x["times"]): x["value_at_end"] for x in numbers["changed"]}
+    assert {*ends} == {(name, times) for name in names for times in (0.5, 2.0)}
+    assert ends["GROWTH", 0.5] != numbers["value_at_end"] != ends["_DECAYS", 2.0]
+    assert numbers["value_at_end"] < numbers["value_at_start"]
+    given = ("--groups", "low", "--tasks", "step", "--methods", "zo_auto")
+    auto = of_rule(command(tmp_path, *given, "--budget", "0.1"), "", "zo_auto")
+    assert auto["numbers"]["value_at_end"][0] == numbers["value_at_end"][0]
+    assert "| `_RISE` | 2.0 |" in untuned_report.markdown([line])
 
 
 def test_options_are_checked(capsys):

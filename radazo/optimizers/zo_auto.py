@@ -635,7 +635,7 @@ def _proceed(
     first_value = jnp.where(is_first, value, search.first_value)
     window_value = jnp.where(is_first, value, search.window_value)
     window_steps = jnp.where(is_first, length, search.window_steps)
-    window_left = jnp.where(is_first, length, search.window_left).astype(jnp.int32) - 1
+    window_left = jnp.where(is_first, int(length), search.window_left) - 1
 
     ends = (window_left <= 0) & is_exact
     gain = window_value - phase_value
@@ -749,7 +749,7 @@ def _next_smoothing(
     around = jnp.where(too_small, jnp.minimum(smoothing * 8, least), around)
 
     central = _is_central(state.regime)
-    is_flat = jnp.sum(seen.slopes == 0) > seen.slopes.size / 2
+    is_flat = 2 * jnp.sum(seen.slopes == 0) > seen.slopes.size
     wider = smoothing * jnp.where(central, 1.5, 4.0)
     following = jnp.where(is_flat, wider, jnp.where(central, around, local))
     coarsest = max(
