@@ -107,7 +107,7 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
             call = "scale_by_parabola(...).update"
             validation.fail(call, "estimate_info", rule, got, hint)
         value, slopes = (x.astype(float) for x in (value, estimate_info.slopes))
-        kept = jnp.maximum(jnp.sum(estimate_info.kept), 1)
+        kept = jnp.maximum(jnp.sum(estimate_info.kept), 1).astype(float)
         factor = jnp.asarray(estimate_info.factor).astype(float)
         squared_norm = factor * jnp.sum(slopes**2) / kept
 
@@ -125,7 +125,8 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
 
         scaled, step = _scaled(updates, state.step, rate, is_bad)
         state = ScaleByParabolaState(
-            num_steps=state.num_steps + (~is_bad & (squared_norm > 0)),
+            num_steps=state.num_steps
+            + (~is_bad & (squared_norm > 0)).astype(jnp.int32),
             rate=rate,
             last_value=jnp.where(is_bad, state.last_value, value),
             squared_norm=jnp.where(is_bad, state.squared_norm, squared_norm),

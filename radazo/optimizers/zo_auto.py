@@ -662,7 +662,7 @@ def _proceed(
         best_value=best_value,
         num_values=search.num_values + num_values,
         phase_values=jnp.where(stalls, 0, search.phase_values + num_values),
-        num_searches=which + begins_wide,
+        num_searches=which + begins_wide.astype(jnp.int32),
         first_value=first_value,
         phase_value=jnp.where(stalls, infinity, phase_value),
         window_value=jnp.where(ends, phase_value, window_value),
@@ -790,7 +790,8 @@ def _estimate(
     phase = _proceed(state, seen, x, is_exact, num_values)
     switches = phase.begins_wide | phase.begins_local
 
-    num_steps = judged.fit.num_steps + (~judged.is_bad & (move.squared_norm > 0))
+    has_moved = ~judged.is_bad & (move.squared_norm > 0)
+    num_steps = judged.fit.num_steps + has_moved.astype(jnp.int32)
     num_steps = jnp.where(is_new, 1, num_steps)
     num_steps = jnp.where(is_far | switches, 0, num_steps)
     state = _after(state, seen, judged, point, move, phase)._replace(
