@@ -272,10 +272,7 @@ def test_out_of_the_box(tmp_path, name):
 
 
 def test_a_constant_is_halved_and_doubled(tmp_path, monkeypatch):
-    """The bounds of a step with noise change the run; so does the length of a window.
-
-    Without any change the run is that of `zo_auto` as it is.
-    """
+    """Some changes change the run; without any it is that of `zo_auto` as it is."""
     names = ("_RISE", "_WINDOW_STEPS", "GROWTH", "_DECAYS")
     known = untuned_sensitivity.constants()
     assert {*untuned_sensitivity.modules()} == {*known}
@@ -284,7 +281,7 @@ def test_a_constant_is_halved_and_doubled(tmp_path, monkeypatch):
     assert untuned_sensitivity.changed("GROWTH", 1.44, 0.5) == pytest.approx(1.2)
     found = untuned_sensitivity.changed("_DECAYS", (0.9, 0.95), 2.0)
     assert found == pytest.approx((0.8, 0.9))
-    monkeypatch.setattr(untuned_sensitivity, "NAMES", ("step",))
+    monkeypatch.setattr(untuned_sensitivity, "NAMES", ("low_rosenbrock",))
     monkeypatch.setattr(untuned_sensitivity, "SEEDS", (456,))
     kept = {name: known[name] for name in names}
     monkeypatch.setattr(untuned_sensitivity, "constants", lambda: kept)
@@ -294,7 +291,7 @@ def test_a_constant_is_halved_and_doubled(tmp_path, monkeypatch):
     assert {*ends} == {(name, times) for name in names for times in (0.5, 2.0)}
     assert ends["GROWTH", 0.5] != numbers["value_at_end"] != ends["_DECAYS", 2.0]
     assert numbers["value_at_end"] < numbers["value_at_start"]
-    given = ("--groups", "low", "--tasks", "step", "--methods", "zo_auto")
+    given = ("--groups", "low", "--tasks", "low_rosenbrock", "--methods", "zo_auto")
     auto = of_rule(command(tmp_path, *given, "--budget", "0.1"), "", "zo_auto")
     assert auto["numbers"]["value_at_end"][0] == numbers["value_at_end"][0]
     assert "| `_RISE` | 2.0 |" in untuned_report.markdown([line])
