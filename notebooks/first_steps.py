@@ -45,17 +45,15 @@ start = {"slope": jnp.array([1.0, 1.0]), "offset": jnp.zeros(())}
 # %% [markdown]
 # ## One call
 #
-# An **estimator** evaluates the function at the current parameters and at ten points
-# around them, and turns these 11 values into an estimate of the gradient. `smoothing`
-# is the distance of the points: large enough to see past one stair. The optimizer,
-# here R-AdaZO, turns the estimate into a step; `minimize` takes 300 steps.
+# `minimize` needs the function and a start. It chooses the points to evaluate and the
+# lengths of the steps from the values that it sees, ends when these no longer fall, and
+# keeps the best parameters.
 
 # %%
-estimator = radazo.sphere_estimator(smoothing=0.5)
-optimizer = radazo.radazo(0.02, estimator, key=0)
-result = radazo.minimize(share_of_mistakes, start, optimizer, num_steps=300)
-first, last = result.values[0], result.values[-1]
-print(f"mistakes {first:.1%} -> {last:.1%} after {result.num_values[-1]} values")
+result = radazo.minimize(share_of_mistakes, start)
+first, best = result.values[0], result.best_value
+print(f"mistakes {first:.1%} -> {best:.1%} after {result.num_values[-1]} values")
+print(result.message)
 
 # %%
 figure, (curve, plane) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -63,7 +61,7 @@ curve.plot(result.num_values, result.values)
 curve.set(xlabel="function values", ylabel="share of mistakes")
 plane.scatter(*points.T, c=labels, cmap="coolwarm", s=12)
 ends = jnp.array([-3.0, 3.0])
-for line, label, dash in ((start, "start", ":"), (result.params, "result", "-")):
+for line, label, dash in ((start, "start", ":"), (result.best_params, "result", "-")):
     heights = (line["offset"] - line["slope"][0] * ends) / line["slope"][1]
     plane.plot(ends, heights, "k", linestyle=dash, label=label)
 plane.set(xlim=(-3, 3), ylim=(-3, 3), title="two classes")
@@ -74,10 +72,14 @@ plt.show()
 # ## With any optax optimizer
 #
 # `with_estimator` puts the estimator in front of an optax optimizer: here Adam with
-# clipping and a cosine schedule, in a loop of your own. `monitor_estimate` records
-# statistics of the estimates and needs no further function values.
+# clipping and a cosine schedule, in a loop of your own. The estimator evaluates the
+# function at the current parameters and at ten points around them, and turns these 11
+# values into an estimate of the gradient. `smoothing` is the distance of the points:
+# large enough to see past one stair. `monitor_estimate` records statistics of the
+# estimates and needs no further function values.
 
 # %%
+estimator = radazo.sphere_estimator(smoothing=0.5)
 optimizer = radazo.with_estimator(
     estimator,
     optax.chain(
@@ -110,5 +112,5 @@ print(f"signal-to-noise ratio of an estimate {statistics.signal_to_noise:.2f}")
 # %%
 gradient = jax.grad(lambda line: share_of_mistakes(line) + 0.0)(start)
 assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
-assert last < first / 4
+assert best < first / 4
 assert share_of_mistakes(line) < first / 4

@@ -1,6 +1,7 @@
 """Zeroth-order optimization for JAX: minimize a function from its values alone.
 
-  minimize, ask, tell             run an optimizer, or evaluate in a loop of your own
+  minimize                        takes a function and a start; nothing to tune
+  ask, tell                       take the values from a loop of your own
   calibrate                       suggest a first smoothing distance and learning rate
 
 Optimizers, each a complete `optax.GradientTransformationExtraArgs`

@@ -336,3 +336,55 @@ def test_an_open_run_is_saved_and_resumed(tmp_path):
     for _ in range(2):
         reached = run(None, optimizer, checkpoints=folder, target=0.5)
         assert reached.status == "target"
+
+
+def hills(x):
+    """Many minima; the lowest is at 0, and 0."""
+    return jnp.sum(x**2 / 10 + 1 - jnp.cos(3 * x))
+
+
+def without_optimizer(value_fn=hills, start=START + 3, **options):
+    return radazo.minimize(value_fn, start, progress=False, **options)
+
+
+def test_without_an_optimizer_nothing_is_to_be_chosen():
+    result = without_optimizer()
+    assert result.status == "converged"
+    assert "The values no longer fall: each of the last two" in result.message
+    assert result.num_steps in checks(result.num_steps)
+    assert int(result.state.estimator.search.num_idle) >= 2
+    # The first local search is stuck higher up.
+    auto = radazo.zo_auto(key=0)
+    first = without_optimizer(optimizer=auto, max_values=400)
+    assert result.best_value < 1e-3
+    assert first.best_value > 0.1
+    np.testing.assert_allclose(hills(result.best_params), result.best_value, atol=1e-6)
+    assert first.status == "max_values"
+    same(first, without_optimizer(max_values=400))
+    # With a number of steps, too, the best parameters are the answer.
+    counted = without_optimizer(num_steps=first.num_steps)
+    assert counted.status == "finished"
+    same(counted.best_params, first.best_params)
+    assert without_optimizer(num_steps=1, keep_best=False).best_params is None
+
+
+def test_zo_auto_says_what_to_do_without_a_number_to_tune():
+    level = without_optimizer(lambda x: 0 * jnp.sum(x) + 3)
+    assert level.status == "converged"
+    assert level.message.endswith("All are 3: start elsewhere.")
+    nowhere = without_optimizer(lambda x: jnp.sum(x) * jnp.nan)
+    assert (nowhere.status, nowhere.num_steps) == ("diverged", 250)
+    assert nowhere.message.endswith(
+        "The last value, nan, is not finite. Start elsewhere."
+    )
+
+
+def test_zo_auto_ends_by_its_values_where_they_have_noise():
+    value_fn = lambda x, noise: half_sum_of_squares(x) * (1 + noise) + noise
+    noise = lambda step: jax.random.normal(jax.random.key(step)) / 10
+    result = without_optimizer(value_fn, batches=noise, bounds=(0.5, 4))
+    assert result.status == "converged"
+    assert "the last quarter has neither" in result.message
+    assert int(result.state.estimator.search.num_searches) == 0
+    np.testing.assert_allclose(result.params, 0.5)
+    assert np.all(np.asarray(result.best_params) >= 0.5)

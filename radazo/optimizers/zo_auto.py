@@ -99,6 +99,9 @@ class Search(NamedTuple):
       window_steps, window_left: Steps of a window, and those left.
       gains: (2,) decreases over the last windows; −inf if there are none.
       squared_path: Sum of squared step lengths of the last local search.
+      round_value, round_gain: Lowest value at the end of the last round, and its
+        decrease. A round is a wide and a local search, the first a local one alone.
+      num_idle: Rounds in a row that gained at most 1 % of the one before.
     """
 
     best: jax.Array
@@ -113,6 +116,9 @@ class Search(NamedTuple):
     window_left: jax.Array
     gains: jax.Array
     squared_path: jax.Array
+    round_value: jax.Array
+    round_gain: jax.Array
+    num_idle: jax.Array
 
 
 class ZoAutoState(NamedTuple):
@@ -271,6 +277,9 @@ def _init(layout: flat.Layout) -> ZoAutoState:
         window_left=none,
         gains=jnp.full(2, -jnp.inf, float),
         squared_path=zero,
+        round_value=infinity,
+        round_gain=-infinity,
+        num_idle=none,
     )
     return ZoAutoState(
         count=none,
@@ -672,8 +681,25 @@ def _proceed(
             stalls, -infinity, jnp.where(ends, jnp.stack([gain, earlier[0]]), earlier)
         ),
         squared_path=jnp.where(begins_local, 0, search.squared_path),
+        **_rounds(search, value, best_value, begins_wide),
     )
     return _Phase(search, begins_wide, begins_local, smoothing)
+
+
+def _rounds(
+    search: Search, value: jax.Array, best_value: jax.Array, ends: jax.Array
+) -> dict[str, jax.Array]:
+    """Return what `Search` holds of rounds; one ends where a wide search begins."""
+    is_first = (search.num_searches == 0) & (search.phase_values == 0)
+    begun = jnp.where(is_first, value, search.round_value)
+    gain = begun - best_value
+    is_idle = gain <= _STALLED * search.round_gain
+    num_idle = jnp.where(is_idle, search.num_idle + 1, 0)
+    return {
+        "round_value": jnp.where(ends, best_value, begun),
+        "round_gain": jnp.where(ends, gain, search.round_gain),
+        "num_idle": jnp.where(ends, num_idle, search.num_idle),
+    }
 
 
 class _Move(NamedTuple):
@@ -790,8 +816,8 @@ def _estimate(
     phase = _proceed(state, seen, x, is_exact, num_values)
     switches = phase.begins_wide | phase.begins_local
 
-    has_moved = ~judged.is_bad & (move.squared_norm > 0)
-    num_steps = judged.fit.num_steps + has_moved.astype(jnp.int32)
+    goes_on = ~judged.is_bad & (move.squared_norm > 0)
+    num_steps = judged.fit.num_steps + goes_on.astype(jnp.int32)
     num_steps = jnp.where(is_new, 1, num_steps)
     num_steps = jnp.where(is_far | switches, 0, num_steps)
     state = _after(state, seen, judged, point, move, phase)._replace(

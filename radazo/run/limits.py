@@ -15,6 +15,7 @@ _FIRST_CHECK = 200  # Steps.
 _GROWTH = 4  # The next check is a quarter of the steps later.
 _VALUES_PER_ELEMENT = 4
 _FEWEST_OF_BATCHES = 8
+IDLE = 2  # Rounds of `zo_auto` without much gain that end a run.
 DIVERGED_IF = ("finished", "max_values", "max_seconds", "converged")
 _MAX_COUNT = 2**31 - 1  # Of the counter of function values.
 
@@ -55,6 +56,11 @@ def next_check(num_steps: int) -> int:
     return _checks(num_steps)[1]
 
 
+def is_check(num_steps: int) -> bool:
+    """Return whether to look after `num_steps` steps if values still fall."""
+    return num_steps > 0 and _checks(num_steps)[0] == num_steps
+
+
 def _checks(num_steps: int) -> tuple[int, int]:
     """Return the last check before or at `num_steps`, 0 if none, and the next one."""
     last, following = 0, _FIRST_CHECK
@@ -76,8 +82,8 @@ def has_converged(values: np.ndarray, num_values: int, num_elements: int) -> boo
     progress, so in a slow valley the longer the run the smaller the progress that keeps
     it going. Values with noise end it where noise exceeds the progress of a quarter.
     """
-    last, _ = _checks(len(values))
-    if last != len(values) or num_values < _VALUES_PER_ELEMENT * num_elements:
+    last = len(values)
+    if not is_check(last) or num_values < _VALUES_PER_ELEMENT * num_elements:
         return False
     before = _checks(last - 1)[0]
     return before > 0 and all(_has_stalled(values[:n]) for n in (last, before))
@@ -110,9 +116,24 @@ def num_elements(arrays: list[jax.Array]) -> int:
 
 
 def describe(
-    limits: Limits, status: str, values: np.ndarray, used: int, *, diverged: bool
+    limits: Limits,
+    status: str,
+    values: np.ndarray,
+    used: int,
+    *,
+    diverged: bool,
+    restarts: bool = False,
+    is_tuned: bool = True,
 ) -> str:
-    """Return a sentence about why a run ended; `used` counts its function values."""
+    """Return a sentence about why a run ended; `used` counts its function values.
+
+    `restarts` tells if `zo_auto` had exact values, `is_tuned` if another optimizer ran.
+    """
+    level = "the last quarter has neither a lower median than the quarter before nor a "
+    level += "new lowest value"
+    if restarts:
+        level = "each of the last two wide searches, with the local search after it, "
+        level += "gained at most 1 % of what was gained before"
     reasons = {
         "finished": f"All {limits.num_steps} steps are taken.",
         "running": "The run goes on.",
@@ -123,17 +144,20 @@ def describe(
         "max_values": f"The next step would exceed {limits.max_values} function "
         f"values; {used} are used.",
         "max_seconds": f"The limit of {limits.max_seconds} seconds is reached.",
-        "converged": "The values no longer fall: the last quarter has neither a lower "
-        "median than the quarter before nor a new lowest value.",
+        "converged": f"The values no longer fall: {level}.",
     }
     text = reasons[status]
     if diverged:
         last = f"The last value, {values[-1]:.6g}, is not finite. "
         if np.isfinite(values[-1]):
             last = f"The values rose from {values[0]:.6g} to {values[-1]:.6g}. "
-        text += f" {last}Lower the learning rate, or change the smoothing."
+        advice = "Lower the learning rate, or change the smoothing."
+        text += f" {last}{advice if is_tuned else 'Start elsewhere.'}"
     elif status == "converged" and np.all(values == values[0]):
-        text += f" All are {values[0]:.6g}: increase the smoothing, or start elsewhere."
+        advice = "increase the smoothing, or start elsewhere."
+        text += (
+            f" All are {values[0]:.6g}: {advice if is_tuned else 'start elsewhere.'}"
+        )
     return text
 
 

@@ -21,6 +21,7 @@ import optax
 from radazo import core, partition, projections, replicas, validation
 from radazo.journal import file, replaying
 from radazo.optimizers import combinators, stepping
+from radazo.optimizers.zo_auto import EXACT, WIDE, ZoAutoState, zo_auto
 from radazo.run import checkpointing, limits, loop, progress_bar
 
 _NO_BATCH = object()
@@ -31,7 +32,8 @@ class MinimizeResult(NamedTuple):
     """The result of a run.
 
     Attributes:
-      params: The last parameters, a pytree like those given.
+      params: The last parameters, a pytree like those given. A run of `zo_auto` may
+        end in a wide search, far from the best ones: take `best_params`.
       state: The optimizer's state; pass it to `minimize` to continue.
       values: (num_steps,) NumPy array, the value of the estimate of each step: with
         `forward` that of the parameters before the step.
@@ -65,7 +67,7 @@ class MinimizeResult(NamedTuple):
 def minimize(
     value_fn: core.ValueFn,
     params: core.Params,
-    optimizer: optax.GradientTransformation | stepping.InPlace,
+    optimizer: optax.GradientTransformation | stepping.InPlace | None = None,
     num_steps: int | None = None,
     *,
     max_values: int | None = None,
@@ -84,6 +86,9 @@ def minimize(
 ) -> MinimizeResult:
     """Minimize a function by its values: the loop around `optimizer.update`.
 
+    `minimize(value_fn, params)` needs no more: `best_params` of the result is the
+    answer. The default optimizer, `zo_auto`, has nothing to tune.
+
       updates, state = optimizer.update(None, state, x, value_fn=value_fn)
       x ← clip(x + updates, lower, upper)
 
@@ -96,8 +101,9 @@ def minimize(
     element of `params`, it compares the last quarter of the values with the quarter
     before. It has converged if the median is not lower, no value is the lowest of the
     run so far, and both held at the previous check, too. If values fall towards 0, that
-    is only where they underflow: set a `target`. `status` and `message` say why the run
-    ended.
+    is only where they underflow: set a `target`. A run of `zo_auto` with exact values
+    has converged if, at a check, two wide searches in a row and the local searches
+    after them have each lowered f by at most 1 % of the decrease before.
 
     With `checkpoints` the run is saved once a minute. Repeating the call resumes from
     the last checkpoint, bit for bit as without the interruption; a finished run returns
@@ -111,6 +117,7 @@ def minimize(
         traceable by JAX (wrap others in `jax.pure_callback`).
       params: The initial parameters, a pytree.
       optimizer: A complete ZO optimizer, e.g. `radazo`, or any with an estimator in it.
+        None is `zo_auto(key=0)`.
       num_steps: Number of steps, at least 0; None for no limit.
       max_values: Number of function values, without those counted in `state`. A step
         that would exceed it is not taken. It has to allow the first step. Values of a
@@ -120,7 +127,7 @@ def minimize(
       target: End at the first value of a step that is at most `target`, with the
         parameters before that step.
       keep_best: Whether to keep the parameters with the lowest value. None keeps them
-        if `num_steps` is None, except for an `in_place` optimizer.
+        with `zo_auto`, and if `num_steps` is None, except for an `in_place` optimizer.
       state: State of an earlier result to continue from; None for a new one.
       batches: A function of the step count, compiled into the steps, or an iterable
         with one pytree per step; to resume, pass it from its first item on.
@@ -149,6 +156,9 @@ def minimize(
       with `keep_best`; 16 bytes a step of history (up to 32 while it grows).
     Example:
       >>> value_fn = lambda x: jnp.sum((x - 1) ** 2)
+      >>> result = minimize(value_fn, jnp.zeros(5))
+      >>> print(result.status, jnp.round(result.best_params, 3))
+      converged [1. 1. 1. 1. 1.]
       >>> optimizer = radazo.radazo(0.02, key=0)
       >>> result = minimize(value_fn, jnp.zeros(5), optimizer, 300)
       >>> print(result.num_steps, result.num_values[-1], result.values[-1] < 0.01)
@@ -158,6 +168,7 @@ def minimize(
       target True
     """
     api_name = "minimize"
+    optimizer = zo_auto(key=0) if optimizer is None else optimizer
     stepping.check_optimizer(api_name, optimizer)
     validation.check(api_name, value_fn=value_fn, stop=stop, keep_best=keep_best)
     validation.check(api_name, callback_every=callback_every, progress=progress)
@@ -167,8 +178,6 @@ def minimize(
         hint = "It gives what `value_fn` takes besides the parameters, step by step; "
         hint += "for one fixed batch pass `lambda step: batch`."
         validation.fail(api_name, "batches", rule, got, hint, TypeError)
-    if keep_best is None:
-        keep_best = num_steps is None and not isinstance(optimizer, stepping.InPlace)
     given = limits.Limits(num_steps, max_values, max_seconds, target)
     run = start_run(
         api_name, params, optimizer, given, state, bounds, callback, keep_best
@@ -197,7 +206,7 @@ def start_run(
     state: Any,
     bounds: Any,
     callback: Callable[[MinimizeResult], Any] | None,
-    keep_best: bool = False,
+    keep_best: bool | None = False,
 ) -> "_Run":
     """Check the arguments of a run and return it before its first step."""
     begun = time.perf_counter()
@@ -209,6 +218,11 @@ def start_run(
     state = _state(api_name, optimizer, rest.join(arrays), state)
     used = int(combinators.find_estimator_state(api_name, state).num_values)
     best = None
+    if keep_best is None:
+        is_open = given.num_steps is None and not isinstance(
+            optimizer, stepping.InPlace
+        )
+        keep_best = is_open or _auto_state(state) is not None
     if keep_best:
         best = loop.Best(jnp.full((), jnp.inf, float), partition.copy(arrays))
     size = 0 if given.num_steps is None else given.num_steps
@@ -354,11 +368,26 @@ class _Run:
 
     def end_by_itself(self) -> None:
         """End a run without `num_steps` whose values no longer fall."""
-        values, used = self.history.values[: self.done], self.num_used()
-        if self.status == "running" and limits.has_converged(
-            values, used, limits.num_elements(self.position.arrays)
+        if self.status != "running":
+            return
+        values, auto = self.history.values[: self.done], self.restarts()
+        size = limits.num_elements(self.position.arrays)
+        if (
+            limits.has_converged(values, self.num_used(), size)
+            if auto is None
+            else limits.is_check(self.done) and auto.search.num_idle >= limits.IDLE
         ):
             self.status = "converged"
+
+    def restarts(self) -> ZoAutoState | None:
+        """Return the state of a `zo_auto` whose values are exact, else None.
+
+        It goes far up in a wide search, but only in search of lower values.
+        """
+        auto = _auto_state(self.position.state)
+        if auto is None or auto.noise.within or np.isinf(auto.search.best_value):
+            return None
+        return auto if int(auto.regime) in (EXACT, WIDE) else None
 
     def num_used(self) -> int:
         """Return the function values of this run."""
@@ -408,8 +437,15 @@ class _Run:
         history = jax.tree.map(lambda x: x[: self.done].copy(), self.history)
         values, num_values = history.values, history.num_values
         status, used = self.status if ended else "running", self.num_used()
-        diverged = ended and limits.has_diverged(values, self.with_batches)
-        message = limits.describe(self.limits, status, values, used, diverged=diverged)
+        with_restarts = self.restarts() is not None
+        judged = np.fmin.accumulate(values) if with_restarts else values
+        diverged = ended and limits.has_diverged(judged, self.with_batches)
+        message = limits.describe(
+            *(self.limits, status, values, used),
+            diverged=diverged,
+            restarts=with_restarts,
+            is_tuned=_auto_state(state) is None,
+        )
         status = self.status
         if diverged and status in limits.DIVERGED_IF:
             status = "diverged"
@@ -479,6 +515,12 @@ def _remaining(api_name: str, batches: Any, done: int) -> Iterator[Any] | None:
     return items
 
 
+def _auto_state(state: Any) -> ZoAutoState | None:
+    """Return the state of a `zo_auto`, or None for another optimizer."""
+    found = combinators.find_estimator_state("minimize", state).estimator
+    return found if isinstance(found, ZoAutoState) else None
+
+
 def _state(
     api_name: str,
     optimizer: optax.GradientTransformation,
@@ -511,7 +553,8 @@ validation.declare(validation.function, "callback", optional=True, hint=_CALLBAC
 _STOP = "It is called as `stop(value, params)` in the compiled steps."
 _EVERY = "It is the number of steps between two calls of `callback`."
 validation.declare(validation.function, "stop", optional=True, hint=_STOP)
-_BEST = "It keeps the parameters with the lowest value; None decides by `num_steps`."
+_BEST = "It keeps the parameters with the lowest value; None decides by the optimizer "
+_BEST += "and `num_steps`."
 validation.declare(validation.instance, "keep_best", optional=True, of=bool, hint=_BEST)
 validation.declare(
     validation.integer, "callback_every", optional=True, minimum=1, hint=_EVERY
