@@ -368,6 +368,18 @@ def test_without_an_optimizer_nothing_is_to_be_chosen():
     assert without_optimizer(num_steps=1, keep_best=False).best_params is None
 
 
+def test_a_wide_search_at_the_end_is_no_divergence():
+    value_fn, start = lambda x: hills(x - 10), jnp.array([10.0, 10.0, 10.01])
+    seen = []
+    without_optimizer(value_fn, start, callback=seen.append, callback_every=20)
+    up = [x for x in seen if limits.has_diverged(x.values, with_batches=False)]
+    assert up
+    ended = without_optimizer(value_fn, start, num_steps=up[0].num_steps)
+    same(ended.values, up[0].values)
+    assert ended.values[-1] > ended.values[0] > ended.best_value
+    assert ended.status == "finished"
+
+
 def test_zo_auto_says_what_to_do_without_a_number_to_tune():
     level = without_optimizer(lambda x: 0 * jnp.sum(x) + 3)
     assert level.status == "converged"
