@@ -84,7 +84,7 @@ SECTIONS = (
     ),
     Section(
         "untuned",
-        ("", " --sensitivity"),
+        ("",),
         "Nothing tuned, against tuned rules",
         untuned_report.markdown,
         untuned_report.draw,

@@ -164,16 +164,22 @@ def apart(tasks: dict[str, Found]) -> str:
     return figures.markdown_table([*header, "zo_auto"], rows)
 
 
+def median_shares(tasks: dict[str, Found], side: str) -> dict[str, float]:
+    """Return by task the median share of the best tuned rule of an estimator."""
+    found = {}
+    for name, lines in tasks.items():
+        if name in TASKS and ("", "zo_auto") in lines:
+            shown = shares(lines["", "zo_auto"], best(lines, side))
+            if shown is not None:
+                found[name] = float(np.median(shown))
+    return found
+
+
 def verdict(tasks: dict[str, Found]) -> str:
     """Say on how many tasks `zo_auto` reaches the best tuned rule, and where not."""
     parts = []
     for side, text in SIDES.items():
-        found = {}
-        for name, lines in tasks.items():
-            if name in TASKS and ("", "zo_auto") in lines:
-                shown = shares(lines["", "zo_auto"], best(lines, side))
-                if shown is not None:
-                    found[name] = float(np.median(shown))
+        found = median_shares(tasks, side)
         if found:
             within = [name for name, x in found.items() if x <= WANTED]
             fewer = [name for name, x in found.items() if x < 1]
