@@ -319,10 +319,7 @@ def draw(lines: Lines, folder: Path) -> list[Path]:
     panel.set_yticks(range(len(found)), [label_of(name) for name in found])
     panel.invert_yaxis()
     panel.set_xscale("log")
-    panel.set_xlabel(
-        "function values of zo_auto to the final f of the best tuned rule, over its "
-        "budget"
-    )
+    panel.set_xlabel("values of zo_auto to the level, over the budget")
     path = folder / "untuned.png"
     figures.save(figure, panel.get_legend_handles_labels()[0], path)
     return [path]

@@ -18,6 +18,7 @@ from benchmarks import (
     records,
     report,
     synthetic_report,
+    untuned_report,
 )
 from benchmarks.estimators_rows import ROWS
 from benchmarks.estimators_tasks import TASKS
@@ -218,6 +219,19 @@ def test_what_the_readme_says_of_the_estimators():
             assert plain[name, "zo_sgd"][task] > 1.4
     assert max(factors("f1", "exact")) < 0.005
     assert max(x for c in plain if c[0] == "one_point" for x in plain[c].values()) < 1
+
+
+def test_what_the_readme_says_of_nothing_tuned():
+    tasks = untuned_report.by_task(lines_of("untuned"))
+    found = [
+        untuned_report.median_shares(tasks, side) for side in ("sphere", "hadamard")
+    ]
+    fewer = [sum(share < 1 for share in shares.values()) for shares in found]
+    said = (
+        f"than the best rule of the task, tuned, on {fewer[0]} of {len(found[0])} tasks"
+    )
+    assert said in README
+    assert f"in sweeps of directions too, on {fewer[1]}" in README
 
 
 def test_what_the_readme_says_of_calibration():
