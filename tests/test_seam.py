@@ -137,6 +137,7 @@ def test_optimizers_with_an_estimator_of_their_own_work_by_ask_and_tell_and_repl
         "pars": radazo.pars(20.0, key=3, num_directions=3),
         "sign_search": radazo.sign_search(-1.0, {"a": 2.0, "b": jnp.ones(2)}),
         "in_place": radazo.in_place(optax.sgd(0.02), key=3, num_directions=2),
+        "zo_auto": radazo.zo_auto(key=3, num_directions=3),
     }
     for name, optimizer in optimizers.items():
         plain = radazo.minimize(value_fn, PARAMS, optimizer, NUM_STEPS)

@@ -120,7 +120,7 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
         means = average(old, samples, DECAY, moved & ~is_bad)
         rate = limited(ratio(*means), state.rate, decrease, state.num_steps)
         rate = jnp.where(is_bad, state.rate / BACK, rate)
-        length = ratio(_first_length(params), optax.tree.norm(updates))
+        length = ratio(_first_length(params), _norm(updates))
         rate = jnp.where(moved, rate, length) + 0 * factor
 
         scaled, step = _scaled(updates, state.step, rate, is_bad)
@@ -145,7 +145,9 @@ def _scaled(
     """Return the scaled updates, or most of the last step back, and what remains."""
     scale = jnp.where(jnp.isfinite(rate), rate, 0)
 
-    def scaled(update: jax.Array, last: jax.Array) -> jax.Array:
+    def scaled(update: Any, last: jax.Array) -> Any:
+        if not core.is_floating(update):
+            return update
         back = (1 / BACK - 1) * last
         return jnp.where(is_bad, back, scale.astype(update.dtype) * update)
 
@@ -159,8 +161,15 @@ def _first_length(params: Any) -> jax.Array:
     leaves = [x for x in jax.tree.leaves(params) if core.is_floating(x)]
     eps = float(jnp.finfo(core.wide(*(x.dtype for x in leaves))).eps)
     dim = sum(x.size for x in leaves)
-    norm = optax.tree.norm([x.astype(core.wide(x.dtype)) for x in leaves])
-    return eps**0.5 * jnp.maximum(norm, dim**0.5).astype(float)
+    return eps**0.5 * jnp.maximum(_norm(params), dim**0.5)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Return the norm of the floating-point leaves."""
+    leaves = [x for x in jax.tree.leaves(tree) if core.is_floating(x)]
+    wide = [x.astype(core.wide(x.dtype)) for x in leaves]
+    squares = [jnp.vdot(x, x).astype(float) for x in wide]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def ratio(top: Any, bottom: Any) -> jax.Array:

@@ -9,6 +9,7 @@ Directions are those of `hadamard_estimator`. All else follows from the values:
   restarts        if values no longer fall, a search with a large smoothing distance
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -230,7 +231,7 @@ def zo_auto(
       Function values per step: K + 1 in regime 0, K + 3 in 1, 2K + 3 in 2, 2K + 2 in 3,
       and up to 2 in steps 0, 1, 2, 4, ...; one more in regime 0 with noise. Two copies
       of the parameters in the state, in at least float32, and about four in a step.
-      In `jax.vmap` all 2K + 4 values are computed, and those above counted.
+      In `jax.vmap` up to 2K + 4 values are computed, and those above counted.
     Example:
       >>> scales = 10.0 ** jnp.arange(4)
       >>> value_fn, start = lambda x: jnp.sum(scales * (x - 1) ** 2), jnp.zeros(4)
@@ -248,7 +249,9 @@ def zo_auto(
         return _init(layout)
 
     def queries(step: core.Step, state: ZoAutoState) -> core.Queries:
-        return _queries(step, state, num_directions)
+        found = _queries(step, state, num_directions)
+        fused = functools.partial(_evaluate, state, chunk_size)
+        return found._replace(fused=fused)
 
     def estimate(
         step: core.Step, state: Any, queries: core.Queries, readings: core.Readings
@@ -305,10 +308,18 @@ def _first_smoothing(layout: flat.Layout, norm: jax.Array) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """Return ‖x‖ in the type of scalars."""
-    largest = jnp.max(jnp.abs(x), initial=0)
-    scaled = x / jnp.where(largest > 0, largest, 1)
-    return (largest * jnp.sqrt(jnp.vdot(scaled, scaled))).astype(float)
+    """Return ‖x‖ in the type of scalars, without overflow or underflow."""
+
+    def scaled() -> jax.Array:
+        largest = jnp.max(jnp.abs(x), initial=0)
+        shares = x / jnp.where(largest > 0, largest, 1)
+        return largest * jnp.sqrt(jnp.vdot(shares, shares))
+
+    norm = jnp.sqrt(jnp.vdot(x, x))
+    limits = jnp.finfo(x.dtype)
+    least, most = float(limits.tiny) ** 0.3, float(limits.max) ** 0.45
+    is_safe = (norm > least) & (norm < most)
+    return lax.cond(is_safe, lambda: norm, scaled).astype(float)
 
 
 def _is_probe(count: jax.Array) -> jax.Array:
@@ -345,10 +356,10 @@ def _queries(step: core.Step, state: ZoAutoState, num_directions: int) -> core.Q
     num_directions = min(num_directions, hadamard.size_of_sweep(layout.dim))
     sweep = hadamard.sweep_of(step, state, num_directions)
     first = state.count == 0
-    smoothing = jnp.where(
+    smoothing = lax.cond(
         first,
-        _first_smoothing(layout, _norm(flat.ravel(layout, step.params))),
-        state.smoothing,
+        lambda: _first_smoothing(layout, _norm(flat.ravel(layout, step.params))),
+        lambda: state.smoothing,
     ).astype(dtype)
     step = step._replace(smoothing=smoothing)
     num = _FIRST_DIRECTION + 2 * num_directions
@@ -387,6 +398,83 @@ def _queries(step: core.Step, state: ZoAutoState, num_directions: int) -> core.Q
         needed=lambda index: _is_needed(state, index),
         shared=(sweep, smoothing),
     )
+
+
+def _evaluate(
+    state: ZoAutoState,
+    chunk_size: int,
+    function: core.Function,
+    step: core.Step,
+    queries: core.Queries,
+) -> core.Readings:
+    """Evaluate what is needed, in loops over one kind of queries each."""
+    base, aux = function(step.params)
+    zero = jnp.zeros_like(base)
+
+    def other(index: jax.Array) -> jax.Array:
+        def value() -> jax.Array:
+            return function(queries.point(index))[0]
+
+        return lax.cond(_is_needed(state, index), value, lambda: zero)
+
+    indices = jnp.arange(1, _FIRST_DIRECTION, dtype=jnp.uint32)
+    others = lax.cond(
+        jnp.any(jax.vmap(functools.partial(_is_needed, state))(indices)),
+        lambda: lax.map(other, indices),
+        lambda: jnp.stack([zero] * indices.size),
+    )
+    sides = _evaluate_sides(state, chunk_size, function, step, queries)
+    return queries.read(jnp.concatenate([base[None], others, sides]), aux)
+
+
+def _evaluate_sides(
+    state: ZoAutoState,
+    chunk_size: int,
+    function: core.Function,
+    step: core.Step,
+    queries: core.Queries,
+) -> jax.Array:
+    """Return values on both sides along each direction; 0 on a side without."""
+    sweep, smoothing = queries.shared
+    layout, num_sides = step.layout, queries.num - _FIRST_DIRECTION
+    number = jnp.uint32(num_sides // 2)
+    num_needed = jnp.where(_is_central(state.regime), 2 * number, number)
+    at_once = min(chunk_size, num_sides // 2)
+
+    def distance(i: jax.Array) -> jax.Array:
+        """Return that on the upper side of each direction, then on the lower ones."""
+        return jnp.where(i < number, smoothing, -smoothing) * sweep.scale
+
+    def along(drawn: jax.Array, distance: jax.Array, i: jax.Array) -> jax.Array:
+        return function(flat.perturb(layout, step.params, drawn, distance, i))[0]
+
+    def place(i: jax.Array) -> jax.Array:
+        side, k = jnp.divmod(i, number)
+        return 2 * k + side
+
+    def start(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return sweep.packed(i % number), distance(i)
+
+    def one(i: jax.Array, carry: tuple[Any, jax.Array]) -> Any:
+        (words, distance), values = carry
+        drawn = random.unpack_signs(words, layout.dim, layout.dtype)
+        values = values.at[place(i)].set(along(drawn, distance, i))
+        return start(i + jnp.uint32(1)), values
+
+    def batch(n: jax.Array, values: jax.Array) -> jax.Array:
+        i = n * jnp.uint32(at_once) + lax.iota(jnp.uint32, at_once)
+        i = jnp.minimum(i, 2 * number - 1)
+        drawn = jax.vmap(sweep.draw)(i % number)
+        found = jax.vmap(along)(drawn, distance(i), i)
+        return values.at[place(i)].set(found)
+
+    kind = jax.eval_shape(function, step.params)[0]
+    values, first = jnp.zeros((num_sides, *kind.shape), kind.dtype), jnp.uint32(0)
+    if at_once > 1:
+        num_batches = (num_needed + jnp.uint32(at_once - 1)) // jnp.uint32(at_once)
+        return lax.fori_loop(first, num_batches, batch, values)
+    # A carry is stored: see `hadamard`.
+    return lax.fori_loop(first, num_needed, one, (start(first), values))[1]
 
 
 def _read(
@@ -531,7 +619,9 @@ def _judge(
     )
     margin = predicted + jnp.where(with_parabola, _OUTLIER * margin, 0)
     moved = (fit.num_steps > 0) & ~is_new
-    is_bad = moved & ~(-decrease <= margin)
+    # The first step of a search may lead to where f is not finite as well.
+    is_lost = (state.count > 0) & ~jnp.isfinite(seen.value) & (squared_step > 0)
+    is_bad = (moved & ~(-decrease <= margin)) | is_lost
     is_learned = moved & ~is_bad & (predicted > 0)
     decay = jnp.asarray(_DECAYS)[regime]
     of_step = {
@@ -660,7 +750,8 @@ def _proceed(
     begins_wide, begins_local = stalls & ~is_wide, stalls & is_wide
 
     which = search.num_searches
-    norm, path = _norm(best), jnp.sqrt(search.squared_path)
+    norm = lax.cond(begins_wide, _norm, lambda x: jnp.zeros((), float), best)
+    path = jnp.sqrt(search.squared_path)
     by_norm = (which % 2 == 0) & (norm > 0)
     smoothing = jnp.where(by_norm, _OF_NORM * norm, _OF_PATH * path)
     smoothing = smoothing / jnp.where((which // 2) % 2 == 1, 2, 1)
@@ -775,7 +866,8 @@ def _next_smoothing(
     around = jnp.where(too_small, jnp.minimum(smoothing * 8, least), around)
 
     central = _is_central(state.regime)
-    is_flat = 2 * jnp.sum(seen.slopes == 0) > seen.slopes.size
+    num_flat = jnp.sum((seen.slopes == 0) & seen.valid, dtype=jnp.int32)
+    is_flat = 2 * num_flat > seen.slopes.size
     wider = smoothing * jnp.where(central, 1.5, 4.0)
     following = jnp.where(is_flat, wider, jnp.where(central, around, local))
     coarsest = max(
@@ -785,7 +877,9 @@ def _next_smoothing(
     )
     floor = _TOLERANCE * coarsest * point.norm
     far = too_small & (least > 3 * smoothing)
-    return jnp.maximum(following, floor), far
+    # On a constant function it would grow to infinity.
+    most = _first_smoothing(layout, point.norm) / eps
+    return jnp.clip(following, floor, jnp.maximum(most, floor)), far
 
 
 def _estimate(
@@ -866,19 +960,22 @@ def _switched(
 ) -> tuple[ZoAutoState, jax.Array]:
     """Return the state and the move, those of a new search if one begins."""
     x, layout = point.x, step.layout
-    away = phase.search.best + _jump(step, phase.smoothing) - x
-    vector = jnp.where(phase.begins_wide, away, vector)
-    vector = jnp.where(phase.begins_local, jnp.zeros_like(vector), vector)
+
+    def switched() -> jax.Array:
+        away = phase.search.best + _jump(step, phase.smoothing) - x
+        return jnp.where(phase.begins_wide, away, jnp.zeros_like(vector))
+
+    switches = phase.begins_wide | phase.begins_local
+    vector = lax.cond(switches, switched, lambda: vector)
     local = jnp.minimum(_first_smoothing(layout, point.norm), point.smoothing)
     smoothing = jnp.where(phase.begins_wide, phase.smoothing, state.smoothing)
     regime = jnp.where(phase.begins_local, EXACT, state.regime)
     regime = jnp.where(phase.begins_wide, WIDE, regime)
-    switches = phase.begins_wide | phase.begins_local
     state = state._replace(
         regime=regime.astype(jnp.int32),
         smoothing=jnp.where(phase.begins_local, local, smoothing),
         rate=jnp.where(switches, 0, state.rate),
-        previous=jnp.where(switches, x, state.previous),
+        previous=jnp.where(switches, phase.search.best, state.previous),
     )
     return state, vector
 
