@@ -2,6 +2,10 @@
 
 Along the last step f is close to a parabola. Its slope is known from the slopes of the
 estimate, and the next value of f gives its curvature; the best rate is at its minimum.
+
+Between two steps the rate is multiplied by GROWTH at most, by LINEAR_GROWTH while f is
+linear along the step, and by FIRST_GROWTH in the FIRST_STEPS; it is divided by FALL at
+most. One step is taken for a curvature of at most MOST_CURVATURE / rate.
 """
 
 from typing import Any, NamedTuple
@@ -56,8 +60,8 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
     The means are exponential, with decay 0.9; 2 (1 − ρ) is clipped to [0.02, 8]. The
     rate falls by half at most, and grows by a fifth at most; it doubles while ρ > 0.9,
     and grows by ten in the first three steps. The first step is √eps · max(‖x‖, √d)
-    long. If ρ < −1, or f is not finite, the parameters go back three quarters of the
-    step, and the rate falls to a quarter.
+    long, or 8 eps · max(‖x‖, √d) in types of few bits. If ρ < −1, or f is not finite,
+    the parameters go back three quarters of the step, and the rate falls to a quarter.
 
     Values must be exact: with batches, noise, kinks or steps, use `zo_auto`.
 
@@ -157,11 +161,13 @@ def _scaled(
 
 
 def _first_length(params: Any) -> jax.Array:
-    """Return √eps times the larger of ‖x‖ and √d."""
+    """Return √eps, or 8 eps of the coarsest leaf, times the larger of ‖x‖ and √d."""
     leaves = [x for x in jax.tree.leaves(params) if core.is_floating(x)]
     eps = float(jnp.finfo(core.wide(*(x.dtype for x in leaves))).eps)
+    coarsest = max(float(jnp.finfo(x.dtype).eps) for x in leaves)
     dim = sum(x.size for x in leaves)
-    return eps**0.5 * jnp.maximum(_norm(params), dim**0.5)
+    # Parameters of few bits do not move by less than their rounding.
+    return max(eps**0.5, 8 * coarsest) * jnp.maximum(_norm(params), dim**0.5)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -7,6 +7,9 @@ Directions are those of `hadamard_estimator`. All else follows from the values:
   smoothing       errors of the values against the curvature along the directions
   noise           from values that are computed again
   restarts        if values no longer fall, a search with a large smoothing distance
+
+The regime is EXACT, BATCHES (f differs from step to step), NOISY (it differs within a
+step) or WIDE (a search with a large smoothing distance).
 """
 
 import functools
