@@ -126,6 +126,10 @@ def optimizers():
             0.02, radazo.projections.l2_ball(1.0), sphere, key=3
         ),
         "roll_back": radazo.roll_back(radazo.zo_sgd(0.5, sphere, key=3)),
+        "zo_auto": radazo.zo_auto(key=3, num_directions=4),
+        "scale_by_parabola": radazo.with_estimator(
+            sphere, optax.chain(radazo.scale_by_parabola(), optax.scale(-1.0)), key=3
+        ),
     }
 
 

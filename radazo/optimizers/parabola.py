@@ -33,14 +33,14 @@ class ScaleByParabolaState(NamedTuple):
     Attributes:
       num_steps: int32 scalar, steps whose gradient was not zero.
       rate: Scalar, learning rate of the last step.
-      last_value, squared_norm: f before the last step, and ⟨∇f, g⟩ there.
+      previous_value, squared_norm: f before the last step, and ⟨∇f, g⟩ there.
       mean_rate, mean_curvature: Averages of the rate, and of curvature times rate.
       step: The last step, like the parameters.
     """
 
     num_steps: jax.Array
     rate: jax.Array
-    last_value: jax.Array
+    previous_value: jax.Array
     squared_norm: jax.Array
     mean_rate: jax.Array
     mean_curvature: jax.Array
@@ -116,7 +116,7 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
         squared_norm = factor * jnp.sum(slopes**2) / kept
 
         predicted = state.rate * state.squared_norm
-        decrease = ratio(state.last_value - value, predicted)
+        decrease = ratio(state.previous_value - value, predicted)
         moved = state.num_steps > 0
         is_bad = moved & ~(decrease >= -1)
         samples = state.rate, curvature(decrease)
@@ -132,7 +132,7 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
             num_steps=state.num_steps
             + (~is_bad & (squared_norm > 0)).astype(jnp.int32),
             rate=rate,
-            last_value=jnp.where(is_bad, state.last_value, value),
+            previous_value=jnp.where(is_bad, state.previous_value, value),
             squared_norm=jnp.where(is_bad, state.squared_norm, squared_norm),
             mean_rate=means[0],
             mean_curvature=means[1],

@@ -95,7 +95,7 @@ class Search(NamedTuple):
 
     Attributes:
       best, best_value: (dim,) parameters and value of the lowest value so far.
-      num_values: int32 scalar, values of the run.
+      run_values: int32 scalar, values of the run.
       phase_values: Values of this search.
       num_searches: Wide searches so far.
       first_value, phase_value: First and lowest value of this search.
@@ -110,7 +110,7 @@ class Search(NamedTuple):
 
     best: jax.Array
     best_value: jax.Array
-    num_values: jax.Array
+    run_values: jax.Array
     phase_values: jax.Array
     num_searches: jax.Array
     first_value: jax.Array
@@ -273,7 +273,7 @@ def _init(layout: flat.Layout) -> ZoAutoState:
     search = Search(
         best=vector,
         best_value=infinity,
-        num_values=none,
+        run_values=none,
         phase_values=none,
         num_searches=none,
         first_value=infinity,
@@ -745,7 +745,7 @@ def _proceed(
     is_still = (gain <= _STALLED * earlier[0]) & (earlier[0] <= _STALLED * earlier[1])
     is_still_wide = gain <= _WIDE_STALLED * (first_value - phase_value)
     # A wide search may take as many values as the run before it.
-    is_over = is_wide & is_exact & (2 * search.phase_values > search.num_values)
+    is_over = is_wide & is_exact & (2 * search.phase_values > search.run_values)
     stalls = (ends & jnp.where(is_wide, is_still_wide, is_still)) | is_over
     window_steps = jnp.where(
         ends & ~is_wide, window_steps * _WINDOW_GROWTH, window_steps
@@ -763,7 +763,7 @@ def _proceed(
     search = Search(
         best=best,
         best_value=best_value,
-        num_values=search.num_values + num_values,
+        run_values=search.run_values + num_values,
         phase_values=jnp.where(stalls, 0, search.phase_values + num_values),
         num_searches=which + begins_wide.astype(jnp.int32),
         first_value=first_value,
