@@ -124,22 +124,8 @@ __all__ += ["skip_outliers", "sphere_estimator", "svrg_estimator"]
 __all__ += ["trajectory_estimator"]
 __all__ += ["estimate_gradient", "first_moment", "in_place", "meazo", "pars"]
 __all__ += ["projected", "projected_zo_adamm", "radazo", "roll_back", "scale_by_radazo"]
-__all__ += [
-    "scale_by_parabola",
-    "scale_by_second_moment",
-    "scale_by_zo_adamm",
-    "sign_search",
-]
-__all__ += ["value_and_grad"]
-__all__ += [
-    "with_estimator",
-    "zo_adamm",
-    "zo_adamu",
-    "zo_auto",
-    "zo_psgd",
-    "zo_rmsprop",
-    "zo_sgd",
-]
-__all__ += ["zo_signsgd"]
+__all__ += ["scale_by_parabola", "scale_by_second_moment", "scale_by_zo_adamm"]
+__all__ += ["sign_search", "value_and_grad", "with_estimator", "zo_adamm", "zo_adamu"]
+__all__ += ["zo_auto", "zo_psgd", "zo_rmsprop", "zo_sgd", "zo_signsgd"]
 
 __version__ = "0.1.0"

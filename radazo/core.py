@@ -96,6 +96,13 @@ class Queries(NamedTuple):
     fused: Any = None
     shared: Any = None
 
+    def num_needed(self) -> Any:
+        """Return how many queries are evaluated; an int if all are."""
+        if self.needed is None:
+            return self.num
+        indices = jnp.arange(self.num, dtype=jnp.uint32)
+        return jnp.sum(jax.vmap(self.needed)(indices), dtype=jnp.int32)
+
 
 # An evaluator: (function, step, queries) -> readings.
 Evaluate = Callable[[Function, Step, Queries], Readings]

@@ -274,7 +274,7 @@ def _jointly(api_name: str, scale: Any, on: _On, rounded: Any = _inward) -> Proj
 
 
 def _on_l2_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
-    norm, y = _norm(x), x
+    length, y = norm(x), x
 
     def shrunk(multiplier: jax.Array) -> jax.Array:
         return x * (h / (h + multiplier))
@@ -283,9 +283,9 @@ def _on_l2_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
         return 1 - jnp.sum(jnp.square(shrunk(multiplier) / scale))
 
     if h.ndim:
-        ratio = jnp.maximum(norm / scale - 1, jnp.zeros_like(norm))
+        ratio = jnp.maximum(length / scale - 1, jnp.zeros_like(length))
         y = shrunk(_root(excess, jnp.min(h) * ratio, jnp.max(h) * ratio, h))
-    return jnp.where(norm <= scale, x, _just_inside(y, _norm(y), scale))
+    return jnp.where(length <= scale, x, _just_inside(y, norm(y), scale))
 
 
 def _on_l1_ball(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
@@ -309,9 +309,9 @@ def _on_simplex(x: jax.Array, h: jax.Array, scale: jax.Array) -> jax.Array:
     return y * (scale / jnp.sum(y))
 
 
-def _norm(x: jax.Array) -> jax.Array:
+def norm(x: jax.Array) -> jax.Array:
     """Return ‖x‖₂ without overflow of the squares."""
-    largest = jnp.max(jnp.abs(x))
+    largest = jnp.max(jnp.abs(x), initial=0)
     unit = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     return unit * jnp.sqrt(jnp.sum(jnp.square(x / unit)))
 

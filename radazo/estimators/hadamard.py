@@ -121,9 +121,6 @@ def hadamard_estimator(
     return build.estimator(api_name, init, queries, estimate, settings)
 
 
-size_of_sweep = directions.size_of_basis
-
-
 class Sweep(NamedTuple):
     """The directions of one step."""
 
@@ -147,7 +144,7 @@ class Sweep(NamedTuple):
     @property
     def scale(self) -> jax.Array:
         """The length of a direction relative to that of its signs."""
-        return jnp.asarray(max(self.layout.dim, 1) ** -0.5, self.layout.dtype)
+        return _SAMPLER.scale(jnp.zeros((), self.layout.dtype), self.layout.dim)
 
     def weighted_sum(self, weights: jax.Array) -> jax.Array:
         """Return Σ weight · direction, (d,), by one small matrix product per basis."""
@@ -169,7 +166,7 @@ class Sweep(NamedTuple):
         else:
             ns = jnp.arange(num_bases, dtype=jnp.uint32)
             total = jnp.sum(lax.map(of_basis, ns), axis=0)
-        return total * _SAMPLER.scale(total, dim)
+        return total * self.scale
 
 
 def _sum_of_rows(rows: jax.Array, weights: jax.Array, dim: int) -> jax.Array:

@@ -42,26 +42,12 @@ from radazo.optimizers.zo_adamu import ZoAdamuState, zo_adamu
 from radazo.optimizers.zo_auto import ZoAutoState, zo_auto
 
 __all__ = ["Granularity", "InPlace", "ParsState", "PastSlopes", "RollBackState"]
-__all__ += [
-    "RowsAndColumns",
-    "ScaleByParabolaState",
-    "ScaleByRadazoState",
-    "ScaleBySecondMomentState",
-]
-__all__ += ["ScaleByZoAdammState", "SignSearchState", "WithEstimatorState"]
-__all__ += ["ZoAdamuState", "ZoAutoState"]
+__all__ += ["RowsAndColumns", "ScaleByParabolaState", "ScaleByRadazoState"]
+__all__ += ["ScaleBySecondMomentState", "ScaleByZoAdammState", "SignSearchState"]
+__all__ += ["WithEstimatorState", "ZoAdamuState", "ZoAutoState"]
 __all__ += ["estimate_gradient", "factored", "first_moment", "in_place", "meazo"]
 __all__ += ["pars", "per_coordinate", "per_leaf", "projected", "projected_zo_adamm"]
 __all__ += ["radazo", "roll_back", "scalar", "scale_by_parabola", "scale_by_radazo"]
 __all__ += ["scale_by_second_moment", "scale_by_zo_adamm", "sign_search"]
-__all__ += ["value_and_grad"]
-__all__ += [
-    "with_estimator",
-    "zo_adamm",
-    "zo_adamu",
-    "zo_auto",
-    "zo_psgd",
-    "zo_rmsprop",
-    "zo_sgd",
-]
-__all__ += ["zo_signsgd"]
+__all__ += ["value_and_grad", "with_estimator", "zo_adamm", "zo_adamu", "zo_auto"]
+__all__ += ["zo_psgd", "zo_rmsprop", "zo_sgd", "zo_signsgd"]

@@ -125,7 +125,8 @@ def scale_by_parabola() -> optax.GradientTransformationExtraArgs:
         rate = limited(ratio(*means), state.rate, decrease, state.num_steps)
         rate = jnp.where(is_bad, state.rate / BACK, rate)
         length = ratio(_first_length(params), _norm(updates))
-        rate = jnp.where(moved, rate, length) + 0 * factor
+        rate = jnp.where(moved, rate, length)
+        rate = jnp.where(jnp.isnan(factor), factor, rate)
 
         scaled, step = _scaled(updates, state.step, rate, is_bad)
         state = ScaleByParabolaState(

@@ -21,7 +21,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 
-from radazo import core, flat, random, validation
+from radazo import core, directions, flat, projections, random, validation
 from radazo.estimators import build, hadamard, mean
 from radazo.optimizers import combinators, parabola
 
@@ -216,8 +216,9 @@ def zo_auto(
        last descent in every second one, and smoothing falls with the step length. It
        ends if it gains no more or has taken half of all values; then regime 0 follows.
 
-    A step that raises f by more than N · rate, or to a value that is not finite, is
-    taken back by three quarters, and the rate falls to a quarter.
+    A step that raises f by more than N · rate, in regimes 1 to 3 and six standard
+    deviations of the decreases, or to a value that is not finite, is taken back by
+    three quarters, and the rate falls to a quarter.
 
     Args:
       key: Typed key or integer seed of the run.
@@ -233,7 +234,7 @@ def zo_auto(
     Cost:
       Function values per step: K + 1 in regime 0, K + 3 in 1, 2K + 3 in 2, 2K + 2 in 3,
       and up to 2 in steps 0, 1, 2, 4, ...; one more in regime 0 with noise. Two copies
-      of the parameters in the state, in at least float32, and about four in a step.
+      of the parameters in the state, in at least float32, and about two during a step.
       In `jax.vmap` up to 2K + 4 values are computed, and those above counted.
     Example:
       >>> scales = 10.0 ** jnp.arange(4)
@@ -248,9 +249,6 @@ def zo_auto(
     api_name = "zo_auto"
     validation.check(api_name, num_directions=num_directions, weight_decay=weight_decay)
 
-    def init(layout: flat.Layout) -> ZoAutoState:
-        return _init(layout)
-
     def queries(step: core.Step, state: ZoAutoState) -> core.Queries:
         found = _queries(step, state, num_directions)
         fused = functools.partial(_evaluate, state, chunk_size)
@@ -262,7 +260,7 @@ def zo_auto(
         return _estimate(step, state, queries, readings, weight_decay)
 
     settings = build.Settings(1.0, terms, mask, chunk_size, sharding)
-    built = build.estimator(api_name, init, queries, estimate, settings)
+    built = build.estimator(api_name, _init, queries, estimate, settings)
     return combinators.attach_search(api_name, built, key)
 
 
@@ -311,18 +309,12 @@ def _first_smoothing(layout: flat.Layout, norm: jax.Array) -> jax.Array:
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """Return ‖x‖ in the type of scalars, without overflow or underflow."""
-
-    def scaled() -> jax.Array:
-        largest = jnp.max(jnp.abs(x), initial=0)
-        shares = x / jnp.where(largest > 0, largest, 1)
-        return largest * jnp.sqrt(jnp.vdot(shares, shares))
-
+    """Return ‖x‖ in the type of scalars, by two passes only if squares are extreme."""
     norm = jnp.sqrt(jnp.vdot(x, x))
     limits = jnp.finfo(x.dtype)
     least, most = float(limits.tiny) ** 0.3, float(limits.max) ** 0.45
     is_safe = (norm > least) & (norm < most)
-    return lax.cond(is_safe, lambda: norm, scaled).astype(float)
+    return lax.cond(is_safe, lambda: norm, lambda: projections.norm(x)).astype(float)
 
 
 def _is_probe(count: jax.Array) -> jax.Array:
@@ -334,8 +326,7 @@ def _is_needed(state: ZoAutoState, index: Any) -> jax.Array:
     """Return whether a query of the step is evaluated."""
     index = jnp.asarray(index).astype(jnp.int32)
     moved, regime = state.fit.num_steps > 0, state.regime
-    again = _is_probe(state.count) | state.noise.within | (regime == BATCHES)
-    again = again | (regime == NOISY)
+    again = _is_probe(state.count) | state.noise.within | ~_is_exact(regime)
     of_pair = (index - _FIRST_DIRECTION) & 1
     return jnp.select(
         [index == _AT_PARAMS, index == _AGAIN, index == _PREVIOUS, index == _MIDDLE],
@@ -353,10 +344,14 @@ def _is_central(regime: jax.Array) -> jax.Array:
     return (regime == NOISY) | (regime == WIDE)
 
 
+def _is_exact(regime: jax.Array) -> jax.Array:
+    return (regime == EXACT) | (regime == WIDE)
+
+
 def _queries(step: core.Step, state: ZoAutoState, num_directions: int) -> core.Queries:
     """Return the queries of a step: at the parameters, along the last step, around."""
     layout, dtype = step.layout, step.layout.dtype
-    num_directions = min(num_directions, hadamard.size_of_sweep(layout.dim))
+    num_directions = min(num_directions, directions.size_of_basis(layout.dim))
     sweep = hadamard.sweep_of(step, state, num_directions)
     first = state.count == 0
     smoothing = lax.cond(
@@ -561,11 +556,10 @@ def _listen(
     )
     new = Noise(within, variance, weight)
     between = is_again & (jnp.abs(change) > tolerance)
-    is_exact = (regime == EXACT) | (regime == WIDE)
     loud = jnp.where(regime == NOISY, _LOUD, _LOUD / 2) * _deviation(new)
     is_strong = fit.predicted > loud * jnp.maximum(fit.weight, 0.3)
     is_strong = is_strong & (fit.num_steps > 5)
-    fitting = jnp.where(is_exact & between, BATCHES, regime)
+    fitting = jnp.where(_is_exact(regime) & between, BATCHES, regime)
     fitting = jnp.where(within, jnp.where(is_strong, EXACT, NOISY), fitting)
     return new, fitting, (fitting != regime) & ~(within & noise.within)
 
@@ -695,9 +689,8 @@ def _limited(state: ZoAutoState, judged: _Judged, regime: jax.Array) -> jax.Arra
     """Return the learning rate of this step, not much more or less than the last."""
     num_steps, last, ratio = state.fit.num_steps, state.rate, judged.ratio
     wanted = parabola.limited(judged.rate, last, ratio, num_steps)
-    is_varying = (regime == BATCHES) | (regime == NOISY)
     slowly = jnp.clip(judged.rate, last / _NOISY_CHANGE, last * _NOISY_CHANGE)
-    wanted = jnp.where(is_varying & (num_steps > _NOISY_STEPS), slowly, wanted)
+    wanted = jnp.where(~_is_exact(regime) & (num_steps > _NOISY_STEPS), slowly, wanted)
     wanted = jnp.where(judged.is_learned, wanted, last)
     return jnp.where(judged.is_bad, last / parabola.BACK, wanted)
 
@@ -727,7 +720,7 @@ def _proceed(
     """Look whether values still fall, and begin another search if they do not."""
     search, is_wide, value = state.search, state.regime == WIDE, seen.value
     value = jnp.where(jnp.isfinite(value), value, jnp.inf)
-    num_per_sweep = hadamard.size_of_sweep(x.size) // seen.slopes.size
+    num_per_sweep = directions.size_of_basis(x.size) // seen.slopes.size
     length = float(max(_WINDOW_SWEEPS * num_per_sweep, _WINDOW_STEPS))
     is_first = search.phase_values == 0
     is_lowest = (value <= search.best_value) | ~is_exact
@@ -906,10 +899,8 @@ def _estimate(
     smoothing, is_far = _next_smoothing(
         step, state, judged, seen, point, move, regime, deviation
     )
-    indices = jnp.arange(queries.num)
-    is_needed = jax.vmap(lambda index: _is_needed(state, index))(indices)
-    num_values = jnp.sum(is_needed, dtype=jnp.int32)
-    is_exact = ((regime == EXACT) | (regime == WIDE)) & ~noise.within
+    num_values = queries.num_needed()
+    is_exact = _is_exact(regime) & ~noise.within
     phase = _proceed(state, seen, x, is_exact, num_values)
     switches = phase.begins_wide | phase.begins_local
 

@@ -84,10 +84,7 @@ class Setup(NamedTuple):
         *_, queries = stepping.first_evaluation(
             self.optimizer, self.rest.join(arrays), state
         )
-        if queries.needed is None:
-            return queries.num
-        needed = jax.vmap(queries.needed)(jnp.arange(queries.num, dtype=jnp.uint32))
-        return jnp.sum(needed, dtype=jnp.int32)
+        return queries.num_needed()
 
     def has_room(self, arrays: list[jax.Array], state: Any) -> Any:
         """Return whether the next step keeps within `last_count`."""
