@@ -140,3 +140,27 @@ def test_without_an_estimator_it_says_what_it_needs():
     rule, x = radazo.scale_by_parabola(), jnp.ones(3)
     with raises(ValueError, "scale_by_parabola", "estimate_info", "with_estimator"):
         rule.update(x, rule.init(x), x)
+
+
+def test_a_step_that_was_much_too_long_is_taken_back():
+    rule, x = radazo.scale_by_parabola(), jnp.ones(4)
+    gradient = jnp.arange(1.0, 5.0)
+    info = core.EstimateInfo(
+        jnp.ones(2), jnp.ones(2, bool), jnp.int32(3), None, jnp.float32(4)
+    )
+
+    @jax.jit
+    def steps(state):
+        first, before = rule.update(
+            gradient, state, x, value=jnp.float32(1), estimate_info=info
+        )
+        second, after = rule.update(
+            gradient, before, x - first, value=jnp.float32(9), estimate_info=info
+        )
+        return first, second, before.rate, after
+
+    first, second, rate, after = steps(rule.init(x))
+    np.testing.assert_allclose(second, -0.75 * first, rtol=1e-6)
+    np.testing.assert_allclose(after.rate, rate / 4, rtol=1e-6)
+    np.testing.assert_allclose(after.step, first / 4, rtol=1e-5)
+    assert after.previous_value == 1
